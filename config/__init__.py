@@ -5,18 +5,21 @@ so one validator serves both:  python train.py config/quickstart.toml --n_layer=
 A wrong name, type or choice is one line on stderr that names what was meant, and exit code 2.
 """
 
-import dataclasses
 import difflib
 import inspect
 import io
 import json
 import os
 import re
+import signal
 import sys
+import textwrap
 import time
 import tomllib
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import MISSING, dataclass, fields, make_dataclass
+from dataclasses import field as dataclass_field
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
@@ -75,7 +78,7 @@ class Settings:
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
     min_lr_fraction: float = 0.05  # wsd and cosine: last rate as a share of the peak
 
-    # --- evaluation, saving, reporting
+    # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
     log_interval: int = 10  # steps between rows of training metrics
@@ -84,6 +87,8 @@ class Settings:
     sample_prompt: str = ""  # text that evaluations continue; empty = from the start of a document
     sample_tokens: int = 200  # tokens per sample at an evaluation; 0 = no samples
     num_samples: int = 3  # samples per evaluation
+
+    # --- reporting
     wandb_log: bool = False  # mirror the metrics to Weights & Biases
     wandb_project: str = "lathe"  # wandb project
     wandb_run_name: str = ""  # wandb run name; empty = the name of out_dir
@@ -94,89 +99,161 @@ class Settings:
         for name, value in vars(self).items():
             if name in positive.split() and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-            if isinstance(value, int | float) and name != "seed" and not 0 <= value < float("inf"):
+            if isinstance(value, int | float) and not 0 <= value < 2**63:  # nan fails too
                 raise ValueError(f"{name} is {value}; it must be a finite number, not below 0")
         for name in ("dropout", "decay_fraction", "min_lr_fraction", "beta1", "beta2", "muon_momentum"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
 
 
-# What users of nanoGPT, Hugging Face, llm.c and others type -> our settings, or a sentence that says where it went.
-ALIASES = {
-    "max_iters": "max_steps",
-    "lr": "learning_rate",
-    "gradient_accumulation_steps": "batch_size micro_batch_size",
-    "start": "prompt",
+# The settings above and of other commands -> what users of nanoGPT, llm.c, Hugging Face and others call them.
+_ALSO_CALLED = {
+    "max_steps": "max_iters num_iterations num_steps total_steps train_steps steps iters epochs num_train_epochs",
+    "batch_size": "bs global_batch_size train_batch_size total_batch_size",
+    "batch_size micro_batch_size": "gradient_accumulation_steps grad_accum_steps accumulation_steps",
+    "micro_batch_size": "device_batch_size per_device_train_batch_size mbs",
+    "learning_rate": "lr max_lr",
+    "muon_learning_rate": "muon_lr matrix_lr",
+    "min_lr_fraction": "min_lr final_lr_frac learning_rate_decay_frac",
+    "lr_schedule": "decay_lr schedule scheduler lr_scheduler_type",
+    "decay_fraction": "lr_decay_iters cooldown_frac warmdown_ratio",
+    "warmup_steps": "warmup warmup_iters warmup_ratio",
+    "optimizer": "optim",
+    "weight_decay": "wd",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "beta1 beta2": "betas",
+    "muon_momentum": "momentum",
+    "grad_clip": "clip max_grad_norm clip_grad_norm",
+    "n_layer": "num_layers num_hidden_layers layers depth",
+    "n_head": "num_heads num_attention_heads heads",
+    "n_kv_head": "num_key_value_heads num_kv_heads n_query_groups",
+    "head_dim": "head_size",
+    "n_embd": "hidden_size embed_dim d_model dim model_dim",
+    "n_hidden": "intermediate_size n_inner ffn_dim d_ff",
+    "block_size": "context_length n_ctx n_positions max_position_embeddings max_seq_len sequence_length seq_len",
+    "activation": "activation_function hidden_act",
+    "position": "position_embedding position_embedding_type",
+    "rope_theta": "rope_base",
+    "norm_eps": "layer_norm_eps layer_norm_epsilon rms_norm_eps",
+    "bias": "use_bias",
+    "tie_weights": "tie_word_embeddings tied_embeddings",
+    "logit_softcap": "softcap final_logit_softcapping",
+    "eval_interval": "eval_steps eval_every val_interval val_loss_every sample_every",
+    "eval_tokens": "eval_iters val_max_steps",
+    "log_interval": "log_every logging_steps",
+    "checkpoint_interval": "save_interval save_steps save_every checkpoint_every",
+    "checkpoint_interval keep_checkpoints": "always_save_checkpoint",
+    "keep_checkpoints": "save_total_limit",
+    "out_dir": "output_dir save_dir log_dir",
+    "overwrite": "overwrite_output_dir force",
+    "dataset": "data data_dir dataset_dir dataset_name input_bin",
+    "init_from": "resume resume_from_checkpoint finetune",
+    "init_from model": "model_name_or_path pretrained",
+    "out_dir model": "init_from",
+    "out_dir init_from": "checkpoint ckpt",
+    "seed": "random_seed",
+    "dtype": "precision bf16 fp16 amp",
+    "device": "gpu cuda cpu",
+    "device parallel": "backend",
+    "parallel": "ddp fsdp",
+    "compile": "torch_compile use_compile",
+    "wandb_log": "wandb use_wandb",
+    "wandb_run_name": "wandb_name run_name",
+    "wandb_log tensorboard_log": "report_to",
+    "tensorboard_log": "tensorboard",
+    "evaluate.py": "eval_only",
+    "prompt": "start",
+    "max_new_tokens": "max_length max_tokens num_tokens",
+    "temperature": "temp",
+    "num_samples": "num_return_sequences n_samples",
+    "stop": "stop_token stop_sequence",
+    "out": "out_path",
+    "tokenizer": "encoding",
+    "val_fraction": "val_split val_ratio",
+    "workers": "num_proc num_workers",
+}
+ALIASES = {alias: ours for ours, aliases in _ALSO_CALLED.items() for alias in aliases.split()}
+
+# Where a right name belongs that was given to the wrong command; the fields of Settings belong to train.py.
+ELSEWHERE = {
+    "prepare/text.py": "input tokenizer val_fraction workers field",
+    "sample.py": "prompt prompt_file max_new_tokens temperature top_k top_p min_p stop stream format interactive",
+    "evaluate.py": "tasks",
 }
 
-# Settings of other commands, so that a right name in the wrong place is answered with the place.
-ELSEWHERE = {"prompt": "sample.py"}
 
-
-def parse(cls, argv=None, *, prog=None, description="", aliases=ALIASES, presets=False, default_preset=""):
-    """The command line `argv` (default: this process's) as an instance of the dataclass `cls`.
+def parse(
+    cls, argv=None, *, prog=None, description="", aliases=ALIASES, presets=False, default_preset="", positional=""
+):
+    """The command line `argv` (this process's where None) as an instance of the dataclass `cls`.
 
     Options are --name=value or --name value, with dashes or underscores; a list[str] field takes several values.
-    With `presets`, bare arguments are TOML presets, applied in order before the options; `default_preset` is used
-    where none is given. A user's mistake prints one line and exits with 2; under torchrun only rank 0 prints.
+    With `presets`, bare words are TOML presets, applied in order before the options, or `default_preset` where none
+    is given; with `positional`, they are the values of that list[str] field. --help prints and exits with 0, a user's
+    mistake prints one line and exits with 2; under torchrun only rank 0 prints.
     """
     prog = prog or _command_name()
+    hints, helps = get_type_hints(cls), _helps(cls)
     try:
-        hints, helps = get_type_hints(cls), _helps(cls)
-        paths, given, wants_help = _split(sys.argv[1:] if argv is None else argv, hints, presets, aliases)
+        bare, given, wants_help = _split(sys.argv[1:] if argv is None else argv, hints, aliases)
         if wants_help:
-            _print_help(cls, hints, helps, prog, description)
+            if _is_rank_0():
+                bare_words = "[PRESET.toml ...] " if presets else f"{positional} ... " if positional else ""
+                print(f"usage: {prog} {bare_words}[--name=value ...]\n\n{description}".rstrip() + "\n")
+                print(_options(cls, hints, helps))
             sys.exit(0)
-        if presets and not paths and default_preset:
-            paths = [default_preset]
         arguments = {}
-        for path in paths:
-            arguments |= _read_preset(path, hints, aliases)
-        arguments |= given
-        return _build(cls, hints, helps, arguments)
+        if presets:
+            for preset in bare or [default_preset] * bool(default_preset):
+                arguments |= _read_preset(preset, hints, aliases)
+        elif positional and bare:
+            given[positional] = (bare, positional)
+        elif bare:
+            raise ValueError(f"unexpected argument {bare[0]!r}; settings are written --name=value")
+        return _build(cls, hints, helps, arguments | given)
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if _is_rank_0():
             print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _split(argv, hints, presets, aliases):
-    """(preset names, {setting: (values, where it was written)}, whether help was asked for)."""
-    paths, given, wants_help, rest = [], {}, False, list(argv)
+def _split(argv, hints, aliases):
+    """(bare words, {setting: (values, where they were given)}, whether help was asked for)."""
+    bare, given, wants_help, rest = [], {}, False, list(argv)
     while rest:
         word = rest.pop(0)
+        shown, equals, value = word.partition("=")
+        name = shown[2:].replace("-", "_")
         if word in ("-h", "--help"):
             wants_help = True
         elif re.match(r"--\w", word):
-            shown, equals, value = word.partition("=")
-            name = shown[2:].replace("-", "_")
             if name not in hints:
                 raise ValueError(f"unknown setting {shown}{_hint(name, hints, aliases, '--')}")
+            is_list, is_bool = get_origin(hints[name]) is list, hints[name] is bool
             values = [value] if equals else []
-            while not equals and rest and not re.match(r"--\w|-h$", rest[0]):
-                # A bare flag of a bool leaves what follows alone unless that says true or false.
-                if values and hints[name] is not list[str] or hints[name] is bool and rest[0].lower() not in _BOOLS:
+            while not equals and rest and not re.match(r"--\w|-h$", rest[0]) and (is_list or not values):
+                if is_bool and rest[0].lower() not in _BOOLS:  # a bare --flag leaves a preset after it alone
                     break
                 values.append(rest.pop(0))
-            if not values and hints[name] is bool:
-                values = ["true"]
-            if not values and hints[name] is not list[str]:
-                raise ValueError(f"--{name} needs a value: --{name}=VALUE")
-            before = given[name][0] if name in given and hints[name] is list[str] else []
-            given[name] = (before + values, f"--{name}")
-        elif presets and not word.startswith("-"):
-            paths.append(word)
-        else:
+            if not values and not is_bool:
+                raise ValueError(f"{shown} needs a value: --{name}=VALUE")
+            before = given[name][0] if is_list and name in given else []
+            given[name] = (before + (values or ["true"]), f"--{name}")
+        elif word.startswith("-") and word != "-" or equals and shown.replace("-", "_") in hints:
             raise ValueError(f"unexpected argument {word!r}; settings are written --name=value")
-    return paths, given, wants_help
+        else:
+            bare.append(word)
+    return bare, given, wants_help
 
 
 def _read_preset(preset, hints, aliases):
-    """The settings of a preset, given as a path or as the name of a file in config/, as arguments."""
-    path = next((p for p in (Path(preset), PRESET_DIR / preset, PRESET_DIR / f"{preset}.toml") if p.is_file()), None)
+    """{setting: (values, where)} of a preset, given as a path or as the name of a file in config/."""
+    places = (Path(preset), PRESET_DIR.parent / preset, PRESET_DIR / preset, PRESET_DIR / f"{preset}.toml")
+    path = next((place for place in places if place.is_file()), None)
     if path is None:
-        names = ", ".join(sorted(p.stem for p in PRESET_DIR.glob("*.toml")))
-        raise ValueError(f"no preset {preset!r}; give a .toml file or one of those in config/: {names}")
+        names = sorted(place.stem for place in PRESET_DIR.glob("*.toml"))
+        raise ValueError(f"no preset {preset!r}; those in config/ are {', '.join(names)}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -184,10 +261,10 @@ def _read_preset(preset, hints, aliases):
     arguments = {}
     for name, value in table.items():
         if name not in hints:
-            raise ValueError(f"{path}: unknown setting {name!r}{_hint(name, hints, aliases, '')}")
+            raise ValueError(f"{path}: unknown setting {name}{_hint(name, hints, aliases, '')}")
         if isinstance(value, dict):
             raise ValueError(f"{path}: {name} is a table; settings are flat: name = value")
-        values = value if isinstance(value, list) else [value]
+        values = value if get_origin(hints[name]) is list and isinstance(value, list) else [value]
         arguments[name] = ([str(v) for v in values], f"{path}: {name}")
     return arguments
 
@@ -196,155 +273,167 @@ _BOOLS = {"true": "True", "yes": "True", "1": "True", "false": "False", "no": "F
 
 
 def _canonical(text, kind):
-    """`text` in the one spelling that tyro knows for its type: yes -> True, 1e3 -> 1000 for a whole number."""
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    """`text` as tyro spells values of this type: yes -> True, 1e3 -> 1000 where a whole number is wanted."""
     if kind is bool:
         return _BOOLS.get(text.lower(), text)
-    if "true" in choices and "false" in choices:
+    if {"true", "false"} <= set(get_args(kind)):
         return _BOOLS.get(text.lower(), text).lower()
-    if kind is int and re.fullmatch(r"[+-]?[\d_.]+(e[+-]?\d+)?", text, re.IGNORECASE):
-        try:
-            return str(int(text) if "e" not in text.lower() and "." not in text else _whole(text))
-        except (ValueError, OverflowError):
-            return text
+    if kind is int and re.fullmatch(r"[+-]?\d+(\.\d*)?(e\+?\d{1,2})?", text, re.IGNORECASE):
+        number = Decimal(text)
+        return str(int(number)) if number == int(number) else text
     return text
-
-
-def _whole(text):
-    number = float(text)
-    if number != int(number):
-        raise ValueError
-    return int(number)
 
 
 def _build(cls, hints, helps, arguments):
     arguments = {n: ([_canonical(v, hints[n]) for v in values], where) for n, (values, where) in arguments.items()}
-    for field in dataclasses.fields(cls):
-        if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"--{field.name} is needed ({helps[field.name][0]})")
-    form = _form(cls, hints, helps)
+    for field in fields(cls):
+        if field.name not in arguments and field.default is field.default_factory is MISSING:
+            raise ValueError(f"--{field.name} is needed: {helps[field.name][0]}")
     try:
-        values = _tyro(form, arguments)
+        values = _convert(arguments, hints)
     except SystemExit:
-        # tyro explains in a box of several lines; ask it about one argument at a time to say which one it was.
+        # tyro explains in a box of several lines: ask about one argument at a time to learn which one it was.
         for name, (texts, where) in arguments.items():
-            lone = dataclasses.make_dataclass("Lone", [(name, hints[name])])
             try:
-                _tyro(lone, {name: (texts, where)})
+                _convert({name: (texts, where)}, hints)
             except SystemExit:
-                raise ValueError(_mismatch(name, hints[name], " ".join(texts), where, helps[name][0])) from None
+                raise ValueError(_mismatch(texts, hints[name], where, helps[name][0])) from None
         raise
-    return cls(**vars(values))
-
-
-def _mismatch(name, kind, text, where, help):
-    expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "another value")
-    near = []
-    if get_origin(kind) is Literal:
-        expected = "one of " + ", ".join(map(str, get_args(kind)))
-        near = difflib.get_close_matches(text.lower(), get_args(kind), n=1, cutoff=0.5)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return f"{where}: {text!r} is not {expected}{meant} ({name}: {help})"
-
-
-def _form(cls, hints, helps):
-    """`cls` again, as tyro wants to see it: with each field's help attached."""
-    import tyro
-
-    fields = []
-    for field in dataclasses.fields(cls):
-        kind = Annotated[hints[field.name], tyro.conf.arg(help=helps[field.name][0])]
-        default = dataclasses.field(default=field.default, default_factory=field.default_factory)
-        fields.append((field.name, kind, default))
-    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
-
-
-def _tyro(form, arguments):
-    import tyro
-
-    words = []
-    for name, (values, _) in arguments.items():
-        one_value = len(values) == 1
-        words += [f"--{name}={values[0]}"] if one_value else [f"--{name}", *values]
-    with redirect_stderr(io.StringIO()):
-        return tyro.cli(form, args=words, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
-
-
-def _print_help(cls, hints, helps, prog, description):
-    import tyro
-
-    text = io.StringIO()
     try:
-        with redirect_stdout(text):
-            tyro.cli(_form(cls, hints, helps), prog=prog, description=description, args=["--help"],
-                     config=(tyro.conf.FlagConversionOff,), use_underscores=True)  # fmt: skip
-    except SystemExit:
-        print(text.getvalue(), end="")
+        return cls(**values)
+    except ValueError as error:  # from __post_init__: "batch_size is 0; ..."
+        where = arguments.get(str(error).split()[0], ("", ""))[1]
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _convert(arguments, hints):
+    """{setting: value of its type}, by tyro; SystemExit where a text does not fit."""
+    import tyro
+
+    form = make_dataclass("Arguments", [(name, hints[name]) for name in arguments])
+    words = [f"--{name}={text}" for name, (texts, _) in arguments.items() for text in texts]
+    config = (tyro.conf.FlagConversionOff, tyro.conf.UseAppendAction)
+    with redirect_stderr(io.StringIO()):
+        return vars(tyro.cli(form, args=words, config=config, use_underscores=True))
+
+
+def _mismatch(texts, kind, where, help):
+    """What is wrong with the texts given for a setting of this type."""
+    expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "of the right type")
+    text, meant = " ".join(texts), ""
+    if get_origin(kind) is Literal:
+        expected = f"one of {', '.join(map(str, get_args(kind)))}"
+        near = difflib.get_close_matches(text.lower(), get_args(kind), n=1, cutoff=0.5)
+        meant = f"; did you mean {near[0]}?" if near else ""
+    return f"{where}: {text!r} is not {expected}{meant} (help: {help})"
+
+
+def _options(cls, hints, helps):
+    """The --help text of the options, in a box per section; plain text at any time, so NO_COLOR has nothing to do."""
+    import tyro
+
+    sections = {}
+    for field in fields(cls):
+        kind = Annotated[hints[field.name], tyro.conf.arg(help=helps[field.name][0])]
+        default = dataclass_field(default=field.default, default_factory=field.default_factory)
+        sections.setdefault(helps[field.name][1].replace(" ", "_") or "all", []).append((field.name, kind, default))
+    boxes = [(title, make_dataclass(title, content, kw_only=True)) for title, content in sections.items()]
+    form, text = make_dataclass(cls.__name__, boxes), io.StringIO()
+    config = (tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
+    with suppress(SystemExit), redirect_stdout(text):
+        tyro.cli(form, args=["--help"], config=config, use_underscores=True)
+    lines = text.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines[2:])  # the usage line is ours
 
 
 def _hint(name, hints, aliases, dashes):
-    """How to go on after an unknown setting: '; did you mean ...?' or where the setting is found."""
-    targets = aliases.get(name, "").split() if name in aliases else []
-    here = [t for t in targets if t in hints]
-    if here:
-        return "; did you mean " + " and ".join(dashes + t for t in here) + "?"
-    for target in targets or [name]:
-        if target in ELSEWHERE:
-            return f"; {ELSEWHERE[target]} has --{target}"
-    near = difflib.get_close_matches(name, list(hints), n=1)
-    return f"; did you mean {dashes}{near[0]}?" if near else "; --help lists them all"
+    """How to go on after an unknown setting: '; did you mean --max_steps?', or which command has it."""
+    name = name.lower()
+    commands = {setting: command for command, settings in ELSEWHERE.items() for setting in settings.split()}
+    commands |= {field.name: "train.py" for field in fields(Settings)}
+    if name.startswith("no_") and hints.get(name[3:]) is bool:
+        return f"; did you mean {dashes}{name[3:]}=false?"
+
+    def meant(word):
+        """The settings of this command that `word` stands for, or else a command that knows it."""
+        targets = [word] if word in hints else aliases.get(word, word).split()
+        here = [dashes + target for target in targets if target in hints]
+        if here:
+            return " and ".join(here)
+        return next((f"{commands[t]} --{t}" for t in targets if t in commands), targets[0] * targets[0].endswith(".py"))
+
+    # Nearest first, all that are equally near; a setting of this command before an alias, that before other commands'.
+    words = [*hints, *(alias for alias in aliases if alias not in hints), *commands]
+    nearness = {word: difflib.SequenceMatcher(None, name, word, autojunk=False).ratio() for word in words}
+    best = max(nearness.values())
+    near = [word for word in nearness if nearness[word] == best]
+    near = [word for word in near if word in hints] or near
+    answers = list(dict.fromkeys(answer for answer in map(meant, near) if answer))
+    return f"; did you mean {' or '.join(answers[:3])}?" if best >= 0.6 and answers else "; --help lists all settings"
 
 
 def _helps(cls):
-    """{field: (help, section)} from the comments beside the fields of `cls`."""
-    helps, section = {f.name: ("", "") for f in dataclasses.fields(cls)}, ""
-    for line in inspect.getsource(cls).splitlines():
-        if heading := re.match(r"\s+# --- (.*)", line):
+    """{field: (help, section)} from the comments in the source of `cls`."""
+    helps, section, current = {field.name: ("", "") for field in fields(cls)}, "", ""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except OSError:  # a class without a source file still parses
+        return helps
+    for line in source.splitlines():
+        if heading := re.match(r" +# --- (.+)", line):
             section = heading[1]
-        elif (field := re.match(r"    (\w+):", line)) and field[1] in helps:
-            helps[field[1]] = (line.rpartition("  # ")[2].strip() if "  # " in line else "", section)
+        if (field := re.match(r"    (\w+):", line)) and field[1] in helps:
+            current = field[1]
+            helps[current] = ("", section)
+        if current and "  # " in line and not helps[current][0]:  # on the last line of a field that takes several
+            helps[current] = (line.rpartition("  # ")[2], section)
     return helps
 
 
 def to_toml(settings) -> str:
-    """All settings as a preset that repeats them, each with its help."""
-    helps, lines, last = _helps(type(settings)), [], ""
-    for name, value in dataclasses.asdict(settings).items():
-        help, section = helps[name]
-        if section != last:
-            lines += [""] * bool(lines) + [f"# --- {section}"]
-            last = section
-        lines.append(f"{name} = {_toml(value)}" + f"  # {help}" * bool(help))
+    """All settings as a preset that repeats them, with their sections and help as comments."""
+    helps, lines, section = _helps(type(settings)), [], ""
+    for field in fields(settings):
+        help, its_section = helps[field.name]
+        if its_section != section:
+            lines += [""] * bool(lines) + [f"# --- {its_section}"]
+            section = its_section
+        lines.append(f"{field.name} = {_toml(getattr(settings, field.name))}  # {help}")
     return "\n".join(lines) + "\n"
 
 
 def _toml(value):
-    if isinstance(value, str):  # JSON's escapes are TOML's, except that JSON leaves DEL as it is
+    if isinstance(value, str):  # JSON's escapes are TOML's, but JSON leaves DEL as it is
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return f"[{', '.join(map(_toml, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _is_rank_0():
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _command_name():
     """How this command is called from the repository's root: train.py, prepare/text.py."""
-    path = Path(sys.argv[0]).resolve()
-    root = PRESET_DIR.parent
+    path, root = Path(sys.argv[0]).resolve(), PRESET_DIR.parent
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _one_line(error):
+    """What an error says, on one printable line."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        error = f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
-    text = " ".join(str(error).split()) or type(error).__name__
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    text = " ".join(text.split()) or type(error).__name__
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def run(main):
-    """Call main() as this process's command and exit with its code (None = 0).
+    """Call main() as this process's command and exit with what it returns (None = 0).
 
-    ValueError and OSError are the user's to mend: one line on stderr and exit code 1, no traceback
-    (LATHE_TRACEBACK=1 shows it). Ctrl-C exits with 130, a closed pipe (`| head`) with 141, both silently.
+    ValueError and OSError are the user's to mend: one line on stderr and exit code 1; LATHE_TRACEBACK=1 shows where
+    they came from. Ctrl-C exits with 130 and a closed pipe (`| head`) with 141, both silently.
     """
     try:
         code = main()
@@ -352,13 +441,17 @@ def run(main):
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         code = 141
     except (ValueError, OSError) as error:
         if os.environ.get("LATHE_TRACEBACK") == "1":
             raise
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(3)  # a mistake that all ranks share is told by rank 0, whose exit ends the others meanwhile
-        print(f"{_command_name()}: error: {_one_line(error)}", file=sys.stderr)
+        where = _command_name()
+        if not _is_rank_0():
+            # A mistake that all ranks share is told by rank 0, and the launcher ends the others before they repeat it.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(3)
+            where += f": rank {os.environ['RANK']}"
+        print(f"{where}: error: {_one_line(error)}", file=sys.stderr)
         code = 1
     sys.exit(code)
