@@ -1,0 +1,407 @@
+"""The network: a decoder-only transformer (Vaswani et al. 2017, arXiv 1706.03762; GPT-2, Radford et al. 2019).
+
+Reading order: GPTConfig, norm, positions, attention, MLP, block, loss, GPT. Sizes in comments: B sequences, T
+positions, C = n_embd, nh query heads, nkv key/value heads, hd = head_dim, V vocabulary. Module names are GPT-2's, so
+that its published weights fit by name. No files, devices, ranks or optimizers here.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORE = -1  # a target with this id is not scored
+LOGITS_AT_ONCE = 1 << 24  # more logits than this are computed in pieces: 64 MB of float32
+CHOICES = {"position": ("rope", "learned", "sinusoidal", "none"), "norm": ("rmsnorm", "layernorm"),
+           "activation": ("swiglu", "relu2", "gelu", "gelu_tanh")}  # fmt: skip
+# GPT-2 as published. The other family, "modern", is the defaults below.
+GPT2 = dict(position="learned", norm="layernorm", norm_weight=True, activation="gelu_tanh", qk_norm=False,
+            bias=True, tie_weights=True, zero_init=False)  # fmt: skip
+
+
+@dataclass
+class GPTConfig:
+    """Shape and parts of a GPT. A 0 in n_kv_head, head_dim or n_hidden is replaced by its usual value.
+
+    Raises ValueError, naming the setting, for values that do not fit together.
+    """
+
+    vocab_size: int = 50257
+    block_size: int = 1024  # longest context, in tokens
+    n_layer: int = 12
+    n_head: int = 12
+    n_kv_head: int = 0  # grouped queries (arXiv 2305.13245): 0 = n_head
+    head_dim: int = 0  # 0 = n_embd / n_head
+    n_embd: int = 768
+    n_hidden: int = 0  # width inside the MLP: 0 = 4 n_embd; for swiglu 8/3 n_embd, rounded up to a multiple of 32
+    position: str = "rope"  # rope (arXiv 2104.09864), learned, sinusoidal (arXiv 1706.03762, 3.5) or none
+    rope_theta: float = 10000.0
+    norm: str = "rmsnorm"  # rmsnorm (arXiv 1910.07467) or layernorm
+    norm_weight: bool = False  # learned gains in the norms
+    norm_eps: float = 1e-5
+    activation: str = "swiglu"  # swiglu (arXiv 2002.05202), relu2 (2109.08668), gelu (exact) or gelu_tanh (GPT-2's)
+    qk_norm: bool = True  # RMS norm of queries and keys in each head (arXiv 2302.05442), before rope as in Qwen3
+    bias: bool = False  # biases in linear layers, and in layernorm if it has gains
+    tie_weights: bool = False  # the head is the embedding table
+    logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118); 0 = off
+    dropout: float = 0.0
+    zero_init: bool = True  # output projections and an untied head start at zero; False: GPT-2's initialisation
+
+    def __post_init__(self):
+        self.n_kv_head = self.n_kv_head or self.n_head
+        gated = self.activation == "swiglu"
+        self.n_hidden = self.n_hidden or (-(-8 * self.n_embd // 3 // 32) * 32 if gated else 4 * self.n_embd)
+        uneven = self.head_dim == 0 and self.n_head > 0 and self.n_embd % self.n_head
+        self.head_dim = self.head_dim or self.n_embd // max(1, self.n_head)
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "head_dim", "n_embd", "n_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        for wrong, name, rule in (
+            (uneven, "n_embd", f"be a multiple of n_head ({self.n_head}), or head_dim be given"),
+            (self.n_head % self.n_kv_head, "n_kv_head", f"divide n_head ({self.n_head})"),
+            (self.position == "rope" and self.head_dim % 2, "head_dim", "be even with position=rope"),
+            (self.position == "sinusoidal" and self.n_embd % 2, "n_embd", "be even with position=sinusoidal"),
+            (not 0 <= self.dropout < 1, "dropout", "be at least 0 and below 1"),
+            (self.logit_softcap < 0, "logit_softcap", "be 0 (off) or more"),
+        ):
+            if wrong:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must {rule}")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table. Large vocabularies are rounded up to 64, which tensor cores like; a small one
+        (characters, bytes) would only get slower."""
+        return -(-self.vocab_size // 64) * 64 if self.vocab_size >= 1024 else self.vocab_size
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """y = x / sqrt(mean(x^2) + eps), gradient by hand: faster on a CPU, several times, than F.rms_norm, which is many
+    small kernels there."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        y, scale = ctx.saved_tensors
+        along = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(y.shape[-1])
+        return torch.addcmul(grad, y, along, value=-1).mul_(scale), None
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x (..., D) over its root mean square; weight (D,) or None."""
+    if x.is_cpu and not torch.compiler.is_compiling():
+        y = RMSNormFunction.apply(x, eps)
+        return y if weight is None else y * weight
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+def make_norm(c: GPTConfig) -> nn.Module:
+    if c.norm == "layernorm":
+        return nn.LayerNorm(c.n_embd, c.norm_eps, elementwise_affine=c.norm_weight, bias=c.bias)
+    return RMSNorm(c.n_embd, c.norm_eps, elementwise_affine=c.norm_weight)
+
+
+def rope_table(length: int, head_dim: int, theta: float) -> Tensor:
+    """(2, length, 1, hd / 2), cosines and sines of rotary embeddings: pair i turns by theta^(-2i/hd) a step."""
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency).unsqueeze(1)
+    return torch.stack((angle.cos(), angle.sin())).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn feature i together with feature i + hd/2 (the half-split form of Llama's published weights)."""
+    a, b = x.chunk(2, dim=-1)  # (B, T, heads, hd) -> 2 x (B, T, heads, hd/2)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+def sinusoidal_table(length: int, n_embd: int) -> Tensor:
+    """(length, C): sin(pos / 10000^(2i/C)) in feature 2i, the cosine in 2i + 1 (arXiv 1706.03762, section 3.5)."""
+    frequency = 10000.0 ** -(torch.arange(0, n_embd, 2, dtype=torch.float64) / n_embd)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
+
+
+class KVCache:
+    """Keys and values of the tokens so far, allocated once: k and v are (n_layer, B, nkv, length, hd), of which the
+    first `pos` positions are filled. Raises ValueError for a length beyond block_size."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, length: int, device=None, dtype: torch.dtype | None = None):
+        if length > config.block_size:
+            raise ValueError(f"a cache of {length} positions is longer than block_size ({config.block_size})")
+        shape = (2, config.n_layer, batch_size, config.n_kv_head, length, config.head_dim)
+        both = torch.zeros(shape, device=device, dtype=dtype)
+        self.k, self.v = both[0], both[1]
+        self.pos = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v (B, nkv, T, hd) behind the filled part of a layer; returns views of all up to there."""
+        end = self.pos + k.shape[2]
+        self.k[layer, :, :, self.pos : end] = k
+        self.v[layer, :, :, self.pos : end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+def causal_mask(T: int, total: int, device) -> Tensor:
+    """(T, total) booleans: the last T of `total` positions may look at themselves and at everything before them."""
+    return torch.ones(T, total, dtype=torch.bool, device=device).tril(total - T)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """softmax(q k^T / sqrt(hd)) v under a causal mask, step by step: what the fused kernel computes but never holds.
+
+    q (B, nh, T, hd), k and v (B, nkv, S, hd). Returns the output (B, nh, T, hd) and the steps, each (B, nh, T, S).
+    """
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # a group's queries share one head
+    scores = q @ k.transpose(-2, -1)  # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
+    scaled = scores / math.sqrt(q.shape[-1])
+    masked = scaled.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), float("-inf"))
+    weights = masked.softmax(dim=-1)
+    return weights @ v, {"scores": scores, "scaled": scaled, "masked": masked, "weights": weights}
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
+        self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.qk_norm, self.norm_eps, self.dropout = config.qk_norm, config.norm_eps, config.dropout
+        if gains := config.qk_norm and config.norm_weight:
+            self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
+        self.gains = gains
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
+        B, T, _ = x.shape
+        nh, nkv = self.n_head, self.n_kv_head
+        qkv = self.c_attn(x).view(B, T, nh + 2 * nkv, self.head_dim)
+        qk, v = qkv.split((nh + nkv, nkv), dim=2)  # queries and keys are normed and turned together: half the kernels
+        if self.qk_norm:
+            qk = rms_norm(qk, None, self.norm_eps)
+            if self.gains:
+                qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
+        if rope is not None:
+            qk = rotate(qk, *rope)
+        q, k = qk.split((nh, nkv), dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        if trace is not None:
+            y, steps = explicit_attention(q, k, v)
+            trace.update(steps, q=q, k=k, v=v)
+        else:
+            # A lone query may look at every key; several behind a filled cache need the mask written out.
+            mask = causal_mask(T, k.shape[2], x.device) if 1 < T < k.shape[2] else None
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
+        y = y.transpose(1, 2).reshape(B, T, nh * self.head_dim)  # heads side by side
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.activation = config.activation
+        gated = config.activation == "swiglu"  # gate and value are one matrix: one kernel in place of two
+        self.c_fc = nn.Linear(config.n_embd, config.n_hidden * (2 if gated else 1), bias=config.bias)
+        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_fc(x)
+        if self.activation == "swiglu":
+            gate, value = x.chunk(2, dim=-1)
+            x = F.silu(gate) * value
+        elif self.activation == "relu2":
+            x = F.relu(x)
+            x = x * x
+        else:
+            x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return self.dropout(self.c_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = make_norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rope, cache, layer, trace)
+        return x + self.mlp(self.ln_2(x))
+
+
+def softcapped(logits: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of x W^T against targets, some rows of logits at a time; exact, summed in float32.
+
+    x (N, C), weight (V padded, C), targets (N,). The gradient is known as soon as the logits are, so it is computed in
+    the same pass: nothing is done twice, and no more than LOGITS_AT_ONCE logits exist at any time.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, dtype: torch.dtype):
+        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        w = weight.to(dtype)
+        total = torch.zeros((), device=x.device)
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for begin in range(0, len(x), rows):
+            xs, ts = x[begin : begin + rows].to(dtype), targets[begin : begin + rows].unsqueeze(1)
+            logits = softcapped((xs @ w.T).float(), cap)
+            slope = 1 - (logits / cap).square() if cap and dx is not None else None  # derivative of the cap
+            logits[:, vocab_size:] = float("-inf")
+            logsumexp = logits.logsumexp(dim=-1, keepdim=True)
+            scored, index = ts != IGNORE, ts.clamp(min=0)
+            total += ((logsumexp - logits.gather(1, index)) * scored).sum()
+            if dx is not None:
+                grad = logits.sub_(logsumexp).exp_()  # softmax minus one-hot is the gradient of the logits
+                grad.scatter_add_(1, index, -scored.float()).mul_(scored)
+                grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
+                dx[begin : begin + rows] = grad @ w
+                if dw is not None:
+                    dw += grad.T @ xs
+        ctx.save_for_backward(dx, dw)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        dx, dw = ctx.saved_tensors
+        return None if dx is None else dx * grad, None if dw is None else dw * grad, None, None, None, None
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = c = config
+        modules = {"wte": nn.Embedding(c.padded_vocab_size, c.n_embd)}
+        if c.position == "learned":
+            modules["wpe"] = nn.Embedding(c.block_size, c.n_embd)
+        modules["drop"] = nn.Dropout(c.dropout)
+        modules["h"] = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        modules["ln_f"] = make_norm(c)
+        self.transformer = nn.ModuleDict(modules)
+        self.lm_head = None if c.tie_weights else nn.Linear(c.n_embd, c.padded_vocab_size, bias=False)
+        if c.position == "rope":
+            self.register_buffer("table", rope_table(c.block_size, c.head_dim, c.rope_theta), persistent=False)
+        elif c.position == "sinusoidal":
+            self.register_buffer("table", sinusoidal_table(c.block_size, c.n_embd), persistent=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """GPT-2's scheme; or, with zero_init, matrices at std 0.5/sqrt(fan in) and each output projection at zero, so
+        that every block begins as the identity (Fixup, arXiv 1901.09321; modded-nanogpt)."""
+        c = self.config
+        for name, p in self.named_parameters():
+            output = name.endswith("c_proj.weight")  # 2 n_layer of them add up in the residual stream
+            if p.dim() < 2:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif name.endswith(("wte.weight", "wpe.weight")) or not c.zero_init:
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer) if output else 0.02)
+            elif output or name == "lm_head.weight":
+                nn.init.zeros_(p)
+            else:
+                nn.init.normal_(p, std=0.5 / math.sqrt(p.shape[1]))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V padded, C), the matrix that turns features into logits."""
+        return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def features(self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None) -> Tensor:
+        """(B, T) token ids -> (B, T, C), normed, ready for the head.
+
+        With a cache, idx holds only the new tokens, and the cache grows by them. With a trace (an empty list),
+        attention runs step by step and one dict a layer is appended: q, k, v, scores, scaled, masked, weights, and
+        `residual`, the stream behind the block. Raises ValueError for more tokens than the context.
+        """
+        c = self.config
+        begin = cache.pos if cache is not None else 0
+        end, limit = begin + idx.shape[1], c.block_size if cache is None else cache.k.shape[3]
+        if end > limit:
+            raise ValueError(f"{end} tokens are more than the context of {limit} (block_size)")
+        x = self.transformer.wte(idx)
+        if c.position == "learned":
+            x = x + self.transformer.wpe.weight[begin:end]
+        elif c.position == "sinusoidal":
+            x = x * math.sqrt(c.n_embd) + self.table[begin:end]  # the factor is the paper's (section 3.4)
+        x = self.transformer.drop(x)
+        rope = self.table[:, begin:end] if c.position == "rope" else None
+        for layer, block in enumerate(self.transformer.h):
+            steps = None if trace is None else {}
+            x = block(x, rope, cache, layer, steps)
+            if trace is not None:
+                trace.append({**steps, "residual": x})
+        if cache is not None:
+            cache.pos = end
+        return self.transformer.ln_f(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features (..., C) -> float32 logits (..., V) of the real vocabulary: padded ids have none."""
+        return softcapped(
+            F.linear(x, self.head_weight)[..., : self.config.vocab_size].float(), self.config.logit_softcap
+        )
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """idx (B, T) -> logits (B, T, V); with targets (B, T), their cross-entropy in nats.
+
+        reduction: "mean" or "sum" over the targets that are not -1; or "none": (B, T), 0 where the target is -1.
+        """
+        c, x = self.config, self.features(idx)
+        if targets is None:
+            return self.logits(x)
+        if reduction == "none" or targets.numel() * c.padded_vocab_size <= LOGITS_AT_ONCE:
+            logits = self.logits(x).flatten(0, 1)
+            loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+            return loss.view_as(targets) if reduction == "none" else loss
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            rest = targets.flatten(), c.vocab_size, c.logit_softcap, dtype
+            loss = ChunkedCrossEntropy.apply(x.flatten(0, 1), self.head_weight, *rest)
+        return loss if reduction == "sum" else loss / (targets != IGNORE).sum()
+
+    def n_params(self) -> int:
+        """Number of parameters, embedding tables included, tied ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, context: int | None = None, training: bool = True) -> int:
+        """Floating-point operations of the matrix products for one token at `context` tokens (default block_size).
+
+        A multiplication and an addition for each weight; attention 4 context nh hd a layer, the masked half included,
+        by the convention of PaLM (arXiv 2204.02311, appendix B). A backward pass costs twice a forward one.
+        """
+        c = self.config
+        weights = sum(p.numel() for p in self.transformer.h.parameters() if p.dim() == 2) + self.head_weight.numel()
+        forward = 2 * weights + 4 * c.n_layer * (context or c.block_size) * c.n_head * c.head_dim
+        return 3 * forward if training else forward
+
+    def fused_rows(self) -> dict[str, tuple[int, ...]]:
+        """{name: rows of each} for parameters that hold several matrices, one above the other."""
+        c, kv = self.config, self.config.n_kv_head * self.config.head_dim
+        rows = {f"transformer.h.{i}.attn.c_attn.weight": (c.n_head * c.head_dim, kv, kv) for i in range(c.n_layer)}
+        if c.activation == "swiglu":
+            rows |= {f"transformer.h.{i}.mlp.c_fc.weight": (c.n_hidden, c.n_hidden) for i in range(c.n_layer)}
+        return rows

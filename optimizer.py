@@ -1,0 +1,208 @@
+"""Which parameter is updated how: Muon for the matrices inside the blocks, AdamW for the rest, and the schedules.
+
+Every parameter is in exactly one group. Weight decay falls on matrices only. Learning rates and momentum are functions
+of the step, set before each update, so nothing of them needs saving.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+# (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, one triple an iteration.
+POLAR_EXPRESS = (  # Amsel et al. 2025, arXiv 2505.16932: the best odd polynomials for five iterations
+    (8.15655, -22.48329, 15.87877),
+    (4.04293, -2.80892, 0.50002),
+    (3.89167, -2.77248, 0.50606),
+    (3.28575, -2.36813, 0.46449),
+    (2.34654, -1.70978, 0.42324),
+)
+CLASSIC = ((3.4445, -4.7750, 2.0315),) * 5  # Jordan et al. 2024, kellerjordan.github.io/posts/muon
+
+
+def orthogonalize(x: Tensor, coefficients=POLAR_EXPRESS, safety: float = 0.02) -> Tensor:
+    """The nearest orthogonal matrices, approximately: singular values of every matrix in x (K, m, n) go to about 1.
+
+    m <= n is assumed (transpose before otherwise). bfloat16 is enough on a GPU; on a CPU float32 is as fast.
+    """
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * (1 + safety) + 1e-7)
+    for a, b, c in coefficients:
+        gram = x @ x.mT  # (K, m, m)
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, poly, x, beta=a)
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024; Bernstein & Newhouse, arXiv 2409.20325), for 2-D parameters.
+
+    A step moves W (m, n) by lr sqrt(max(1, m/n)) times an orthogonal matrix, so that one rate fits every width. Weight
+    decay is cautious (arXiv 2510.12402): it acts only where it does not work against the update.
+    `rows` maps a position in `params` to the rows of the matrices that the parameter holds one above the other
+    (queries, keys and values): each is orthogonalised by itself. Same shapes are stacked, so a step is a few large
+    kernels. `dtype` is that of the iterations. Raises ValueError for parameters that are not matrices.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
+        rows: dict[int, tuple[int, ...]] | None = None, coefficients=POLAR_EXPRESS, cautious: bool = True, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        params = list(params)
+        for p in params:
+            if p.dim() != 2:
+                raise ValueError(f"Muon updates matrices, not a parameter of shape {tuple(p.shape)}")
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.rows, self.coefficients, self.cautious, self.dtype = rows or {}, coefficients, cautious, dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            chosen = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
+            if chosen:
+                self._update(group, [i for i, _ in chosen], [p for _, p in chosen])
+
+    def _update(self, group: dict, index: list[int], params: list[Tensor]):
+        lr, mu, decay = group["lr"], group["momentum"], group["weight_decay"]
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        grads, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(momenta, grads, 1 - mu)
+        nesterov = torch._foreach_lerp(grads, momenta, mu)
+
+        # Cut fused parameters, lay every matrix flat (m <= n), stack what has the same shape.
+        stacks = defaultdict(list)
+        pieces = []  # for each parameter, where its updates will be: [(shape, place in the stack, tall)]
+        for i, u in zip(index, nesterov, strict=True):
+            places = []
+            for piece in u.split(self.rows.get(i, (u.shape[0],))):
+                tall = piece.shape[0] > piece.shape[1]
+                stack = stacks[tuple(sorted(piece.shape))]
+                places.append((tuple(sorted(piece.shape)), len(stack), tall))
+                stack.append(piece.mT if tall else piece)
+            pieces.append(places)
+        dtype = self.dtype or (torch.bfloat16 if params[0].is_cuda else torch.float32)
+        done = {
+            shape: orthogonalize(torch.stack(stack).to(dtype), self.coefficients).to(params[0].dtype)
+            for shape, stack in stacks.items()
+        }
+        updates = []
+        for places in pieces:
+            parts = []
+            for shape, k, tall in places:
+                part = done[shape][k]
+                parts.append(part.mT * math.sqrt(shape[1] / shape[0]) if tall else part)  # m > n: times sqrt(m / n)
+            updates.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        if decay:
+            if self.cautious:
+                agree = torch._foreach_mul(updates, params)
+                torch._foreach_sign_(agree)
+                torch._foreach_clamp_min_(agree, 0.0)
+                torch._foreach_mul_(agree, params)
+                torch._foreach_add_(params, agree, alpha=-lr * decay)
+            else:
+                torch._foreach_mul_(params, 1 - lr * decay)
+        torch._foreach_add_(params, updates, alpha=-lr)
+
+
+def build_optimizers(
+    named_params: Iterable[tuple[str, Tensor]], optimizer: str, learning_rate: float, muon_learning_rate: float,
+    weight_decay: float, betas: tuple[float, float], muon_momentum: float, fused_rows: dict[str, tuple[int, ...]],
+) -> list[torch.optim.Optimizer]:  # fmt: skip
+    """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names`, `base_lr` and, for Muon, `base_momentum`.
+
+    fused_rows: see GPT.fused_rows. Raises ValueError for an unknown optimizer.
+    """
+    if optimizer not in ("muon", "adamw"):
+        raise ValueError(f"optimizer is {optimizer!r}: choose muon or adamw")
+    named = [(name, p) for name, p in named_params if p.requires_grad]
+    hidden = [(n, p) for n, p in named if optimizer == "muon" and p.dim() == 2 and ".h." in n]
+    rest = [(n, p) for n, p in named if not any(p is q for _, q in hidden)]
+    groups = [
+        dict(params=[p for _, p in part], names=[n for n, _ in part], weight_decay=decay, base_lr=learning_rate)
+        for part, decay in (
+            ([(n, p) for n, p in rest if p.dim() >= 2], weight_decay),
+            ([(n, p) for n, p in rest if p.dim() < 2], 0.0),
+        )
+        if part
+    ]
+    built: list[torch.optim.Optimizer] = []
+    if hidden:
+        rows = {i: fused_rows[n] for i, (n, _) in enumerate(hidden) if n in fused_rows}
+        muon = Muon([p for _, p in hidden], muon_learning_rate, muon_momentum, weight_decay, rows)
+        muon.param_groups[0].update(
+            names=[n for n, _ in hidden], base_lr=muon_learning_rate, base_momentum=muon_momentum
+        )
+        built.append(muon)
+    if groups:
+        # The small eps lets rows that are rarely seen (rare tokens) move as far as the others.
+        eps = 1e-8 if optimizer == "adamw" else 1e-10
+        built.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True))
+    grouped = [p for o in built for g in o.param_groups for p in g["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(named), "a parameter is in no group, or in two"
+    return built
+
+
+def set_schedule(optimizers: list[torch.optim.Optimizer], factor: float, step: int, max_steps: int):
+    """Give every group its rate for this step: base_lr * factor. Muon's momentum warms up from 0.85 over 300 steps or a
+    tenth of the run, since its early average is of directions soon left behind (modded-nanogpt's records)."""
+    warm = min(1.0, step / max(1.0, min(300, max_steps / 10)))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+            if "base_momentum" in group:
+                start = min(0.85, group["base_momentum"])
+                group["momentum"] = start + (group["base_momentum"] - start) * warm
+
+
+def lr_factor(
+    step: int, max_steps: int, schedule: str, warmup_steps: int, decay_fraction: float, min_fraction: float
+) -> float:
+    """The share of the full learning rate at update `step` (0 is the first of max_steps).
+
+    Linear warmup over warmup_steps, but at most a fifth of the run. Then "wsd": constant, and a linear way down to
+    min_fraction over the last decay_fraction of the run (arXiv 2405.18392); "cosine": half a cosine down to
+    min_fraction; "constant". Raises ValueError for another schedule.
+    """
+    warmup = min(warmup_steps, max_steps // 5)
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    if schedule == "constant":
+        return rise
+    if schedule == "wsd":
+        left = (max_steps - step) / max(1.0, decay_fraction * max_steps)
+        return rise * (min_fraction + (1 - min_fraction) * min(1.0, left))
+    if schedule == "cosine":
+        done = max(0, step - warmup) / max(1, max_steps - warmup)
+        return rise * (min_fraction + (1 - min_fraction) * 0.5 * (1 + math.cos(math.pi * done)))
+    raise ValueError(f"lr_schedule is {schedule!r}: choose wsd, cosine or constant")
+
+
+def optimizer_state(optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
+    """{parameter name: its tensors}: what must survive a restart, whatever the grouping."""
+    return {
+        name: optimizer.state[p]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for name, p in zip(group["names"], group["params"], strict=True)
+        if p in optimizer.state
+    }
+
+
+def load_optimizer_state(optimizers: list[torch.optim.Optimizer], state: dict[str, dict[str, Tensor]]):
+    """Inverse of optimizer_state. Tensors go to their parameter's device.
+
+    Raises ValueError, naming a parameter, if the state is of another model or another optimizer.
+    """
+    for optimizer in optimizers:
+        expected = "momentum" if isinstance(optimizer, Muon) else "exp_avg"
+        for group in optimizer.param_groups:
+            for name, p in zip(group["names"], group["params"], strict=True):
+                held = state.get(name, {})
+                if expected not in held or held[expected].shape != p.shape:
+                    raise ValueError(
+                        f"the checkpoint holds no {type(optimizer).__name__} state for {name}: it was written with another "
+                        "optimizer; give that --optimizer, or take its weights alone with --init_from=FOLDER"
+                    )
+                optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in held.items()}
