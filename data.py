@@ -1,0 +1,597 @@
+"""Tokens on disk, and the order in which training reads them.
+
+A dataset is a folder: shards of tokens, `meta.json` (written last: without it the folder is unfinished) and the
+tokenizer's files. Every document begins with the end-of-text token, so a scan for it finds all documents.
+
+    shard = 1,024-byte header (256 little-endian int32) + tokens (little-endian uint16, or uint32 above 65,536 ids)
+    words   0  magic: 20240520 (uint16) or 20240801 (uint32), as in llm.c      5  vocabulary size
+            1  version: 1 (uint16) or 7 (uint32)                               6  end-of-text id
+            2  number of tokens                                                7..10  sha256 of the tokenizer, 16 bytes
+            3  0x4854414C ("LATH"), zero in others' shards                     11  0 train, 1 val
+            4  bytes per token
+
+Training reads one infinite sequence of samples: epoch after epoch, each a seeded permutation of all windows of
+block_size tokens, such that every token is a target once per epoch. Sample number g is a pure function of
+(seed, g), so the whole position of a run is one integer, and ranks and micro-batches only cut the sequence up.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from bisect import bisect_right
+from pathlib import Path
+
+import numpy as np
+
+from tokenizer import load_tokenizer
+
+HEADER_BYTES = 1024
+LATHE_TAG = 0x4854414C
+FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
+SPLITS = ("train", "val")
+SHARD_TOKENS = 100_000_000
+MIXTURE_BLOCK = 1024  # samples in which a mixture's proportions are exact
+FEISTEL_ABOVE = 2**27  # windows (137 billion tokens at block_size 1024) from which an epoch's order is not stored
+
+
+# ------------------------------------------------------------------------------------------------- writing shards
+
+
+def token_dtype(vocab_size) -> np.dtype:
+    return np.dtype("<u2") if vocab_size <= 65536 else np.dtype("<u4")
+
+
+class ShardWriter:
+    """Appends tokens of one split to shards, which carry the suffix .tmp until `finish`.
+
+    `position`: how many tokens an earlier, interrupted writer has safely stored; what lies beyond is cut off.
+    """
+
+    def __init__(self, folder, split, tokenizer, shard_tokens=SHARD_TOKENS, position=0):
+        self.folder, self.split, self.tokenizer = Path(folder), split, tokenizer
+        self.shard_tokens, self.n_tokens = shard_tokens, position
+        self.dtype, self.file = token_dtype(tokenizer.vocab_size), None
+        for path in self.folder.glob(f"{split}_*.bin"):  # named by a `finish` that did not end
+            path.rename(f"{path}.tmp")
+        for path in self.folder.glob(f"{split}_*.bin.tmp"):
+            before = int(path.name[len(split) + 1 : -len(".bin.tmp")]) * shard_tokens
+            if before >= position:
+                path.unlink()
+            else:
+                keep = min(position - before, shard_tokens)
+                os.truncate(path, HEADER_BYTES + keep * self.dtype.itemsize)
+
+    def path(self, shard) -> Path:
+        return self.folder / f"{self.split}_{shard:06d}.bin"
+
+    def append(self, tokens: np.ndarray):
+        """Store tokens; they are on the disk for good only after `sync`."""
+        if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:  # a cast to uint16 would wrap silently
+            raise ValueError(f"token id {tokens.max()} is outside the vocabulary of {self.tokenizer.vocab_size} ids")
+        while len(tokens):
+            shard, filled = divmod(self.n_tokens, self.shard_tokens)
+            if self.file is None:
+                self.file = open(f"{self.path(shard)}.tmp", "ab")
+                if not filled:
+                    self.file.write(bytes(HEADER_BYTES))
+            here = tokens[: self.shard_tokens - filled]
+            self.file.write(np.ascontiguousarray(here, self.dtype))
+            self.n_tokens += len(here)
+            tokens = tokens[len(here) :]
+            if filled + len(here) == self.shard_tokens:
+                self.sync()
+                self.file.close()
+                self.file = None
+
+    def sync(self):
+        if self.file is not None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def finish(self) -> list[dict]:
+        """Give every shard its header and name; returns what meta.json says about them, in order."""
+        self.sync()
+        if self.file is not None:
+            self.file.close()
+        about, lengths = [], self.tokenizer.token_byte_lengths()
+        for shard in range(math.ceil(self.n_tokens / self.shard_tokens)):
+            count = min(self.shard_tokens, self.n_tokens - shard * self.shard_tokens)
+            path = self.path(shard)
+            with open(f"{path}.tmp", "r+b") as file:
+                file.write(self._header(count))
+                file.flush()
+                os.fsync(file.fileno())
+                occurrences = np.zeros(self.tokenizer.vocab_size, np.int64)
+                for chunk in _chunks(np.memmap(file, self.dtype, "r", offset=HEADER_BYTES)):
+                    occurrences += np.bincount(chunk, minlength=len(occurrences))
+            os.replace(f"{path}.tmp", path)
+            about.append(
+                {
+                    "name": path.name,
+                    "split": self.split,
+                    "tokens": count,
+                    "documents": int(occurrences[self.tokenizer.eot_id]),
+                    "bytes": int(occurrences @ lengths),
+                    "sha256": file_sha256(path),
+                }
+            )
+        return about
+
+    def _header(self, count) -> bytes:
+        (magic, version), dtype = next(item for item in FORMATS.items() if item[1] == self.dtype)
+        words = np.zeros(HEADER_BYTES // 4, "<i4")
+        words[:7] = magic, version, count, LATHE_TAG, dtype.itemsize, self.tokenizer.vocab_size, self.tokenizer.eot_id
+        words[7:11] = np.frombuffer(bytes.fromhex(self.tokenizer.fingerprint)[:16], "<i4")
+        words[11] = SPLITS.index(self.split)
+        return words.tobytes()
+
+
+def write_meta(folder, tokenizer, shards, **about) -> dict:
+    """Write meta.json, which completes the dataset. `shards`: what the writers' `finish` returned; returns the meta."""
+    totals = {}
+    for split in SPLITS:
+        of_split = [s for s in shards if s["split"] == split]
+        totals[split] = {key: sum(s[key] for s in of_split) for key in ("tokens", "documents", "bytes")}
+    keys = ("name", "kind", "vocab_size", "eot_id", "fingerprint")
+    identity = {key.replace("fingerprint", "sha256"): getattr(tokenizer, key) for key in keys}
+    meta = {"format": "lathe-tokens", "version": 1, "tokenizer": identity | {"file": "tokenizer.json"}}
+    meta |= {"dtype": token_dtype(tokenizer.vocab_size).name, "totals": totals, "shards": shards} | about
+    temporary = Path(folder, "meta.json.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(meta, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, Path(folder, "meta.json"))
+    return meta
+
+
+def write_dataset(folder, tokenizer, train, val, shard_tokens=SHARD_TOKENS) -> dict:
+    """A dataset from documents in memory (two iterables of strings). `prepare/text.py` is for all larger ones."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, "meta.json").unlink(missing_ok=True)
+    tokenizer.save(folder)
+    shards = []
+    for split, documents in zip(SPLITS, (train, val), strict=True):
+        writer = ShardWriter(folder, split, tokenizer, shard_tokens)
+        for document in documents:
+            writer.append(np.array([tokenizer.eot_id]))
+            writer.append(tokenizer.encode_numpy(document))
+        shards += writer.finish()
+    return write_meta(folder, tokenizer, shards)
+
+
+def file_sha256(path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _chunks(tokens, size=2**22):
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size]
+
+
+# ------------------------------------------------------------------------------------------------- reading datasets
+
+
+class Stream:
+    """The tokens of shards, one after the other, as one sequence. `shards`: arrays, usually memory maps."""
+
+    def __init__(self, shards):
+        self.shards = list(shards)
+        self.ends = np.cumsum([len(s) for s in self.shards], dtype=np.int64).tolist()
+        self.n_tokens = self.ends[-1] if self.ends else 0
+        self.dtype = np.result_type(*self.shards) if self.shards else np.dtype("<u2")
+
+    def read(self, start, count, out):
+        """Copy tokens start .. start + count - 1 into the array `out`, which may have a wider type."""
+        i = bisect_right(self.ends, start)
+        begin = start - (self.ends[i - 1] if i else 0)
+        tokens = self.shards[i][begin : begin + count]
+        if len(tokens) == count:
+            out[:] = tokens
+            return
+        done = len(tokens)  # the window crosses into the next shards
+        out[:done] = tokens
+        self.read(start + done, count - done, out[done:])
+
+
+class Dataset:
+    """What `open_dataset` found: `.train` and `.val` streams, `.meta`, tokenizer and identity.
+
+    parts: (stream, weight) for each dataset of a mixture, one for a plain dataset; `.train` is all of them in a row.
+    """
+
+    def __init__(self, path, meta, val, parts, fingerprint, tokenizer_from):
+        self.path, self.meta, self.val, self.parts, self.fingerprint = path, meta, val, parts, fingerprint
+        self.train = Stream([shard for stream, _ in parts for shard in stream.shards])
+        self.vocab_size = meta["tokenizer"]["vocab_size"]
+        self.tokenizer_name, self.tokenizer_fingerprint = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
+        self._tokenizer_from = tokenizer_from
+
+    def tokenizer(self):
+        return load_tokenizer(self._tokenizer_from)
+
+    def token_byte_lengths(self) -> np.ndarray:
+        """(vocab_size,) int64: bytes of text that each id stands for. Summed over targets: the bytes they predict."""
+        return self.tokenizer().token_byte_lengths()
+
+
+def open_dataset(path, verify=False) -> Dataset:
+    """Open the dataset at `path`, checking every shard's size, and with `verify` also checksums and ids.
+
+    path: a folder of shards; `raw:TOKENIZER:FOLDER`, such as raw:gpt2:data/openwebtext, for .bin files of nanoGPT
+    (no header) or llm.c without meta.json, of which those with "val" in their name are for validation;
+    or a mixture with weights, `data/a:0.7,data/b:0.3`. FileNotFoundError or ValueError with one line for the user.
+    """
+    parts = [_path_and_weight(part) for part in str(path).split(",")]
+    if len(parts) == 1:
+        return _open_one(parts[0][0], verify)
+    datasets = [_open_one(part, verify) for part, _ in parts]
+    first = datasets[0]
+    for other in datasets[1:]:
+        if other.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            raise ValueError(
+                f"dataset={path} mixes tokenizers: {first.path} has {first.tokenizer_name} "
+                f"({first.tokenizer_fingerprint[:12]}), {other.path} has {other.tokenizer_name} "
+                f"({other.tokenizer_fingerprint[:12]}); prepare them with the same one"
+            )
+    weights = [weight for _, weight in parts]
+    identity = [[d.fingerprint, count] for d, count in zip(datasets, mixture_counts(weights), strict=True)]
+    return Dataset(
+        str(path),
+        first.meta,
+        Stream([shard for d in datasets for shard in d.val.shards]),
+        [(d.train, weight) for d, weight in zip(datasets, weights, strict=True)],
+        hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        first._tokenizer_from,
+    )
+
+
+def _path_and_weight(part):
+    folder, _, weight = part.strip().rpartition(":")
+    try:
+        return (folder, float(weight)) if folder else (part.strip(), 1.0)
+    except ValueError:
+        return part.strip(), 1.0
+
+
+def _open_one(path, verify) -> Dataset:
+    if path.startswith("raw:"):
+        return _open_raw(path, verify)
+    folder = Path(path)
+    if not (folder / "meta.json").is_file():
+        raise FileNotFoundError(_why_no_dataset(folder))
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta["format"] != "lathe-tokens" or meta["version"] != 1:
+            raise ValueError(f"{folder}/meta.json has version {meta['version']}, this lathe reads 1; prepare it again")
+        streams = {split: [] for split in SPLITS}
+        for shard in meta["shards"]:
+            tokens = _open_shard(folder / shard["name"], meta, shard, verify)
+            streams[shard["split"]].append(tokens)
+        hashes = "\n".join(shard["sha256"] for shard in meta["shards"])
+        meta["tokenizer"]["vocab_size"], meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare it again"
+        ) from error
+    fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
+    return Dataset(str(path), meta, Stream(streams["val"]), [(Stream(streams["train"]), 1.0)], fingerprint, folder)
+
+
+def _why_no_dataset(folder) -> str:
+    if (folder / "progress.jsonl").is_file():
+        return f"dataset {folder} is unfinished (no meta.json): run the same prepare command again to continue it"
+    if (folder / "train.bin").is_file():
+        return f"dataset {folder} has no meta.json; for nanoGPT's headerless files write dataset=raw:TOKENIZER:{folder}"
+    script = Path(__file__).parent / "prepare" / f"{folder.name}.py"
+    command = f"prepare/{script.name}" if script.is_file() else f"prepare/text.py --input YOUR_TEXT --out {folder}"
+    return f"dataset {folder} does not exist: make it with `python {command}`"
+
+
+def _map_tokens(path, dtype, offset) -> np.ndarray:
+    if path.stat().st_size == offset:
+        return np.empty(0, dtype)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype, offset=offset)
+
+
+def _open_shard(path, meta, shard, verify) -> np.ndarray:
+    """The tokens of a shard with a header. `meta` and `shard`: what meta.json says, or {} where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, though meta.json names it: copy or prepare the dataset again")
+    with open(path, "rb") as file:
+        words = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4").tolist()
+    dtype = FORMATS.get((words[0], words[1]))
+    if dtype is None:
+        raise ValueError(
+            f"{path} does not begin with a shard's header; if it is a headerless file of tokens, write "
+            f"dataset=raw:TOKENIZER:{path.parent}"
+        )
+    size, expected = path.stat().st_size, HEADER_BYTES + words[2] * dtype.itemsize
+    if size != expected or words[2] != shard.get("tokens", words[2]):
+        count = shard.get("tokens", words[2])
+        raise ValueError(
+            f"{path} is truncated or changed: it has {size:,} bytes, {count:,} tokens make "
+            f"{HEADER_BYTES + count * dtype.itemsize:,}; copy or prepare the dataset again"
+        )
+    if words[3] == LATHE_TAG and meta:
+        of_header = np.array(words[7:11], "<i4").tobytes().hex()
+        if of_header != meta["tokenizer"]["sha256"][:32]:
+            raise ValueError(
+                f"{path} was made with another tokenizer than meta.json names ({of_header[:12]}..., "
+                f"{meta['tokenizer']['name']} is {meta['tokenizer']['sha256'][:12]}...); prepare the dataset again"
+            )
+    if verify and "sha256" in shard and (found := file_sha256(path)) != shard["sha256"]:
+        raise ValueError(
+            f"{path} was changed: sha256 {found[:16]}..., meta.json says {shard['sha256'][:16]}...; prepare it again"
+        )
+    tokens = _map_tokens(path, dtype, HEADER_BYTES)
+    if verify and meta:
+        _check_ids(path, tokens, meta["tokenizer"]["vocab_size"])
+    return tokens
+
+
+def _check_ids(path, tokens, vocab_size):
+    for i, chunk in enumerate(_chunks(tokens)):
+        if (bad := chunk >= vocab_size).any():
+            where = int(bad.argmax())
+            raise ValueError(
+                f"{path}: token {i * 2**22 + where:,} is {chunk[where]}, outside the tokenizer's {vocab_size:,} ids; "
+                f"these tokens are of another tokenizer or type, or damaged"
+            )
+
+
+def _open_raw(path, verify) -> Dataset:
+    _, _, rest = path.partition(":")
+    spec, _, folder = rest.partition(":")
+    folder = Path(folder)
+    files = sorted(folder.glob("*.bin"))
+    if not files:
+        raise FileNotFoundError(f"dataset={path}: no .bin files in {folder}; the form is raw:TOKENIZER:FOLDER")
+    tokenizer = load_tokenizer(spec)
+    meta = {"tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.fingerprint}}
+    dtype, streams, identity = token_dtype(tokenizer.vocab_size), {split: [] for split in SPLITS}, []
+    for file in files:
+        with open(file, "rb") as opened:
+            head = opened.read(2**16)
+        if (*np.frombuffer(head[:8].ljust(8, b"\0"), "<i4").tolist(),) in FORMATS:
+            tokens = _open_shard(file, {}, {}, verify=False)
+        elif file.stat().st_size % dtype.itemsize:
+            raise ValueError(
+                f"{file} has {file.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens"
+            )
+        else:
+            tokens = _map_tokens(file, dtype, 0)
+        # Nothing vouches for these files, so look at the beginning of each; `verify` looks at all of it.
+        _check_ids(file, tokens if verify else tokens[:1_000_000], tokenizer.vocab_size)
+        streams["val" if "val" in file.name else "train"].append(tokens)
+        identity.append([file.name, file.stat().st_size, hashlib.sha256(head).hexdigest()])
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return Dataset(path, meta, Stream(streams["val"]), [(Stream(streams["train"]), 1.0)], fingerprint, spec)
+
+
+# ------------------------------------------------------------------------------------------------- order of samples
+
+
+def mix64(x):
+    """splitmix64's finaliser (Steele, Lea & Flood 2014), a bijection of uint64 that looks random. In place."""
+    x ^= x >> 30
+    x *= 0xBF58476D1CE4E5B9
+    x ^= x >> 27
+    x *= 0x94D049BB133111EB
+    x ^= x >> 31
+    return x
+
+
+def _hashes(n, *key):
+    """n distinct uint64 that depend on the integers in `key` alone. Not numpy's generators: NEP 19 lets them change."""
+    state = np.zeros(1, np.uint64)
+    for number in key:
+        state = mix64(state + np.array([number % 2**64], np.uint64) * 0x9E3779B97F4A7C15 + 1)
+    x = np.arange(n, dtype=np.uint64)
+    x *= 0x9E3779B97F4A7C15
+    x += state
+    return mix64(x)
+
+
+class SampleOrder:
+    """Which window of `n_tokens` tokens each sample number is: every target once per epoch, reshuffled each epoch.
+
+    Window i of n reads block_size + 1 tokens from min(i * block_size, n_tokens - 1 - block_size); the last one
+    overlaps the one before, and its targets that were that one's already are masked.
+    """
+
+    def __init__(self, n_tokens, block_size, seed):
+        if n_tokens < block_size + 1:
+            fix = f"use block_size={n_tokens - 1} at most, or more text" if n_tokens > 1 else "prepare more text"
+            raise ValueError(f"train has {n_tokens} tokens, block_size={block_size} needs {block_size + 1}: {fix}")
+        self.n_tokens, self.block_size, self.seed = n_tokens, block_size, seed
+        self.n_windows = math.ceil((n_tokens - 1) / block_size)
+        self._epochs = {}  # the orders of the last two epochs asked for: steps at the border need both
+
+    def windows(self, samples: np.ndarray):
+        """(starts, masked) of the samples with these numbers, int64: first token, and leading targets to leave out."""
+        index = np.empty_like(samples)
+        epochs, slots = np.divmod(samples, self.n_windows)
+        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+            here = epochs == epoch
+            index[here] = self._permuted(epoch, slots[here])
+        starts = np.minimum(index * self.block_size, self.n_tokens - 1 - self.block_size)
+        return starts, index * self.block_size - starts
+
+    def starts(self, first, count) -> np.ndarray:
+        return self.windows(np.arange(first, first + count))[0]
+
+    def _permuted(self, epoch, slots):
+        if self.n_windows > FEISTEL_ABOVE:
+            return feistel(slots, self.n_windows, self.seed, epoch)
+        if epoch not in self._epochs:
+            while len(self._epochs) > 1:
+                del self._epochs[next(iter(self._epochs))]
+            # All hashes differ, so the result does not depend on how the sort treats equals.
+            self._epochs[epoch] = np.argsort(_hashes(self.n_windows, self.seed, epoch)).astype(np.uint32)
+        return self._epochs[epoch][slots]
+
+
+def feistel(slots, n, *key, rounds=6):
+    """A permutation of 0..n-1 that needs no memory: Feistel rounds on 2h bits, repeated while the result is >= n."""
+    half = np.uint64(math.ceil(n.bit_length() / 2))
+    low = np.uint64(2 ** int(half) - 1)
+    keys = _hashes(rounds, *key)
+    out = slots.astype(np.uint64)
+    todo = np.arange(len(out))
+    while len(todo):
+        left, right = out[todo] >> half, out[todo] & low
+        for k in keys:
+            left, right = right, left ^ (mix64(right + k) & low)
+        out[todo] = left << half | right
+        todo = todo[out[todo] >= n]
+    return out.astype(np.int64)
+
+
+def mixture_counts(weights) -> list[int]:
+    """How many of every 1,024 samples each dataset gives: the weights' shares, rounded by largest remainder."""
+    if min(weights) <= 0 or not math.isfinite(sum(weights)):
+        raise ValueError(f"the weights of a mixture of datasets must be positive, found {weights}")
+    shares = [MIXTURE_BLOCK * w / sum(weights) for w in weights]
+    counts = [math.floor(s) for s in shares]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - shares[i], i))
+    for i in by_remainder[: MIXTURE_BLOCK - sum(counts)]:
+        counts[i] += 1
+    if min(counts) == 0:
+        raise ValueError(f"a mixture's smallest share is 1/{MIXTURE_BLOCK}; the weights {weights} have a smaller one")
+    return counts
+
+
+class MixtureOrder:
+    """Samples drawn from several SampleOrders: exact proportions in every aligned block of 1,024 samples.
+
+    Each source goes through its own epochs. Starts are positions in the concatenation of all sources.
+    """
+
+    def __init__(self, orders, weights, seed):
+        self.orders, self.seed = orders, seed
+        self.counts = np.array(mixture_counts(weights))
+        self.ends = np.cumsum(self.counts)
+        self.offsets = np.cumsum([0] + [order.n_tokens for order in orders])
+        self._block = None, None
+
+    def windows(self, samples: np.ndarray):
+        """As SampleOrder.windows."""
+        blocks, slots = np.divmod(samples, MIXTURE_BLOCK)
+        for block in range(int(blocks.min()), int(blocks.max()) + 1):
+            here = blocks == block
+            slots[here] = self._permutation(block)[slots[here]]
+        source = np.searchsorted(self.ends, slots, side="right")
+        local = blocks * self.counts[source] + slots - (self.ends - self.counts)[source]
+        starts, masked = np.empty_like(samples), np.empty_like(samples)
+        for s in np.unique(source).tolist():
+            here = source == s
+            starts[here], masked[here] = self.orders[s].windows(local[here])
+        return starts + self.offsets[source], masked
+
+    def starts(self, first, count) -> np.ndarray:
+        return self.windows(np.arange(first, first + count))[0]
+
+    def _permutation(self, block):
+        if self._block[0] != block:
+            self._block = block, np.argsort(_hashes(MIXTURE_BLOCK, self.seed, -1, block))
+        return self._block[1]
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+class TrainBatches:
+    """The batches of optimizer steps: step k takes samples k * batch_size and on, over all ranks and micro-steps.
+
+    batch_size counts sequences over all ranks; micro_batch_size those of one rank in one forward pass.
+    """
+
+    def __init__(self, dataset, block_size, batch_size, micro_batch_size, seed, device, rank=0, world_size=1):
+        import torch
+
+        share = micro_batch_size * world_size
+        if batch_size % share:
+            near = sorted({max(1, batch_size // share) * share, (batch_size // share + 1) * share})
+            raise ValueError(
+                f"batch_size={batch_size} is no multiple of micro_batch_size={micro_batch_size} x {world_size} "
+                f"devices; use batch_size={' or '.join(map(str, near))}"
+            )
+        self.batch_size, self.micro_batch_size, self.block_size = batch_size, micro_batch_size, block_size
+        self.rank, self.world_size, self.micro_steps = rank, world_size, batch_size // share
+        orders = [SampleOrder(stream.n_tokens, block_size, seed) for stream, _ in dataset.parts]
+        weights = [weight for _, weight in dataset.parts]
+        self.order = orders[0] if len(orders) == 1 else MixtureOrder(orders, weights, seed)
+        self.stream, self.device = dataset.train, torch.device(device)
+        for shard in self.stream.shards:  # windows lie anywhere: reading ahead would fetch pages nobody asked for
+            if hasattr(mmap, "MADV_RANDOM") and isinstance(shard.base, memoryview):
+                shard.base.obj.madvise(mmap.MADV_RANDOM)
+        # Two buffers, so that the next batch is gathered while the copy of this one to the device may be under way.
+        on_cuda, shape = self.device.type == "cuda", (2, micro_batch_size, block_size)
+        self._buffers = [torch.empty(shape, dtype=torch.int64, pin_memory=on_cuda) for _ in range(2)]
+        self._arrays = [buffer.numpy() for buffer in self._buffers]
+        self._copied = [torch.cuda.Event() if on_cuda else None for _ in range(2)]
+        self._rows = np.empty((micro_batch_size, block_size + 1), self.stream.dtype)
+        self._turn = 0
+
+    def fetch(self, step, micro):
+        """(x, y) of micro-step `micro` of optimizer step `step`, int64 (micro_batch_size, block_size) on the device.
+
+        y is -1 where a target is masked. On the CPU x and y are reused by the next fetch but one: copy to keep them.
+        """
+        first = step * self.batch_size + (micro * self.world_size + self.rank) * self.micro_batch_size
+        starts, masked = self.order.windows(np.arange(first, first + self.micro_batch_size))
+        for row, start in zip(self._rows, starts.tolist(), strict=True):
+            self.stream.read(start, self.block_size + 1, row)
+        self._turn = 1 - self._turn
+        buffer, array, copied = self._buffers[self._turn], self._arrays[self._turn], self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()  # the copy before last, long done
+        array[0], array[1] = self._rows[:, :-1], self._rows[:, 1:]
+        for row in np.flatnonzero(masked):
+            array[1, row, : masked[row]] = -1
+        if self.device.type == "cpu":
+            return buffer[0], buffer[1]
+        on_device = buffer.to(self.device, non_blocking=copied is not None)
+        if copied is not None:
+            copied.record()
+        return on_device[0], on_device[1]
+
+    def targets(self, step) -> int:
+        """How many targets optimizer step `step` has over all ranks and micro-steps, without reading any."""
+        masked = self.order.windows(np.arange(step * self.batch_size, (step + 1) * self.batch_size))[1]
+        return self.batch_size * self.block_size - int(masked.sum())
+
+
+def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world_size=1, device="cpu"):
+    """Batches (x, y), int64 (micro_batch_size, block_size), of validation: always the same windows.
+
+    All of them in order when eval_tokens is 0, else eval_tokens // block_size evenly spaced ones. Rank r takes
+    windows r, r + world_size, ...; masked rows (y = -1) fill up so that all ranks get as many batches of one shape.
+    """
+    import torch
+
+    n_targets = stream.n_tokens - 1
+    if n_targets < 1:
+        raise ValueError(f"val has {stream.n_tokens} tokens, need 2: prepare the dataset with a larger --val_fraction")
+    n_windows = math.ceil(n_targets / block_size)
+    count = min(n_windows, max(1, eval_tokens // block_size)) if eval_tokens else n_windows
+    chosen = np.arange(count) * n_windows // count
+    step = micro_batch_size * world_size
+    length = min(block_size, n_targets)  # a split shorter than a block is one window, masked behind its end
+    row = np.empty(length + 1, stream.dtype)
+    for first in range(0, count, step):
+        x = np.zeros((micro_batch_size, block_size), np.int64)
+        y = np.full((micro_batch_size, block_size), -1, np.int64)
+        for b, i in enumerate(chosen[first + rank : first + step : world_size].tolist()):
+            start = min(i * block_size, n_targets - length)
+            stream.read(start, length + 1, row)
+            x[b, :length], y[b, :length] = row[:-1], row[1:]
+            y[b, : i * block_size - start] = -1
+        yield torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
