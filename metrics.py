@@ -1,0 +1,225 @@
+"""What a run reports: metrics.jsonl, lines or a progress bar on stderr, and mirrors in wandb and TensorBoard.
+
+A row is a flat dict. Training rows: step, tokens, loss, lr, grad_norm, tokens_per_second, elapsed (and mfu where the
+device's peak is known); evaluation rows: step, val_loss, val_bits_per_byte, elapsed. `elapsed` is in seconds since the
+process began, `tokens` since step 0. metrics.jsonl is the source of truth: everything else can be made from it.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+
+def _kind(row):
+    return "eval" if "val_loss" in row else "train"
+
+
+def _read_rows(path):
+    """{(kind, step): row} of a metrics file in order; the last row of a step stands, unreadable lines are left out."""
+    rows = {}
+    for line in Path(path).read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # half-written when the power went
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows[_kind(row), row["step"]] = row
+    return rows
+
+
+def read_metrics(path):
+    """(training rows, evaluation rows) of a metrics.jsonl, also of one that is being written.
+
+    Numbers that were not finite are None. Raises FileNotFoundError."""
+    rows = _read_rows(path)
+    return tuple([row for (kind, _), row in rows.items() if kind == wanted] for wanted in ("train", "eval"))
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl so that each step stands there once per kind, also after crashes and resumes.
+
+    A run that continues after step `resume_step` drops the later rows of its past life; one from scratch (0) drops
+    them all. Rows are flushed one by one: a killed process loses none, a machine that loses power the last ones."""
+
+    def __init__(self, path, resume_step=0):
+        self.path = Path(path)
+        rows = _read_rows(self.path) if resume_step and self.path.exists() else {}
+        rows = {key: row for key, row in rows.items() if row["step"] <= resume_step}
+        self.written = set(rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(map(_json_line, rows.values()))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", encoding="utf-8", newline="\n")
+
+    def log(self, row):
+        """Append one row, unless its step is already there: resuming at an evaluated step may evaluate it again."""
+        key = (_kind(row), row["step"])
+        if key not in self.written:
+            self.written.add(key)
+            self.file.write(_json_line(row))
+            self.file.flush()
+
+    def close(self):
+        self.file.close()
+
+
+def _json_line(row):
+    """One line of JSON; nan and inf, which JSON does not have, become null."""
+    row = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}  # numpy, torch
+    row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def train_line(row, max_steps):
+    """A training row for people; time per step and time left follow from the row itself."""
+    width = len(str(max_steps))
+    parts = [f"step {row['step']:>{width}}/{max_steps}", f"loss {_number(row['loss'], '.4f')}"]
+    parts += [f"lr {_number(row['lr'], '.2e')}", f"grad {_number(row['grad_norm'], '.2f')}"]
+    speed, mfu = row["tokens_per_second"], row.get("mfu")
+    parts.append(f"{_number(speed, ',.0f')} tok/s")
+    seconds = row["tokens"] / row["step"] / speed if row["step"] and speed else None  # per step
+    if seconds is not None:
+        parts.append(f"{1000 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms")
+    if mfu is not None:
+        parts.append(f"mfu {100 * mfu:.1f}%")
+    if seconds is not None:
+        parts.append(f"eta {_duration((max_steps - row['step']) * seconds)}")
+    return " | ".join(parts)
+
+
+def eval_line(row, max_steps):
+    """An evaluation row for people."""
+    parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}", f"val loss {_number(row['val_loss'], '.4f')}"]
+    if row.get("val_bits_per_byte") is not None:
+        parts.append(f"{row['val_bits_per_byte']:.4f} bits per byte")
+    return " | ".join([*parts, f"{_duration(row['elapsed'])} elapsed"])
+
+
+def _number(value, spec):
+    return "nan" if value is None else format(value, spec)
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+class Progress:
+    """A run as seen on stderr: a bar on a terminal, plain lines in a pipe, nothing unless `enabled` (ranks > 0).
+
+    with Progress(max_steps, start) as progress:
+        progress.step(k)         # k updates are done
+        progress.train(row)      # the bar's figures, or a line
+        progress.evaluation(row)
+        progress.print(text)     # a line that leaves the bar whole
+    """
+
+    def __init__(self, max_steps, start=0, enabled=True):
+        self.max_steps, self.enabled, self.bar = max_steps, enabled, None
+        if enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            from tqdm import tqdm
+
+            bar = tqdm(total=max_steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
+            self.bar = None if bar.disable else bar  # TQDM_DISABLE=1
+
+    def step(self, step):
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+
+    def train(self, row):
+        if self.bar is None:
+            self.print(train_line(row, self.max_steps))
+        else:
+            mfu = "" if row.get("mfu") is None else f", mfu {100 * row['mfu']:.1f}%"
+            loss, speed = _number(row["loss"], ".4f"), _number(row["tokens_per_second"], ",.0f")
+            self.bar.set_postfix_str(f"loss {loss}, {speed} tok/s{mfu}", refresh=False)
+
+    def evaluation(self, row):
+        self.print(eval_line(row, self.max_steps))
+
+    def print(self, text):
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif self.enabled:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Mirrors:
+    """Copies of the metrics in wandb and TensorBoard, where the settings ask for them; made on rank 0 only.
+
+    `settings` is a dataclass instance with out_dir, wandb_log, wandb_project, wandb_run_name and tensorboard_log. A
+    resumed run passes the `run_id` of its past life and continues its curves. A mirror that fails says so once through
+    `say` and is off from then on: no trouble with a tracker ends a training run."""
+
+    def __init__(self, settings, run_id, resume_step=0, say=lambda text: print(text, file=sys.stderr)):
+        self.say, self.open = say, {}  # name -> (log a row, close)
+        for name, wanted, start in (
+            ("wandb", settings.wandb_log, _start_wandb),
+            ("tensorboard", settings.tensorboard_log, _start_tensorboard),
+        ):
+            if wanted and (mirror := self._attempt(name, start, settings, run_id, resume_step, say)):
+                self.open[name] = mirror
+
+    def log(self, row):
+        numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+        for name, (log, _) in list(self.open.items()):
+            self._attempt(name, log, numbers, row["step"])
+
+    def close(self):
+        for name, (_, close) in list(self.open.items()):
+            self._attempt(name, close)
+        self.open = {}
+
+    def _attempt(self, name, action, *arguments):
+        try:
+            return action(*arguments)
+        except Exception as error:  # a tracker can fail in any way
+            self.open.pop(name, None)
+            fix = f"; pip install {name}" if isinstance(error, ImportError) else ""
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.say(f"{name} is off, training goes on: {reason}{fix}")
+
+
+def _start_wandb(settings, run_id, resume_step, say):
+    import wandb
+
+    wanted = {"project": settings.wandb_project, "name": settings.wandb_run_name or Path(settings.out_dir).name}
+    wanted |= {"id": run_id, "resume": "allow", "config": vars(settings), "dir": settings.out_dir}
+    try:
+        run = wandb.init(**wanted)
+    except wandb.errors.UsageError:  # no key, and no terminal to ask for one
+        say("wandb: not logged in, so this run is kept offline; `wandb login`, then `wandb sync` sends it")
+        run = wandb.init(**wanted, mode="offline")
+    return lambda numbers, step: run.log(numbers, step=step), run.finish
+
+
+def _start_tensorboard(settings, run_id, resume_step, say):
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step hides what a past life wrote after the step that this one continues from
+    writer = SummaryWriter(Path(settings.out_dir) / "tensorboard", purge_step=resume_step + 1 if resume_step else 0)
+
+    def log(numbers, step):
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return log, writer.close
