@@ -204,9 +204,10 @@ def _start_wandb(settings, run_id, resume_step, say):
     wanted = {"project": settings.wandb_project, "name": settings.wandb_run_name or Path(settings.out_dir).name}
     wanted |= {"id": run_id, "resume": "allow", "config": vars(settings), "dir": settings.out_dir}
     try:
-        run = wandb.init(**wanted)
-    except wandb.errors.UsageError:  # no key, and no terminal to ask for one
-        say("wandb: not logged in, so this run is kept offline; `wandb login`, then `wandb sync` sends it")
+        run = wandb.init(**wanted, settings=wandb.Settings(init_timeout=30))  # seconds
+    except wandb.errors.Error as error:  # no key and no terminal to ask for one, or no way to the server
+        say(f"wandb: this run is kept offline, `wandb sync` sends it later: {' '.join(str(error).split())}")
+        wandb.teardown()  # or the id counts as taken by the attempt that failed
         run = wandb.init(**wanted, mode="offline")
     return lambda numbers, step: run.log(numbers, step=step), run.finish
 

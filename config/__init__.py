@@ -58,6 +58,7 @@ class Settings:
     qk_norm: bool = True  # normalise queries and keys per head
     bias: bool = False  # biases in linear layers and layernorms
     tie_weights: bool = False  # one matrix for token embedding and output head
+    zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
     logit_softcap: float = 0.0  # squash logits to +-this with tanh; 0 = off
     dropout: float = 0.0  # probability of dropping an activation in training
 
@@ -262,9 +263,9 @@ def _read_preset(preset, hints, aliases):
     for name, value in table.items():
         if name not in hints:
             raise ValueError(f"{path}: unknown setting {name}{_hint(name, hints, aliases, '')}")
-        if isinstance(value, dict):
-            raise ValueError(f"{path}: {name} is a table; settings are flat: name = value")
         values = value if get_origin(hints[name]) is list and isinstance(value, list) else [value]
+        if any(isinstance(v, dict | list) for v in values):
+            raise ValueError(f"{path}: {name} is a table or a list; settings are flat: {name} = value")
         arguments[name] = ([str(v) for v in values], f"{path}: {name}")
     return arguments
 
@@ -285,6 +286,7 @@ def _canonical(text, kind):
 
 
 def _build(cls, hints, helps, arguments):
+    """The instance that the arguments make; ValueError names the setting that does not fit."""
     arguments = {n: ([_canonical(v, hints[n]) for v in values], where) for n, (values, where) in arguments.items()}
     for field in fields(cls):
         if field.name not in arguments and field.default is field.default_factory is MISSING:
