@@ -508,7 +508,7 @@ class MixtureOrder:
 
 
 class TrainBatches:
-    """The batches of optimizer steps: step k takes samples k * batch_size and on, over all ranks and micro-steps.
+    """The batches of optimizer steps: each takes the next batch_size samples, over all ranks and micro-steps.
 
     batch_size counts sequences over all ranks; micro_batch_size those of one rank in one forward pass.
     """
@@ -540,12 +540,12 @@ class TrainBatches:
         self._rows = np.empty((micro_batch_size, block_size + 1), self.stream.dtype)
         self._turn = 0
 
-    def fetch(self, step, micro):
-        """(x, y) of micro-step `micro` of optimizer step `step`, int64 (micro_batch_size, block_size) on the device.
+    def fetch(self, seen, micro):
+        """(x, y) of micro-step `micro` of the optimizer step after `seen` samples, int64 (micro_batch_size, block_size) on the device.
 
         y is -1 where a target is masked. On the CPU x and y are reused by the next fetch but one: copy to keep them.
         """
-        first = step * self.batch_size + (micro * self.world_size + self.rank) * self.micro_batch_size
+        first = seen + (micro * self.world_size + self.rank) * self.micro_batch_size
         starts, masked = self.order.windows(np.arange(first, first + self.micro_batch_size))
         for row, start in zip(self._rows, starts.tolist(), strict=True):
             self.stream.read(start, self.block_size + 1, row)
@@ -563,9 +563,9 @@ class TrainBatches:
             copied.record()
         return on_device[0], on_device[1]
 
-    def targets(self, step) -> int:
-        """How many targets optimizer step `step` has over all ranks and micro-steps, without reading any."""
-        masked = self.order.windows(np.arange(step * self.batch_size, (step + 1) * self.batch_size))[1]
+    def targets(self, seen) -> int:
+        """How many targets the optimizer step after `seen` samples has over all ranks and micro-steps, without reading any."""
+        masked = self.order.windows(np.arange(seen, seen + self.batch_size))[1]
         return self.batch_size * self.block_size - int(masked.sum())
 
 

@@ -372,16 +372,16 @@ class GPT(nn.Module):
         c, x = self.config, self.features(idx)
         if targets is None:
             return self.logits(x)
-        if reduction == "none" or targets.numel() * c.padded_vocab_size <= LOGITS_AT_ONCE:
-            logits = self.logits(x).flatten(0, 1)
-            loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
-            return loss.view_as(targets) if reduction == "none" else loss
+        x, t, rows = x.flatten(0, 1), targets.flatten(), max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
+        if reduction == "none" or len(t) <= rows:
+            parts = zip(x.split(rows), t.split(rows), strict=True)
+            losses = [F.cross_entropy(self.logits(a), b, ignore_index=IGNORE, reduction=reduction) for a, b in parts]
+            return torch.cat(losses).view_as(targets) if reduction == "none" else losses[0]
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
-            rest = targets.flatten(), c.vocab_size, c.logit_softcap, dtype
-            loss = ChunkedCrossEntropy.apply(x.flatten(0, 1), self.head_weight, *rest)
-        return loss if reduction == "sum" else loss / (targets != IGNORE).sum()
+            loss = ChunkedCrossEntropy.apply(x, self.head_weight, t, c.vocab_size, c.logit_softcap, dtype)
+        return loss if reduction == "sum" else loss / (t != IGNORE).sum()
 
     def n_params(self) -> int:
         """Number of parameters, embedding tables included, tied ones once."""

@@ -47,7 +47,8 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
-        rows: dict[int, tuple[int, ...]] | None = None, coefficients=POLAR_EXPRESS, cautious: bool = True, dtype: torch.dtype | None = None,
+        rows: dict[int, tuple[int, ...]] | None = None, coefficients=POLAR_EXPRESS, cautious: bool = True,
+        dtype: torch.dtype | None = None,
     ):  # fmt: skip
         params = list(params)
         for p in params:
@@ -111,7 +112,7 @@ def build_optimizers(
     named_params: Iterable[tuple[str, Tensor]], optimizer: str, learning_rate: float, muon_learning_rate: float,
     weight_decay: float, betas: tuple[float, float], muon_momentum: float, fused_rows: dict[str, tuple[int, ...]],
 ) -> list[torch.optim.Optimizer]:  # fmt: skip
-    """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names`, `base_lr` and, for Muon, `base_momentum`.
+    """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names`, `base_lr` and Muon's `base_momentum`.
 
     fused_rows: see GPT.fused_rows. Raises ValueError for an unknown optimizer.
     """
@@ -202,7 +203,7 @@ def load_optimizer_state(optimizers: list[torch.optim.Optimizer], state: dict[st
                 held = state.get(name, {})
                 if expected not in held or held[expected].shape != p.shape:
                     raise ValueError(
-                        f"the checkpoint holds no {type(optimizer).__name__} state for {name}: it was written with another "
-                        "optimizer; give that --optimizer, or take its weights alone with --init_from=FOLDER"
+                        f"the checkpoint holds no {type(optimizer).__name__} state for {name}: it was written with "
+                        "another optimizer; give that --optimizer, or take its weights alone with --init_from=FOLDER"
                     )
                 optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in held.items()}

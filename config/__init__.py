@@ -35,6 +35,7 @@ class Settings:
     dataset: str = "data/python_stdlib"  # folder of token shards, as a prepare/ command writes it
     init_from: str = "scratch"  # scratch, resume, auto (resume if possible), hf:NAME_OR_FOLDER, or another run's folder
     overwrite: bool = False  # start over in an out_dir that already holds a run
+    new_data: bool = False  # resume although the dataset or the seed changed: a new order of samples begins
     seed: int = 1337  # of the weights, the order of samples, dropout and sampled text
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass; weights stay float32
@@ -74,6 +75,7 @@ class Settings:
     beta2: float = 0.95  # AdamW: decay of the mean of squared gradients
     muon_momentum: float = 0.95  # Muon: decay of the momentum
     grad_clip: float = 1.0  # largest norm of the gradient; 0 = off
+    max_skipped_steps: int = 10  # stop after this many steps in a row whose gradient is not finite
     lr_schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # wsd: warmup, stable, linear decay
     warmup_steps: int = 40  # steps over which the rates rise linearly
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall

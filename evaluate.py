@@ -1,0 +1,96 @@
+"""How good a model is: loss, perplexity and bits per byte on a prepared dataset.
+
+    python evaluate.py --out_dir=RUN [--dataset=FOLDER]
+
+One JSON object goes to stdout. Bits per byte compare across tokenizers: the nats of all predicted text over ln 2 and
+over the bytes of that text; end-of-text tokens count in neither sum.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import checkpoint
+import config
+import runtime
+from data import Dataset, open_dataset, val_windows
+from model import GPT, IGNORE
+
+
+@torch.no_grad()
+def validation(
+    model: GPT, dataset: Dataset, run: runtime.Runtime, micro_batch_size: int, eval_tokens: int = 0,
+    block_size: int = 0, interrupted: Callable[[], bool] = lambda: False,
+) -> dict | None:  # fmt: skip
+    """{"loss": mean nats per target, "bits_per_byte", "tokens": targets scored} over fixed windows of the val split.
+
+    eval_tokens and block_size: 0 = the whole split, in windows of the model's own context. The ranks share the windows
+    and join their sums in float64, so the figures depend neither on how many there are nor on micro_batch_size. None if
+    interrupted() became true on any rank. Raises ValueError for a split shorter than two tokens.
+    """
+    was_training = model.training
+    model.eval()
+    lengths = torch.from_numpy(dataset.token_byte_lengths()).to(run.device)
+    sums = torch.zeros(5, dtype=torch.float64)  # nats, targets, nats of text, bytes of text, interruptions
+    size = block_size or model.config.block_size
+    windows = val_windows(dataset.val, size, eval_tokens, micro_batch_size, run.rank, run.world_size, run.device)
+    for x, y in windows:
+        if interrupted():
+            sums[4] += 1
+            break
+        with run.autocast():
+            losses = model(x, y, reduction="none")  # (B, T), 0 where y is masked
+        text_bytes = lengths[y.clamp(min=0)] * (y != IGNORE)
+        of_batch = losses.sum(), (y != IGNORE).sum(), (losses * (text_bytes > 0)).sum(), text_bytes.sum()
+        sums[:4] += torch.stack([s.float() for s in of_batch]).cpu().double()
+    model.train(was_training)
+    nats, targets, text_nats, text_bytes, interruptions = runtime.sum_over_ranks(*sums.tolist())
+    if interruptions:
+        return None
+    bits_per_byte = text_nats / math.log(2) / text_bytes if text_bytes else None
+    return {"loss": nats / targets, "bits_per_byte": bits_per_byte, "tokens": int(targets)}
+
+
+@dataclass
+class Options:
+    """What to evaluate, on what."""
+
+    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
+    dataset: str = ""  # prepared dataset whose validation split is read; empty = the run's own
+    eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
+    block_size: int = 0  # context of each window; 0 = the model's
+    micro_batch_size: int = 8  # windows per forward pass; no figure depends on it
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = config.parse(Options, argv, prog="evaluate.py", description="Score a model on a prepared dataset.")
+    path = checkpoint.find_checkpoint(options.out_dir)
+    state = checkpoint.verify(path)
+    dataset = open_dataset(options.dataset or state["settings"]["dataset"])
+    if dataset.tokenizer_fingerprint != state["tokenizer"]["fingerprint"]:
+        raise ValueError(
+            f"dataset {dataset.path} was prepared with tokenizer {dataset.tokenizer_name}, the model speaks "
+            f"{state['tokenizer']['name']}: prepare it with --tokenizer={path}"
+        )
+    context = state["model"]["block_size"]
+    if options.block_size > context:
+        raise ValueError(f"block_size is {options.block_size}: the model's context is {context}")
+    run = runtime.start(options.device, options.dtype)
+    model = checkpoint.load_model(path).to(run.device)
+    found = validation(model, dataset, run, options.micro_batch_size, options.eval_tokens, options.block_size)
+    figures = {"loss": found["loss"], "perplexity": math.exp(found["loss"]), "bits_per_byte": found["bits_per_byte"]}
+    about = {"checkpoint": str(path), "step": state["step"], "dataset": dataset.path, "split": "val"}
+    if run.is_main:
+        print(json.dumps({**about, **figures, "tokens": found["tokens"], "block_size": options.block_size or context}))
+    runtime.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,251 @@
+"""This process: its device, dtype and compiler, its rank, its random state, and how it is told to stop."""
+
+import os
+import random
+import shutil
+import signal
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Dense peak of tensor cores without sparsity, in TFLOP/s: (16-bit, float32 as torch runs it by default).
+# Sources: the makers' data sheets. A device that is not listed gets no MFU rather than a wrong one.
+PEAK_TFLOPS = {
+    "H200": (989.5, 67.0), "H100 PCIe": (756.0, 51.0), "H100 NVL": (835.5, 60.0), "H100": (989.5, 67.0),
+    "GH200": (989.5, 67.0), "B200": (2250.0, 75.0), "A100": (312.0, 19.5), "A10G": (70.0, 31.2), "A40": (149.7, 37.4),
+    "L40S": (362.05, 91.6), "L4": (121.0, 30.3), "V100": (125.0, 15.7), "T4": (65.0, 8.1),
+    "RTX 3090": (71.0, 35.6), "RTX 4090": (165.2, 82.6), "RTX 5090": (209.5, 104.8),
+}  # fmt: skip
+
+
+@dataclass
+class Runtime:
+    """What was chosen for this process. `reasons` says, in words, why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self):
+        """Forward passes run inside this: matrix products in `dtype`, sensitive operations in float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def describe(self) -> str:
+        """One line: what runs where, and why."""
+        return ", ".join(self.reasons) + (f", {self.world_size} processes" if self.world_size > 1 else "")
+
+    def decide_compile(self, name: str, planned_seconds: float = 0.0) -> bool:
+        """choose_compile for this device, with the answer added to the reasons."""
+        answer, reason = choose_compile(name, self.device, planned_seconds)
+        self.reasons.append(reason)
+        return answer
+
+
+def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
+    """("auto", "cpu", "cuda", "cuda:N" or "mps") -> device and the reason. Raises ValueError if it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            device = torch.device("cuda", local_rank)
+            return device, f"device {device} ({torch.cuda.get_device_name(device)})"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "device mps (Apple GPU)"
+        return torch.device("cpu"), f"device cpu (no GPU found; {torch.get_num_threads()} threads)"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}: choose auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device is {name!r}, but torch sees no CUDA device: use --device=auto or --device=cpu")
+        device = torch.device("cuda", local_rank) if device.index is None else device
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"device is {str(device)!r}, but there are {torch.cuda.device_count()} CUDA devices")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', but torch finds no Apple GPU here: use --device=auto or --device=cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise ValueError(f"device is {name!r}: choose auto, cpu, cuda, cuda:N or mps")
+    return device, f"device {device} (as asked)"
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """("auto", "float32", "bfloat16" or "float16") -> dtype and the reason. Raises ValueError where it cannot run."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if name == "auto":
+        if capability is None:
+            return torch.float32, f"float32 (fastest for small models on {device.type})"
+        if capability >= (8, 0):
+            return torch.bfloat16, "bfloat16 (tensor cores)"
+        if capability >= (7, 0):
+            return torch.float16, "float16 with loss scaling (this GPU has no bfloat16)"
+        return torch.float32, "float32 (this GPU has no 16-bit tensor cores)"
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}: choose auto, {', '.join(DTYPES)}")
+    if name == "bfloat16" and capability is not None and capability < (8, 0):
+        raise ValueError(
+            f"dtype is bfloat16, but {torch.cuda.get_device_name(device)} does not have it (compute capability "
+            f"{capability[0]}.{capability[1]}, 8.0 needed): use --dtype=float16 or --dtype=float32"
+        )
+    if name == "float16" and device.type == "cpu":
+        raise ValueError("dtype is float16, which needs a GPU: on a CPU use --dtype=float32 or --dtype=bfloat16")
+    return DTYPES[name], f"{name} (as asked)"
+
+
+def choose_compile(name: str, device: torch.device, planned_seconds: float = 0.0) -> tuple[bool, str]:
+    """("auto", "true" or "false") -> whether to torch.compile, and the reason.
+
+    planned_seconds: a guess of how long the whole job runs uncompiled; compiling costs up to a minute. Without a
+    working compiler the answer is no, with the reason, even if "true" was asked for.
+    """
+    if name == "false":
+        return False, "not compiled (as asked)"
+    if name == "auto":
+        if device.type != "cuda":
+            return False, f"not compiled (rarely pays back on {device.type}; --compile=true to try)"
+        if 0 < planned_seconds < 120:
+            return False, "not compiled (the run is shorter than compiling would take)"
+    missing = compiler_fault(device)
+    if missing:
+        return False, f"not compiled ({missing})"
+    return True, "compiled" + (" (as asked)" if name == "true" else "")
+
+
+def compiler_fault(device: torch.device) -> str | None:
+    """Why torch.compile cannot work here, found by compiling one addition; None if it can."""
+    if device.type == "cpu" and not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "cl")))):
+        return "no C++ compiler found: install g++ or clang"
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the tool chain throws, training goes on without it
+        return f"torch.compile does not work here: {str(error).strip().splitlines()[0][:100]}"
+    return None
+
+
+def start(device: str, dtype: str, timeout_seconds: float = 600.0) -> Runtime:
+    """Find the device, and under torchrun join the other ranks (NCCL on CUDA, gloo elsewhere). Raises ValueError."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen, device_reason = choose_device(device, local_rank)
+    if world > 1 and device != "auto" and chosen.type == "cuda" and ":" in device:
+        raise ValueError(f"device is {device!r} under torchrun: use --device=cuda, each rank takes its own")
+    kind, dtype_reason = choose_dtype(dtype, chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32
+    if world > 1:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    return Runtime(chosen, kind, rank, local_rank, world, [device_reason, dtype_reason])
+
+
+def stop():
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(*values: float) -> list[float]:
+    """Each value summed in float64 over all ranks (unchanged in a single process)."""
+    if not dist.is_initialized():
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    packed = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return packed.tolist()
+
+
+def gather(value) -> list:
+    """The values of all ranks, in order, on every rank; value may be anything that can be pickled."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def seed_everything(seed: int):
+    """Seed Python's and torch's generators, on every device."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict:
+    """The generators' state, as plain values and tensors that torch.load(weights_only=True) accepts."""
+    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if device.type in ("cuda", "mps"):
+        state[device.type] = getattr(torch, device.type).get_rng_state()
+    return state
+
+
+def set_random_state(state: dict, device: torch.device):
+    """Inverse of random_state; a device that had no generator then keeps its own."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(state["torch"])
+    if device.type in state:
+        getattr(torch, device.type).set_rng_state(state[device.type])
+
+
+class StopSignals:
+    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, so that the loop can finish its step and save. The second one
+    ends the process at once. Use as a context manager; the old handlers come back behind it."""
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: Slurm's warning before a time limit
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._old = {}
+
+    def __enter__(self) -> "StopSignals":
+        for name in self.NAMES:
+            if hasattr(signal, name):
+                self._old[name] = signal.signal(getattr(signal, name), self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self._old.items():
+            signal.signal(getattr(signal, name), handler)
+
+    def _handle(self, number, _frame):
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number)
+        print(f"{self.received.name} received: finishing this step, then saving (again: stop at once)", file=sys.stderr)
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.received if self.received else 0
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The device's dense peak in FLOP/s for matrix products of this dtype; None if it is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for key, (half, single) in PEAK_TFLOPS.items():
+        if key in name:
+            return (single if dtype == torch.float32 else half) * 1e12
+    return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: on the device if it keeps count, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
