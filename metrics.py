@@ -122,15 +122,16 @@ class Progress:
     """
 
     def __init__(self, max_steps, start=0, enabled=True):
-        self.max_steps, self.enabled, self.bar = max_steps, enabled, None
-        if enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            from tqdm import tqdm
-
-            bar = tqdm(total=max_steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
-            self.bar = None if bar.disable else bar  # TQDM_DISABLE=1
+        self.max_steps, self.start, self.enabled, self.bar = max_steps, start, enabled, None
+        dumb = os.environ.get("TERM") == "dumb" or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+        self.on_terminal = enabled and sys.stderr.isatty() and not dumb
 
     def step(self, step):
-        if self.bar is not None:
+        if self.on_terminal:
+            if self.bar is None:  # from the first step on: what is printed before it needs no bar
+                from tqdm import tqdm
+
+                self.bar = tqdm(total=self.max_steps, initial=self.start, unit="step", dynamic_ncols=True)
             self.bar.update(step - self.bar.n)
 
     def train(self, row):
@@ -145,8 +146,10 @@ class Progress:
         self.print(eval_line(row, self.max_steps))
 
     def print(self, text):
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
+        if self.on_terminal:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)  # above whichever bar there is
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)
 
