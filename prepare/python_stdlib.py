@@ -1,0 +1,47 @@
+"""The source of the running Python's standard library: some 12 MB of code that every machine with Python has.
+
+python prepare/python_stdlib.py [--out data/python_stdlib]
+"""
+
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import config
+from prepare import text
+
+TOKENIZER = "bpe:1024"  # small enough for a model that learns within minutes on two cores
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+
+
+@dataclass
+class Options:
+    input: str = ""  # a folder of Python source to take instead of this Python's library
+    out: str = "data/python_stdlib"  # folder for the dataset
+    tokenizer: str = TOKENIZER  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N, or a folder with tokenizer files
+    overwrite: bool = False  # replace another dataset in the same folder
+
+
+def main(argv=None):
+    options = config.parse(Options, argv, prog="prepare/python_stdlib.py", description=__doc__)
+    library = Path(options.input or sysconfig.get_path("stdlib"))
+    files = sorted(p for p in library.rglob("*.py") if not LEFT_OUT & set(p.relative_to(library).parts[:-1]))
+    if not files:
+        raise FileNotFoundError(f"no Python source in {library}: name a folder that has some with --input")
+    text.prepare(
+        text.Options(
+            input=[str(p) for p in files],
+            out=options.out,
+            tokenizer=options.tokenizer,
+            val_fraction=0.1,
+            errors="replace",
+            overwrite=options.overwrite,
+        )
+    )
+
+
+if __name__ == "__main__":
+    config.run(main)

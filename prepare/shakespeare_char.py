@@ -1,0 +1,47 @@
+"""Tiny Shakespeare by characters: 1.1 MB, the corpus of nanoGPT's first example, cut as there (last 10% = validation).
+
+python prepare/shakespeare_char.py [--input FILE] [--out data/shakespeare_char]
+"""
+
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import config
+from prepare import text
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+
+@dataclass
+class Options:
+    input: str = ""  # the text, where it is on this machine already; else it is downloaded
+    out: str = "data/shakespeare_char"  # folder for the dataset
+    overwrite: bool = False  # replace another dataset in the same folder
+
+
+def main(argv=None):
+    options = config.parse(Options, argv, prog="prepare/shakespeare_char.py", description=__doc__)
+    path = Path(options.input or Path(options.out, "input.txt"))
+    if not options.input and not path.is_file():
+        try:
+            with urllib.request.urlopen(URL, timeout=30) as response:
+                content = response.read()
+        except OSError as error:
+            raise OSError(
+                f"tiny Shakespeare cannot be downloaded ({error}): save {URL} elsewhere and name it with --input"
+            ) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    text.prepare(
+        text.Options(
+            input=[str(path)], out=options.out, tokenizer="char", val_fraction=0.1, overwrite=options.overwrite
+        )
+    )
+
+
+if __name__ == "__main__":
+    config.run(main)

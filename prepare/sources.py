@@ -1,0 +1,482 @@
+"""From files to documents: finds the inputs, cuts them into units of work, and reads a unit's documents.
+
+A unit is about 4 MB of input, fixed by file and position alone, so the tokens do not depend on how many workers
+share the units. One process cuts (reading, decompressing, finding safe places: hundreds of MB/s), and the workers
+parse what they are handed; rows of parquet files they read themselves.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
+from itertools import chain
+from pathlib import Path
+
+from tokenizer import EOT, replace_lone_surrogates
+
+UNIT_BYTES = 4_000_000
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+# What is taken from a folder as text, beside the formats above; files named one by one may have any name.
+TEXT_SUFFIXES = frozenset(
+    ".txt .text .md .markdown .rst .tex .org .log .html .htm .xml .srt .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu "
+    ".cs .java .kt .scala .js .jsx .mjs .ts .tsx .go .rs .rb .php .swift .m .mm .sh .bash .pl .pm .lua .r .jl .hs .ml "
+    ".clj .ex .exs .erl .elm .dart .f90 .f .sql .css .scss .yaml .yml .toml .ini .cfg .cmake .zig .nim .v .vhd .s .asm "
+    ".lisp .el .scm .vim .proto .tcl .ps1 .bat".split()
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How inputs are read; the options of `prepare/text.py` of the same names."""
+
+    field: str = "text"
+    newlines: str = "lf"  # or "keep"
+    errors: str = "strict"  # or "replace"
+    needs_hashes: bool = True  # of documents larger than a block, which cost one more pass over the file
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    path: str  # a file, or a URL that fsspec opens
+    format: str
+    compression: str  # "", ".gz" or ".zst"
+    size: int  # bytes on disk
+    label: str  # how messages name it
+    split: str = ""  # "train" or "val" where the user decided, else ""
+
+
+@dataclass(slots=True)
+class Block:
+    """A part of one file that can be turned into tokens on its own."""
+
+    label: str
+    format: str
+    data: bytes | list  # bytes of whole lines or records; json: texts; parquet: [path, row group, first, end, identity]
+    offset: int = 0  # of data in the (decompressed) file, in bytes
+    line: int = 1  # number of data's first line; json: of its first element
+    columns: list = field(default_factory=list)  # of csv and tsv
+    hash: int | None = None  # of the whole document, where this is a piece of one
+    split: str = ""
+
+
+@dataclass(slots=True)
+class Unit:
+    blocks: list
+    done_bytes: int  # of all input files on disk, up to the end of this unit
+    cut: int | None = None  # character of this unit with which validation begins, where the split is by position
+
+    def name(self) -> str:
+        return f"{self.blocks[0].label} at {self.blocks[0].offset}"
+
+    def sha256(self) -> str:
+        digest = sha256()
+        for block in self.blocks:
+            digest.update(f"{block.format} {len(block.data)}\n".encode())
+            digest.update(block.data if isinstance(block.data, bytes) else json.dumps(block.data).encode())
+        return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------- finding files
+
+
+def find_sources(inputs, format="auto", split="", not_below=None) -> list[Source]:
+    """The files behind `inputs`: paths, folders, glob patterns and hf:NAME[:CONFIG][:SPLIT], each file once.
+
+    A folder gives its text, code and data files, sorted; `not_below`, the folder written to, is left out.
+    """
+    found = {}
+    for name in inputs:
+        if name.startswith("hf:"):
+            found |= {path: _source(path, format, split) for path in _hub_files(name)}
+            continue
+        path = Path(name)
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if _wanted(p, path, format)]
+            files = [p for p in files if not_below is None or Path(not_below).resolve() not in p.resolve().parents]
+        elif path.is_file() or "://" in name:
+            files = [name]
+        elif any(c in name for c in "*?["):
+            base = Path(path.anchor) if path.is_absolute() else Path()
+            files = sorted(p for p in base.glob(str(path.relative_to(base))) if p.is_file())
+        else:
+            raise FileNotFoundError(f"--input {name}: no such file or folder")
+        if not files:
+            raise FileNotFoundError(f"--input {name}: no documents found (no text or data files there)")
+        found |= {str(p): _source(str(p), format, split) for p in files}
+    return list(found.values())
+
+
+def _wanted(path, folder, format):
+    parts = path.relative_to(folder).parts
+    if any(p.startswith(".") or p == "__pycache__" for p in parts) or not path.is_file():
+        return False
+    suffix = _without_compression(path.name)[1]
+    return format != "auto" or suffix in FORMATS or suffix in TEXT_SUFFIXES
+
+
+def _without_compression(name):
+    """(compression, suffix) of a file name: a.jsonl.zst -> (.zst, .jsonl)."""
+    suffixes = [s.lower() for s in Path(name).suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
+    return compression, suffixes[-1] if suffixes else ""
+
+
+def _source(path, format, split) -> Source:
+    compression, suffix = _without_compression(path)
+    if "://" in path:
+        import fsspec
+
+        size = fsspec.url_to_fs(path)[0].size(path) or 0
+    else:
+        size = Path(path).stat().st_size
+    return Source(path, FORMATS.get(suffix, "text") if format == "auto" else format, compression, size, path, split)
+
+
+def _hub_files(spec) -> list[str]:
+    """The files of a dataset that `datasets` knows, by hub name or folder; our own readers open them directly."""
+    import datasets
+
+    name, *rest = spec.removeprefix("hf:").split(":")
+    try:
+        names = datasets.get_dataset_config_names(name) if rest else []
+        config = rest.pop(0) if rest and rest[0] in names else None
+        by_split = datasets.load_dataset_builder(name, config).config.data_files or {}
+    except Exception as error:  # its own kinds, and those of every file system below it
+        if isinstance(error, ValueError) and "Config name is missing" in str(error):
+            names = ", ".join(datasets.get_dataset_config_names(name))
+            raise ValueError(f"--input {spec}: choose a configuration, {spec}:NAME, of: {names}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OSError(f"--input {spec}: datasets cannot open it ({reason})") from error
+    split = rest[0] if rest else "train"
+    if split not in by_split:
+        raise ValueError(
+            f"--input {spec}: no split or configuration {split!r}; splits: {', '.join(map(str, by_split))}"
+        )
+    return list(by_split[split])
+
+
+# ------------------------------------------------------------------------------------------------- cutting into units
+
+
+def units(sources, rules):
+    """The units of all sources, in order. Small files share a unit; large ones are cut at places that cost no token."""
+    blocks, size, done = [], 0, 0
+    for source in sources:
+        for block, raw_position in _blocks(source, rules):
+            blocks.append(block)
+            size += len(block.data) if isinstance(block.data, bytes) else UNIT_BYTES
+            if size >= UNIT_BYTES * 0.9:
+                yield Unit(blocks, done + raw_position)
+                blocks, size = [], 0
+        done += source.size
+    if blocks:
+        yield Unit(blocks, done)
+
+
+def _open(source):
+    if "://" in source.path:
+        import fsspec
+
+        raw = fsspec.open(source.path, "rb").open()
+    else:
+        raw = open(source.path, "rb")
+    if source.compression == ".gz":
+        return raw, io.BufferedReader(gzip.GzipFile(fileobj=raw))
+    if source.compression == ".zst":
+        import zstandard
+
+        return raw, io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+    return raw, raw
+
+
+def _blocks(source, rules):
+    """(block, bytes of the file read so far) for each block of a source."""
+    raw, file = _open(source)
+    with raw:
+        try:
+            cutters = {"parquet": _parquet_blocks, "json": _json_blocks}
+            for block in cutters.get(source.format, _byte_blocks)(source, file, rules):
+                block.split = source.split
+                yield block, min(raw.tell(), source.size)
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{source.label} is damaged or cut short: {error}") from error
+        except Exception as error:
+            if type(error).__name__ == "ZstdError":
+                raise ValueError(f"{source.label} is damaged or cut short: {error}") from error
+            raise
+
+
+def _byte_blocks(source, file, rules):
+    cut = {"text": _cut_text, "jsonl": _cut_lines}.get(source.format, _cut_records)
+    pieces = _cut_file(file, cut)
+    first = next(pieces, None)
+    if first is None:
+        yield Block(source.label, source.format, b"")  # an empty file is an empty document, and counted
+        return
+    second = next(pieces, None)
+    columns, line, whole_hash = [], 1, None
+    if source.format == "text" and second is not None and rules.needs_hashes:
+        whole_hash = _hash_of_file(source, rules)
+    if source.format in ("csv", "tsv"):
+        text = _decode(Block(source.label, source.format, first[1]), rules, Counter())
+        columns = next(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(source.format)), [])
+    for offset, data in chain([first], [second] if second else [], pieces):
+        yield Block(source.label, source.format, data, offset, line, columns, whole_hash)
+        line += data.count(b"\n")
+
+
+def _cut_file(file, cut):
+    """(offset, bytes) pieces; `cut` finds the last good place in a piece, or 0 to get to see more of the file."""
+    buffer, offset, size = b"", 0, UNIT_BYTES
+    while True:
+        chunk = file.read(size)
+        buffer += chunk
+        if len(chunk) < size:
+            break
+        if at := cut(buffer):
+            yield offset, buffer[:at]
+            offset, buffer = offset + at, buffer[at:]
+        size = max(UNIT_BYTES, len(buffer))  # doubles while nothing is found, so that long lines take linear time
+    if buffer:
+        yield offset, buffer
+
+
+def _cut_text(data):
+    """Between a letter or digit and a line end: there, no tokenizer's pattern lets a token cross."""
+    newline = len(data)
+    while (newline := data.rfind(b"\n", 0, newline)) > 0:
+        end = newline - (data[newline - 1] == 13)  # before \r\n
+        if data[max(0, end - 4) : end].decode("utf-8", "ignore")[-1:].isalnum():
+            return end
+    if len(data) < 4 * UNIT_BYTES:
+        return 0
+    end = len(data) - 1
+    while end > 1 and (data[end] & 0xC0 == 0x80 or data[end - 1] == 13):  # inside a character, or after \r
+        end -= 1
+    print(
+        f"prepare: no line end in {len(data) // 10**6} MB: cutting inside a line, one token may differ", file=sys.stderr
+    )
+    return end
+
+
+def _cut_lines(data):
+    return data.rfind(b"\n") + 1
+
+
+def _cut_records(data):
+    """Behind the last line end outside quotes: one with an even number of quotation marks before it."""
+    before, end = data.count(b'"'), len(data)
+    while (newline := data.rfind(b"\n", 0, end)) >= 0:
+        before -= data.count(b'"', newline, end)
+        if before % 2 == 0:
+            return newline + 1
+        end = newline
+    return 0
+
+
+def _hash_of_file(source, rules) -> int:
+    """`document_hash` of a text too large for one block."""
+    digest = blake2b(digest_size=8)
+    raw, file = _open(source)
+    with raw:
+        for offset, data in _cut_file(file, _cut_text):
+            digest.update(
+                _normalize(
+                    _decode(Block(source.label, "text", data, offset), rules, Counter()), rules, Counter()
+                ).encode()
+            )
+    return int.from_bytes(digest.digest(), "little")
+
+
+def document_hash(text) -> int:
+    """64 bits that decide a document's split and tell duplicates, from nothing but its text."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _json_blocks(source, file, rules):
+    """Texts of a JSON array, or of JSON values one after the other, without holding the whole file."""
+    decoder, text, position, texts, size, number = json.JSONDecoder(), "", 0, [], 0, 1
+    chunks = io.TextIOWrapper(file, "utf-8-sig", errors=rules.errors, newline="")
+    is_array = None
+    try:
+        while True:
+            position = re.compile(r"[\s,]*").match(text, position).end()
+            if is_array is None and position < len(text):
+                is_array = text[position] == "["
+                position += is_array
+                continue
+            if is_array and text[position : position + 1] == "]":
+                break
+            try:
+                value, end = decoder.raw_decode(text, position)
+                if end == len(text) and (more := chunks.read(UNIT_BYTES)):  # a number might go on
+                    text, position = text[position:] + more, 0
+                    continue
+            except json.JSONDecodeError as error:
+                more = chunks.read(max(UNIT_BYTES, len(text) - position))
+                if more:
+                    text, position = text[position:] + more, 0
+                    continue
+                if position == len(text) and not is_array:
+                    break
+                raise ValueError(f"{source.label}: element {number + len(texts)} is not JSON: {error.msg}") from error
+            texts.append(_text_of(value, f"{source.label}: element {number + len(texts)}", rules.field))
+            size, position = size + len(texts[-1]), end
+            if size >= UNIT_BYTES:
+                yield Block(source.label, "json", texts, line=number)
+                number, texts, size = number + len(texts), [], 0
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source.label} is not UTF-8 ({error.reason}); convert it or use --errors replace") from error
+    if texts or number == 1:
+        yield Block(source.label, "json", texts, line=number)
+
+
+def _parquet_blocks(source, file, rules):
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{source.label} is not a parquet file, or damaged: {error}") from error
+    if rules.field not in table.schema_arrow.names:
+        raise ValueError(_no_field(source.label, "column", rules.field, table.schema_arrow.names))
+    column = table.schema_arrow.names.index(rules.field)
+    for group in range(table.num_row_groups):
+        about = table.metadata.row_group(group)
+        size = sum(
+            about.column(c).total_uncompressed_size
+            for c in range(about.num_columns)
+            if about.column(c).path_in_schema == rules.field
+        )
+        step = max(1, about.num_rows * UNIT_BYTES // max(size, UNIT_BYTES)) if about.num_rows else 1
+        # The contents are read by the workers; these figures stand for them when an interrupted run goes on.
+        identity = sha256(repr((column, group, about.num_rows, about.total_byte_size, size, source.size)).encode())
+        for first in range(0, about.num_rows, step):
+            rows = [source.path, group, first, min(first + step, about.num_rows), identity.hexdigest()]
+            yield Block(source.label, "parquet", rows, offset=first, line=group)
+
+
+# ------------------------------------------------------------------------------------------------- reading a unit
+
+
+def documents(unit, rules, counts):
+    """(text, whole document's hash or None, begins a document, split) of a unit. `counts` gets what was changed."""
+    for block in unit.blocks:
+        readers = {"text": _read_text, "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
+        for text in readers.get(block.format, _read_csv)(block, rules, counts):
+            text = _normalize(text, rules, counts)
+            if text:
+                yield text, block.hash, block.format != "text" or block.offset == 0, block.split
+            else:
+                counts["empty documents skipped"] += 1
+
+
+def _read_text(block, rules, counts):
+    yield _decode(block, rules, counts)
+
+
+def _read_json(block, rules, counts):
+    yield from block.data
+
+
+def _read_jsonl(block, rules, counts):
+    for number, line in enumerate(_decode(block, rules, counts).split("\n"), block.line):
+        if line.strip():
+            where = f"{block.label}:{number}"
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
+            yield _text_of(value, where, rules.field)
+
+
+def _read_csv(block, rules, counts):
+    if rules.field not in block.columns:
+        raise ValueError(_no_field(f"{block.label}:1", "column", rules.field, block.columns))
+    column = block.columns.index(rules.field)
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.reader(io.StringIO(_decode(block, rules, counts), newline=""), delimiter=_delimiter(block.format))
+    line = block.line
+    for i, row in enumerate(rows):
+        if row and not (i == 0 and block.offset == 0):
+            if len(row) <= column:
+                raise ValueError(f"{block.label}:{line} has {len(row)} columns, {rules.field!r} is number {column + 1}")
+            yield row[column]
+        line = block.line + rows.line_num
+
+
+def _delimiter(format):
+    return "\t" if format == "tsv" else ","
+
+
+def _read_parquet(block, rules, counts):
+    import pyarrow.parquet
+
+    path, group, first, end, _ = block.data
+    raw, file = _open(Source(path, "parquet", "", 0, path))
+    with raw:
+        row = 0
+        table = pyarrow.parquet.ParquetFile(file)
+        for batch in table.iter_batches(min(1000, end - first), row_groups=[group], columns=[rules.field]):
+            for i in range(max(0, first - row), min(len(batch), end - row)):
+                where = f"{block.label}: row {row + i} of row group {group}"
+                yield _text_of({rules.field: batch.column(0)[i].as_py()}, where, rules.field)
+            row += len(batch)
+            if row >= end:
+                return
+
+
+def _text_of(value, where, name) -> str:
+    if isinstance(value, dict):
+        if name not in value:
+            raise ValueError(_no_field(where, "field", name, value))
+        value = value[name]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {name!r} is no text but {type(value).__name__}; choose another with --field")
+    return value
+
+
+def _no_field(where, kind, name, names):
+    return f"{where} has no {kind} {name!r}; found: {', '.join(map(str, names)) or 'none'}. Choose one with --field"
+
+
+def _decode(block, rules, counts) -> str:
+    data = block.data
+    if block.offset == 0 and data.startswith(b"\xef\xbb\xbf"):
+        data = data[3:]
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        at = block.offset + error.start + len(block.data) - len(data)
+        if rules.errors == "strict":
+            bad = data[error.start : error.end].hex(" ")
+            raise ValueError(
+                f"{block.label} is not UTF-8 at byte {at} ({bad}); convert it or use --errors replace"
+            ) from error
+        text = data.decode(errors="replace")
+        counts["invalid byte sequences replaced"] += text.count("\ufffd") - data.count("\ufffd".encode())
+        return text
+
+
+def _normalize(text, rules, counts) -> str:
+    if rules.newlines == "lf" and "\r" in text:
+        pairs = text.count("\r\n")
+        counts["Windows or Mac line ends converted"] += text.count("\r")
+        text = text.replace("\r\n", "\n") if pairs else text
+        text = text.replace("\r", "\n")
+    if EOT in text:
+        counts[f"{EOT} in the text, kept as ordinary text"] += text.count(EOT)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        clean = replace_lone_surrogates(text)
+        counts["lone surrogates replaced"] += clean.count("\ufffd") - text.count("\ufffd")
+        text = clean
+    return text

@@ -1,0 +1,547 @@
+"""Any text to a dataset: files, folders, patterns, standard input or Hugging Face datasets, at the tokenizer's speed.
+
+    python prepare/text.py --input book.txt --out data/book
+    python prepare/text.py --input 'crawl/*.jsonl.zst' --field content --tokenizer gpt2 --out data/crawl
+    zcat dump.gz | python prepare/text.py --input - --out data/dump
+
+The same input and options give the same bytes on any number of workers. An interrupted run continues where it was
+when the same command is given again.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+import config
+from data import SHARD_TOKENS, SPLITS, ShardWriter, token_dtype, write_meta
+from prepare.sources import UNIT_BYTES, Rules, Source, document_hash, documents, find_sources, units
+from tokenizer import count_pieces, load_tokenizer, train_bpe, train_char
+
+
+@dataclass
+class Options:
+    input: list[str]  # files, folders, patterns, hf:NAME[:CONFIG][:SPLIT], or - for standard input
+    out: str  # folder for the dataset
+    tokenizer: str = "bpe:4096"  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N, or a folder with tokenizer files
+    val_fraction: float = -1.0  # share of documents for validation; -1: a tenth, but 10 MB at most
+    val_input: list[str] = field(default_factory=list)  # validation comes from these files instead
+    field: str = "text"  # field or column that holds the text (jsonl, json, csv, tsv, parquet)
+    format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"  # auto: by the files' names
+    newlines: Literal["lf", "keep"] = "lf"  # lf: Windows and old Mac line ends become \n
+    errors: Literal["strict", "replace"] = "strict"  # what is not UTF-8: stop there, or put U+FFFD
+    dedup: bool = False  # leave out documents that occurred before, character for character
+    workers: int = 0  # processes; 0: one per core, or one for small inputs
+    bpe_sample: int = 200  # MB of the input that bpe:N learns from, evenly spread
+    shard_tokens: int = SHARD_TOKENS  # tokens per shard file
+    overwrite: bool = False  # replace another dataset in the same folder
+
+
+def main(argv=None):
+    prepare(config.parse(Options, argv, prog="prepare/text.py", description=__doc__, positional="input"))
+
+
+def prepare(options) -> dict:
+    """Make the dataset that `options` describe and return its meta. ValueError and OSError with one line for people."""
+    if not 0 <= options.val_fraction < 1 and options.val_fraction != -1:
+        raise ValueError(f"val_fraction={options.val_fraction} must be at least 0 and below 1")
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file; name a folder")
+    given = "train" if options.val_input else ""
+    sources = find_sources([i for i in options.input if i != "-"], options.format, given, not_below=out)
+    sources += find_sources(options.val_input, options.format, "val", not_below=out)
+    if not sources and "-" not in options.input:
+        raise ValueError("--input is empty: name files, folders or - for standard input")
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        if "-" in options.input:
+            sources.append(_spool_stdin(out, options.format, given))
+        try:
+            return _prepare(options, sources, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise OSError(
+                f"out={out}: cannot write more ({os.strerror(error.errno)}), about {_needed(sources) / 1e9:.2f} GB are "
+                f"needed in all; make room and run the same command again to continue"
+            ) from error
+        finally:
+            (out / "stdin.tmp").unlink(missing_ok=True)
+
+
+def _prepare(options, sources, out):
+    began = time.monotonic()
+    size = sum(s.size for s in sources)
+    fraction = options.val_fraction
+    if fraction == -1:
+        fraction = 0.0 if options.val_input else min(0.1, 1e7 / max(size, 1))
+    keys = ("tokenizer", "field", "format", "newlines", "errors", "dedup", "bpe_sample", "shard_tokens")
+    signature = {key: getattr(options, key) for key in keys} | {"val_fraction": fraction}
+    files = hashlib.sha256(json.dumps([[s.label, s.size, s.split] for s in sources]).encode())
+    signature["files"] = files.hexdigest()
+    if finished := _finished(out, signature, sources, options.overwrite):
+        _say(f"{out} is up to date: nothing to do")
+        return finished
+
+    # One text alone is split by position, so that both parts are of it; measuring it takes a pass.
+    alone = len(sources) == 1 and sources[0].format == "text" and fraction > 0
+    rules = Rules(options.field, options.newlines, options.errors, needs_hashes=options.dedup or not alone)
+    run = _Run(options, rules, sources, out, size, signature)
+    header, done = _read_progress(out, signature)
+    if header is None:
+        for leftover in [*out.glob("*.bin"), *out.glob("*.bin.tmp"), out / "progress.jsonl", out / "duplicates.tmp"]:
+            leftover.unlink(missing_ok=True)
+        tokenizer = _tokenizer(run)
+        names = tokenizer.save(out)
+        for stale in {"tokenizer.tiktoken"} - set(names):
+            (out / stale).unlink(missing_ok=True)
+        cut = _cut(run.each(partial(measure_unit, rules=rules), "measuring"), fraction) if alone else None
+        header, done = {"signature": signature, "tokenizer": tokenizer.fingerprint, "cut": cut}, []
+    else:
+        tokenizer = load_tokenizer(out)
+        _say(f"continuing in {out}: {len(done)} units of the input are done")
+    run.tokenizer, run.fraction = tokenizer, fraction
+    lines, writers = run.tokenize(header, done)
+
+    one_sided = min(w.n_tokens for w in writers) == 0 and fraction > 0 and header["cut"] is None
+    if one_sided and max(w.n_tokens for w in writers) > 0 and not options.val_input:
+        _say(f"all documents fell into one part: the last {fraction:.1%} of the characters become validation instead")
+        header["cut"] = _cut((line["characters"] for line in lines), fraction)
+        lines, writers = run.tokenize(header, [])
+    counts = sum((Counter(line["counts"]) for line in lines), Counter())
+    if not any(w.n_tokens for w in writers):
+        for name in ("progress.jsonl", "tokenizer.json", "tokenizer.tiktoken"):
+            (out / name).unlink(missing_ok=True)
+        _no_documents(sources, counts)
+    shards = [shard for writer in writers for shard in writer.finish()]
+    _add_source_ranges(shards, lines)
+    split = "given" if options.val_input else "position" if header["cut"] else "content hash"
+    about = signature | {"input": options.input[:10], "val_input": options.val_input[:10], "split": split}
+    meta = write_meta(out, tokenizer, shards, options=about, files=len(sources), counts=dict(sorted(counts.items())))
+    for name in ("progress.jsonl", "duplicates.tmp"):
+        (out / name).unlink(missing_ok=True)
+    _summarize(out, meta, time.monotonic() - began)
+    return meta
+
+
+# ------------------------------------------------------------------------------------------------- workers
+
+
+@dataclass(slots=True)
+class Tokens:
+    """A unit's tokens and, per document (or piece of one), what decides where they go."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray  # tokens per document, end-of-text included
+    hashes: np.ndarray  # uint64
+    splits: np.ndarray  # 0 train, 1 val, -1 for the hash to decide
+    continues: bool  # the first is the rest of a document that an earlier unit began
+    characters: int
+    counts: Counter
+    sha256: str  # of the unit's input
+
+
+def tokenize_unit(unit, rules, folder, fingerprint) -> Tokens:
+    tokenizer, counts = _saved_tokenizer(folder, fingerprint), Counter()
+    arrays, lengths, hashes, splits, continues, characters = [], [], [], [], False, 0
+    eot = np.array([tokenizer.eot_id], token_dtype(tokenizer.vocab_size))
+    for text, of_whole, begins, split in documents(unit, rules, counts):
+        continues |= not begins
+        key = document_hash(text) if of_whole is None else of_whole
+        start, characters = characters, characters + len(text)
+        pieces = [(text, SPLITS.index(split) if split else -1, begins)]
+        if unit.cut is not None:
+            at = min(max(unit.cut - start, 0), len(text))
+            pieces = [(text[:at], 0, begins), (text[at:], 1, begins or start <= unit.cut)]
+        for piece, side, has_eot in pieces:
+            if piece:
+                ids = tokenizer.encode_numpy(piece).astype(eot.dtype, copy=False)
+                arrays += [eot, ids] if has_eot else [ids]
+                lengths.append(len(ids) + has_eot)
+                hashes.append(key)
+                splits.append(side)
+    return Tokens(
+        np.concatenate(arrays) if arrays else eot[:0],
+        np.array(lengths, np.int64),
+        np.array(hashes, np.uint64),
+        np.array(splits, np.int8),
+        continues,
+        characters,
+        counts,
+        unit.sha256(),
+    )
+
+
+@lru_cache(maxsize=1)
+def _saved_tokenizer(folder, fingerprint):
+    return load_tokenizer(folder)
+
+
+def measure_unit(unit, rules) -> int:
+    return sum(len(text) for text, *_ in documents(unit, rules, Counter()))
+
+
+def characters_of_unit(unit, rules) -> set:
+    return set().union(*(text for text, *_ in documents(unit, rules, Counter())))
+
+
+def pieces_of_unit(unit, rules) -> Counter:
+    return count_pieces(text for text, *_ in documents(unit, rules, Counter()))
+
+
+def in_order(task, items, workers):
+    """(item, task(item)) for each item, in order, computed by `workers` processes a few items ahead."""
+    if workers == 1:
+        for item in items:
+            yield item, task(item)
+        return
+    import multiprocessing
+
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    ahead, items = deque(), iter(items)
+    try:
+        for item in items:
+            ahead.append((item, pool.submit(task, item)))
+            if len(ahead) > 2 * workers:
+                item, future = ahead.popleft()
+                yield item, future.result()
+        for item, future in ahead:
+            yield item, future.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a worker was killed, perhaps for want of memory: run the same command again to continue, with "
+            "fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker():
+    """Leave Ctrl-C to the parent, and do not outlive it, however it ends."""
+    import multiprocessing
+    import threading
+
+    def follow(parent):
+        parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=follow, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+# ------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class _Run:
+    options: Options
+    rules: Rules
+    sources: list
+    out: Path
+    size: int
+    signature: dict
+    tokenizer: object = None
+    fraction: float = 0.0
+
+    def __post_init__(self):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = self.options.workers or (1 if self.size < 4 * UNIT_BYTES else cores)
+
+    def each(self, task, what, chosen=lambda i: True):
+        """Results of `task` over the units with the chosen numbers, in order, with progress shown."""
+        progress = _Progress(what, self.size)
+        numbered = (unit for i, unit in enumerate(units(self.sources, self.rules)) if chosen(i))
+        for unit, result in in_order(task, numbered, self.workers):
+            yield result
+            progress.show(unit.done_bytes)
+        progress.close()
+
+    def tokenize(self, header, done):
+        """Tokenize all units into shards; returns progress.jsonl's lines and the writers, one per split.
+
+        A unit is done once its line is in progress.jsonl, which is when its tokens are safely on the disk. Units of
+        an interrupted run are skipped up to the first whose input is no longer what its line says.
+        """
+        todo, lines = self._skip_done(units(self.sources, self.rules), done)
+        last = lines[-1] if lines else {"train": 0, "val": 0, "seen": 0, "kept": True}
+        writers = [
+            ShardWriter(self.out, split, self.tokenizer, self.options.shard_tokens, last[split]) for split in SPLITS
+        ]
+        seen = _Seen(self.out / "duplicates.tmp", last["seen"]) if self.options.dedup else None
+        cut_unit, cut_at = header["cut"] or (None, None)
+        task = partial(tokenize_unit, rules=self.rules, folder=self.out, fingerprint=self.tokenizer.fingerprint)
+        progress, kept = _Progress("tokenizing", self.size), last["kept"]
+
+        def with_cut(numbered):
+            for i, unit in numbered:
+                if header["cut"]:
+                    unit.cut = cut_at if i == cut_unit else 2**62 if i < cut_unit else -1
+                yield unit
+
+        with open(self.out / "progress.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in [header, *lines])
+            for unit, result in in_order(task, with_cut(todo), self.workers):
+                keep = np.ones(len(result.lengths), bool)
+                if seen is not None:
+                    fresh = slice(int(result.continues), None)  # a continued document shares its beginning's fate
+                    keep[: fresh.start] = kept
+                    keep[fresh] = seen.add(result.hashes[fresh])
+                    result.counts["duplicates left out"] += int((~keep[fresh]).sum())
+                    kept = bool(keep[-1]) if len(keep) else kept
+                by_hash = result.hashes < np.uint64(int(self.fraction * 2**64))
+                to_val = np.where(result.splits < 0, by_hash, result.splits == 1)
+                for writer, here in zip(writers, (keep & ~to_val, keep & to_val), strict=True):
+                    writer.append(result.tokens if here.all() else result.tokens[np.repeat(here, result.lengths)])
+                    writer.sync()
+                line = {"unit": unit.name(), "sha256": result.sha256, "train": writers[0].n_tokens}
+                line |= {"val": writers[1].n_tokens, "seen": seen.sync() if seen else 0, "kept": kept}
+                line |= {"characters": result.characters, "counts": result.counts}
+                lines.append(line)
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                progress.show(unit.done_bytes, sum(w.n_tokens for w in writers))
+        progress.close()
+        return lines, writers
+
+    def _skip_done(self, all_units, done):
+        """(the (number, unit) pairs still to do, the lines of those that are done)."""
+        numbered = enumerate(all_units)
+        for i, line in enumerate(done):
+            pair = next(numbered, None)
+            if pair is None or pair[1].sha256() != line["sha256"]:
+                return chain([pair] if pair else [], numbered), done[:i]
+        return numbered, list(done)
+
+
+class _Seen:
+    """Hashes of all documents so far, 8 bytes each: sorted in memory, and in a file for when the run is interrupted."""
+
+    def __init__(self, path, count):
+        self.file = open(path, "a+b")
+        self.file.truncate(8 * count)
+        self.file.seek(0)
+        self.sorted, self.count = np.sort(np.frombuffer(self.file.read(), np.uint64)), count
+
+    def add(self, hashes) -> np.ndarray:
+        """Which of `hashes` are new, the first of equal ones counting as new."""
+        places = np.searchsorted(self.sorted, hashes)
+        known = np.zeros(len(hashes), bool)
+        inside = places < len(self.sorted)
+        known[inside] = self.sorted[places[inside]] == hashes[inside]
+        first = np.zeros(len(hashes), bool)
+        first[np.unique(hashes, return_index=True)[1]] = True
+        new = first & ~known
+        self.sorted = np.insert(self.sorted, places[new][np.argsort(hashes[new])], np.sort(hashes[new]))
+        self.file.write(hashes[new].tobytes())
+        self.count += int(new.sum())
+        return new
+
+    def sync(self) -> int:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.count
+
+
+def _cut(characters, fraction):
+    """[unit, character in it] with which the last `fraction` of all characters begins."""
+    characters = list(characters)
+    total = sum(characters)
+    at = min(int(total * (1 - fraction)), total - 1)
+    for i, n in enumerate(characters):
+        if at < n:
+            return [i, at]
+        at -= n
+    return None
+
+
+def _tokenizer(run):
+    """The tokenizer that --tokenizer asks for, learned from the input if it is char or bpe:N."""
+    spec = run.options.tokenizer
+    if spec == "char":
+        characters = set().union(*run.each(partial(characters_of_unit, rules=run.rules), "collecting characters"))
+        tokenizer = train_char([characters]) if characters else None
+    elif spec.startswith("bpe:"):
+        if not spec[4:].isdigit() or int(spec[4:]) < 257:
+            raise ValueError(f"tokenizer={spec}: write bpe:N with N from 257, such as bpe:4096")
+        every = max(1, math.ceil(run.size / (run.options.bpe_sample * 10**6)))
+        counts = Counter()
+        for of_unit in run.each(partial(pieces_of_unit, rules=run.rules), "counting", lambda i: i % every == 0):
+            counts.update(of_unit)
+        tokenizer = train_bpe(counts, int(spec[4:])) if counts else None
+    else:
+        tokenizer = load_tokenizer(spec)
+    if tokenizer is None:
+        _no_documents(run.sources, Counter())
+    free = shutil.disk_usage(run.out).free
+    if (needed := _needed(run.sources, tokenizer, run.rules)) > free:
+        raise OSError(
+            f"out={run.out}: about {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free: make room or name "
+            f"another folder"
+        )
+    return tokenizer
+
+
+def _needed(sources, tokenizer=None, rules=None) -> float:
+    """Estimated bytes of all shards; with a tokenizer, from how it treats the beginning of the input."""
+    text_bytes = sum(s.size * (4 if s.compression or s.format == "parquet" else 1) for s in sources)
+    if tokenizer is None:
+        return text_bytes
+    unit = next(units(sources, rules), None)
+    text = next((text[:100_000] for text, *_ in documents(unit, rules, Counter())), "") if unit else ""
+    per_byte = (len(tokenizer.encode_numpy(text)) + 1) / max(len(text.encode()), 1)
+    return text_bytes * min(per_byte, 1) * token_dtype(tokenizer.vocab_size).itemsize
+
+
+def _no_documents(sources, counts):
+    where = sources[0].label if len(sources) == 1 else f"{sources[0].label} and others"
+    empty = counts["empty documents skipped"] or "all"
+    raise ValueError(f"--input: no documents found in {where} ({len(sources)} files, {empty} documents empty)")
+
+
+def _spool_stdin(out, format, split) -> Source:
+    """Standard input as a file in `out`: it is read more than once."""
+    path = out / "stdin.tmp"
+    with open(path, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, 2**20)
+    return Source(str(path), "text" if format == "auto" else format, "", path.stat().st_size, "<stdin>", split)
+
+
+def _finished(out, signature, sources, overwrite):
+    """The meta of a dataset in `out` that this very command made from files that have not changed since."""
+    path = out / "meta.json"
+    if not path.is_file():
+        return None
+    meta, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+    same = all(meta.get("options", {}).get(key) == value for key, value in signature.items())
+    if same and not overwrite and all("://" in s.path or Path(s.path).stat().st_mtime < written for s in sources):
+        return meta
+    if not same and not overwrite:
+        raise ValueError(
+            f"out={out} holds a dataset of other input or options: name another folder, or add --overwrite=true"
+        )
+    path.unlink()
+    return None
+
+
+def _read_progress(out, signature):
+    """(header, lines) of an interrupted run of the same command, else (None, [])."""
+    try:
+        rows = []
+        for row in (out / "progress.jsonl").read_text(encoding="utf-8").splitlines():
+            rows.append(json.loads(row))
+    except FileNotFoundError:
+        return None, []
+    except json.JSONDecodeError:
+        pass  # the last line was being written
+    if not rows or rows[0]["signature"] != signature:
+        return None, []
+    return rows[0], rows[1:]
+
+
+def _add_source_ranges(shards, lines):
+    """Note in each shard the first and last unit of the input that it has tokens of."""
+    for split in SPLITS:
+        position = 0
+        for shard in (s for s in shards if s["split"] == split):
+            ends = [line[split] for line in lines]
+            first = next(i for i, end in enumerate(ends) if end > position)
+            position += shard["tokens"]
+            last = next(i for i, end in enumerate(ends) if end >= position)
+            shard["source"] = [lines[first]["unit"], lines[last]["unit"]]
+
+
+@contextmanager
+def _locked(out):
+    """Only one process prepares a folder at a time. The operating system drops the lock however the process ends."""
+    path = out / ".lock"
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise ValueError(f"out={out} is being prepared by process {holder}: wait for it or stop it") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+    path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------- telling people
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, what, total):
+        self.what, self.total, self.began, self.next_line, self.bar = what, total, time.monotonic(), 10.0, None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
+
+    def show(self, done, tokens=0):
+        if self.bar is not None:
+            if tokens:
+                self.bar.set_postfix_str(f"{tokens / 1e6:.1f}M tokens", refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif (elapsed := time.monotonic() - self.began) >= self.next_line:
+            self.next_line = elapsed + 10
+            left = elapsed * (self.total - done) / max(done, 1)
+            _say(
+                f"{self.what}: {done / 1e6:.0f} of {self.total / 1e6:.0f} MB, {done / 1e6 / elapsed:.1f} MB/s, "
+                f"{tokens / 1e6:.1f}M tokens, {left:.0f} s left"
+            )
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _summarize(out, meta, seconds):
+    for split in SPLITS:
+        total = meta["totals"][split]
+        per_token = total["bytes"] / max(total["tokens"] - total["documents"], 1)
+        _say(
+            f"{split}: {total['tokens']:,} tokens of {total['documents']:,} documents, {total['bytes']:,} bytes of "
+            f"text ({per_token:.2f} per token)"
+        )
+    for what, n in meta["counts"].items():
+        _say(f"{n:,} {what}")
+    name, ids = meta["tokenizer"]["name"], meta["tokenizer"]["vocab_size"]
+    _say(f"{out} is ready in {seconds:.1f} s (tokenizer {name}, {ids:,} ids): python train.py --dataset={out}")
+
+
+def _say(line):
+    print(f"prepare: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    config.run(main)
