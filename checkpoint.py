@@ -85,7 +85,7 @@ def step_path(out_dir: str | Path, step: int) -> Path:
 def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state: dict, tokenizer) -> Path:
     """Write a checkpoint of step state["step"] and return its folder; an older one of the same step is replaced.
 
-    weights: names and tensors, each with its own storage. optimizer: whatever torch.load(weights_only=True) can read back.
+    weights: names and tensors, each with its own storage. optimizer: whatever torch.load(weights_only=True) reads back.
     state: JSON values. tokenizer: has save(folder). Raises OSError, with what is needed and free, if the disk is full;
     nothing is left behind then, and older checkpoints stay untouched.
     """
@@ -95,11 +95,8 @@ def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file(
-            {k: v.detach().contiguous().cpu() for k, v in weights.items()},
-            temporary / "model.safetensors",
-            {"format": "pt"},
-        )
+        plain = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
+        save_file(plain, temporary / "model.safetensors", {"format": "pt"})
         torch.save(optimizer, temporary / "optimizer.pt")
         tokenizer.save(temporary)
         names = sorted(p.name for p in temporary.iterdir())

@@ -541,9 +541,9 @@ class TrainBatches:
         self._turn = 0
 
     def fetch(self, seen, micro):
-        """(x, y) of micro-step `micro` of the optimizer step after `seen` samples, int64 (micro_batch_size, block_size) on the device.
+        """(x, y) of micro-step `micro` of the optimizer step that follows `seen` samples.
 
-        y is -1 where a target is masked. On the CPU x and y are reused by the next fetch but one: copy to keep them.
+        int64 (micro_batch_size, block_size) on the device. y is -1 where a target is masked. On the CPU x and y are reused by the next fetch but one: copy to keep them.
         """
         first = seen + (micro * self.world_size + self.rank) * self.micro_batch_size
         starts, masked = self.order.windows(np.arange(first, first + self.micro_batch_size))
@@ -564,7 +564,7 @@ class TrainBatches:
         return on_device[0], on_device[1]
 
     def targets(self, seen) -> int:
-        """How many targets the optimizer step after `seen` samples has over all ranks and micro-steps, without reading any."""
+        """How many targets the step that follows `seen` samples has over all ranks and micro-steps; reads none."""
         masked = self.order.windows(np.arange(seen, seen + self.batch_size))[1]
         return self.batch_size * self.block_size - int(masked.sum())
 

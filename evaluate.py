@@ -6,16 +6,36 @@ One JSON object goes to stdout. Bits per byte compare across tokenizers: the nat
 over the bytes of that text; end-of-text tokens count in neither sum.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
+import config
+
+
+@dataclass
+class Options:
+    """What to evaluate, on what."""
+
+    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
+    dataset: str = ""  # prepared dataset whose validation split is read; empty = the run's own
+    eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
+    block_size: int = 0  # context of each window; 0 = the model's
+    micro_batch_size: int = 8  # windows per forward pass; no figure depends on it
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass
+
+
+PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset.")
+if __name__ == "__main__":
+    config.parse(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 import checkpoint
-import config
 import runtime
 from data import Dataset, open_dataset, val_windows
 from model import GPT, IGNORE
@@ -55,21 +75,8 @@ def validation(
     return {"loss": nats / targets, "bits_per_byte": bits_per_byte, "tokens": int(targets)}
 
 
-@dataclass
-class Options:
-    """What to evaluate, on what."""
-
-    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
-    dataset: str = ""  # prepared dataset whose validation split is read; empty = the run's own
-    eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
-    block_size: int = 0  # context of each window; 0 = the model's
-    micro_batch_size: int = 8  # windows per forward pass; no figure depends on it
-    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = config.parse(Options, argv, prog="evaluate.py", description="Score a model on a prepared dataset.")
+    options = config.parse(Options, argv, **PARSER)
     path = checkpoint.find_checkpoint(options.out_dir)
     state = checkpoint.verify(path)
     dataset = open_dataset(options.dataset or state["settings"]["dataset"])

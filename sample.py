@@ -6,23 +6,10 @@ stdout carries generated text only; what is said about it goes to stderr. All sa
 and are decoded as one batch. Sample i depends on the prompt, the seed and i alone, not on how many run beside it.
 """
 
-import codecs
-import json
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-import checkpoint
 import config
-import runtime
-from model import GPT, KVCache
-from tokenizer import load_tokenizer
 
 
 @dataclass
@@ -59,6 +46,26 @@ class Options:
             raise ValueError("prompt and prompt_file are both given: choose one")
 
 
+PARSER = dict(prog="sample.py", description="Generate text with a trained model.")
+if __name__ == "__main__":
+    config.parse(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+
+import codecs
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import checkpoint
+import runtime
+from model import GPT, KVCache
+from tokenizer import load_tokenizer
+
+
 def choose(
     logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
@@ -90,7 +97,7 @@ def generate(
     model: GPT, prompt: list[int], num_samples: int = 1, max_new_tokens: int = 500, temperature: float = 0.8,
     top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 1337, stop_ids: tuple[int, ...] = (),
 ) -> Iterator[list[int | None]]:  # fmt: skip
-    """Yield the next token of every sample, a list of num_samples ids, until all have stopped; None behind a row's stop.
+    """Yield the next token of every sample, a list of num_samples ids, until all have stopped; None behind a stop.
 
     prompt: at least one id. A stop id ends its row and is itself yielded. When the context (block_size) is full, the
     last half of it is read anew and decoding goes on: positions never exceed those that were trained.
@@ -162,7 +169,7 @@ def read_prompt(options: Options) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = config.parse(Options, argv, prog="sample.py", description="Generate text with a trained model.")
+    options = config.parse(Options, argv, **PARSER)
     path = checkpoint.find_checkpoint(options.out_dir)
     tokenizer = load_tokenizer(path)
     prompt = read_prompt(options)

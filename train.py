@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -89,10 +89,9 @@ def train(s: Settings) -> int:
     peak = runtime.peak_flops(run.device, run.dtype)
     tokens_per_step = s.batch_size * s.block_size
     flops_per_token = model.flops_per_token(s.block_size)
-    planned = (
-        (s.max_steps - state.step) * tokens_per_step * flops_per_token / (0.3 * peak * run.world_size if peak else 1e11)
-    )
-    if run.decide_compile(s.compile, planned):
+    planned_flops = (s.max_steps - state.step) * tokens_per_step * flops_per_token
+    compiled = run.decide_compile(s.compile, planned_flops / (0.3 * peak * run.world_size) if peak else 0)
+    if compiled:
         model.compile()
     network = model
     if run.world_size > 1:
@@ -101,13 +100,14 @@ def train(s: Settings) -> int:
 
     say.print(run.describe())
     say.print(
-        f"{model.n_params():,} parameters, {dataset.train.n_tokens:,} training tokens; a step is {tokens_per_step:,} tokens: "
-        f"{s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x {batches.micro_steps} accumulated "
-        f"x {run.world_size} device{'s' if run.world_size > 1 else ''}"
+        f"{model.n_params():,} parameters, {dataset.train.n_tokens:,} training tokens; a step is {tokens_per_step:,} "
+        f"tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x {batches.micro_steps} "
+        f"accumulated x {run.world_size} device{'s' if run.world_size > 1 else ''}"
     )
     log = mirrors = None
     if run.is_main:
-        (out / "settings.toml").write_text(config.to_toml(s), encoding="utf-8")
+        resolved = replace(s, device=run.device.type, dtype=str(run.dtype).split(".")[1], compile=str(compiled).lower())
+        (out / "settings.toml").write_text(config.to_toml(replace(resolved, overwrite=False)), encoding="utf-8")
         log = MetricsLog(out / "metrics.jsonl", state.step)
         mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
         keep_samples(out / "samples.jsonl", state.step)
@@ -192,14 +192,12 @@ def train(s: Settings) -> int:
             skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
             if not finite:
                 state.skipped += 1
-                progress.print(
-                    f"step {state.step}: the gradient is not finite (norm {grad_norm.item()}), weights left as they were"
-                )
+                progress.print(f"step {state.step}: gradient norm {grad_norm.item()}, weights left as they were")
                 if skipped_in_a_row >= s.max_skipped_steps:
                     newest, _ = checkpoint.newest_checkpoint(out)
                     raise ValueError(
-                        f"{skipped_in_a_row} steps in a row had no finite gradient (up to step {state.step}, sample {state.samples}): lower "
-                        f"learning_rate; the last good checkpoint is {newest or 'none yet'}"
+                        f"{skipped_in_a_row} steps in a row had no finite gradient (up to step {state.step}, sample "
+                        f"{state.samples}): lower learning_rate; the last good checkpoint is {newest or 'none yet'}"
                     )
             at_eval = state.step % s.eval_interval == 0 or state.step == s.max_steps
             if state.step % s.log_interval == 0 or state.step == s.max_steps or state.step == 1:
@@ -228,31 +226,27 @@ def train(s: Settings) -> int:
                         checkpoint.prune(out, s.keep_checkpoints)
                 clock += time.perf_counter() - paused
         save()
-        if resumed and not val and state.step == s.max_steps:
-            say.print(
-                f"{out} is complete: step {state.step} of {s.max_steps} (--max_steps=N with N above that goes on)"
-            )
+        if state.step >= s.max_steps and not stopping() and not val:
+            say.print(f"{out} is complete at step {state.step}; --max_steps=N with a larger N goes on")
             evaluate_and_sample()
 
     if run.is_main:
         log.close()
         mirrors.close()
         lock.release()
-        if state.step < s.max_steps:
-            say.print(f"stopped and saved at step {state.step}; continue with the same command and --init_from=resume")
-        else:
+        if val.get("step") == state.step >= s.max_steps:
             say_farewell(s, state, val, say)
+        else:
+            say.print(f"stopped and saved at step {state.step}; --init_from=resume continues")
     runtime.stop()
-    return stop.exit_code if state.step < s.max_steps else 0
+    return stop.exit_code
 
 
 def find_dataset(s: Settings, run: runtime.Runtime) -> Dataset:
     """Open the dataset. The one that every Python has on board, its own library's source, is prepared if missing."""
     script = Path(__file__).parent / "prepare" / "python_stdlib.py"
     if s.dataset == "data/python_stdlib" and not (Path(s.dataset) / "meta.json").exists() and run.is_main:
-        print(
-            f"dataset {s.dataset} is missing; preparing it: python prepare/{script.name}", file=sys.stderr, flush=True
-        )
+        print(f"dataset {s.dataset} is missing: running python prepare/{script.name}", file=sys.stderr, flush=True)
         if subprocess.run([sys.executable, str(script), f"--out={s.dataset}"]).returncode:
             raise ValueError(f"{s.dataset} could not be prepared: run python prepare/{script.name} to see why")
     runtime.gather(None)  # the others wait
@@ -318,7 +312,7 @@ def auto_micro_batch(s: Settings, c: GPTConfig, run: runtime.Runtime) -> int:
 
 
 def restore(start: Path, s: Settings, dataset: Dataset, optimizers, scaler, run: runtime.Runtime, say) -> TrainState:
-    """Bring optimizer, loss scale and random state back; returns where the run was, and prints settings that changed."""
+    """Bring optimizer, loss scale and random state back and print which settings changed; returns where the run was."""
     held = checkpoint.read_state(start)
     for name, was, now in (
         ("dataset", held["dataset"]["fingerprint"], dataset.fingerprint),
@@ -326,8 +320,8 @@ def restore(start: Path, s: Settings, dataset: Dataset, optimizers, scaler, run:
     ):
         if was != now and not s.new_data:
             raise ValueError(
-                f"cannot resume {s.out_dir}: {name} was {was}, is now {now}, so other samples would follow; put it back, or "
-                "accept a new order of samples with --new_data=true"
+                f"cannot resume {s.out_dir}: {name} was {was}, is now {now}, so other samples would follow; put it "
+                "back, or accept a new order of samples with --new_data=true"
             )
     changed = [
         f"{name} {held['settings'][name]} -> {value}"
@@ -395,15 +389,13 @@ def say_farewell(s: Settings, state: TrainState, val: dict, say: Progress):
     for row in [row for row in rows if row["step"] == state.step]:
         say.print(f"--- sample {row['sample'] + 1} of {s.num_samples}\n{row['prompt']}{row['text']}".rstrip())
     bits = f", {val['val_bits_per_byte']:.4f} bits per byte" if val.get("val_bits_per_byte") is not None else ""
-    again = "" if sys.argv[1:] else " config/quickstart.toml"
     where = shlex.quote(s.out_dir)
     say.print(
         f"---\ndone: validation loss {val['val_loss']:.4f}{bits} at step {state.step}, {time.time() - STARTED:.0f} s; "
         f"all of it is in {s.out_dir}\nnext:\n"
-        f"  python sample.py --out_dir={where} --prompt='import ' --num_samples=3\n"
+        f"  python sample.py --out_dir={where} --num_samples=3 --prompt={shlex.quote(s.sample_prompt or 'The ')}\n"
         f"  python evaluate.py --out_dir={where}\n"
-        f"  python train.py{again} {shlex.join(sys.argv[1:])}".rstrip()
-        + f" --init_from=resume --max_steps={2 * s.max_steps}"
+        f"  python train.py {where}/settings.toml --init_from=resume --max_steps={2 * s.max_steps}"
     )
 
 
