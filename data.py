@@ -53,10 +53,11 @@ class ShardWriter:
         self.folder, self.split, self.tokenizer = Path(folder), split, tokenizer
         self.shard_tokens, self.n_tokens = shard_tokens, position
         self.dtype, self.file = token_dtype(tokenizer.vocab_size), None
-        for path in self.folder.glob(f"{split}_*.bin"):  # named by a `finish` that did not end
+        digits = "[0-9]" * 6
+        for path in self.folder.glob(f"{split}_{digits}.bin"):  # named by a `finish` that did not end
             path.rename(f"{path}.tmp")
-        for path in self.folder.glob(f"{split}_*.bin.tmp"):
-            before = int(path.name[len(split) + 1 : -len(".bin.tmp")]) * shard_tokens
+        for path in self.folder.glob(f"{split}_{digits}.bin.tmp"):
+            before = int(path.name.split("_")[1][:6]) * shard_tokens
             if before >= position:
                 path.unlink()
             else:
@@ -543,7 +544,8 @@ class TrainBatches:
     def fetch(self, seen, micro):
         """(x, y) of micro-step `micro` of the optimizer step that follows `seen` samples.
 
-        int64 (micro_batch_size, block_size) on the device. y is -1 where a target is masked. On the CPU x and y are reused by the next fetch but one: copy to keep them.
+        int64 (micro_batch_size, block_size) on the device; y is -1 where a target is masked. On the CPU x and y are
+        reused by the next fetch but one: copy to keep them.
         """
         first = seen + (micro * self.world_size + self.rank) * self.micro_batch_size
         starts, masked = self.order.windows(np.arange(first, first + self.micro_batch_size))

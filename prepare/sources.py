@@ -264,6 +264,13 @@ def _cut_text(data):
     return end
 
 
+def _cut_characters(data):
+    end = len(data) - 1
+    while end > 0 and data[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
 def _cut_lines(data):
     return data.rfind(b"\n") + 1
 
@@ -301,37 +308,35 @@ def document_hash(text) -> int:
 def _json_blocks(source, file, rules):
     """Texts of a JSON array, or of JSON values one after the other, without holding the whole file."""
     decoder, text, position, texts, size, number = json.JSONDecoder(), "", 0, [], 0, 1
-    chunks = io.TextIOWrapper(file, "utf-8-sig", errors=rules.errors, newline="")
+    pieces = _cut_file(file, _cut_characters)
+    chunks = (_decode(Block(source.label, "json", data, offset), rules, Counter()) for offset, data in pieces)
     is_array = None
-    try:
-        while True:
-            position = re.compile(r"[\s,]*").match(text, position).end()
-            if is_array is None and position < len(text):
-                is_array = text[position] == "["
-                position += is_array
-                continue
-            if is_array and text[position : position + 1] == "]":
-                break
-            try:
-                value, end = decoder.raw_decode(text, position)
-                if end == len(text) and (more := chunks.read(UNIT_BYTES)):  # a number might go on
-                    text, position = text[position:] + more, 0
-                    continue
-            except json.JSONDecodeError as error:
-                more = chunks.read(max(UNIT_BYTES, len(text) - position))
-                if more:
-                    text, position = text[position:] + more, 0
-                    continue
-                if position == len(text) and not is_array:
-                    break
-                raise ValueError(f"{source.label}: element {number + len(texts)} is not JSON: {error.msg}") from error
-            texts.append(_text_of(value, f"{source.label}: element {number + len(texts)}", rules.field))
-            size, position = size + len(texts[-1]), end
-            if size >= UNIT_BYTES:
-                yield Block(source.label, "json", texts, line=number)
-                number, texts, size = number + len(texts), [], 0
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source.label} is not UTF-8 ({error.reason}); convert it or use --errors replace") from error
+    while True:
+        position = re.compile(r"[\s,]*").match(text, position).end()
+        if is_array is None and position < len(text):
+            is_array = text[position] == "["
+            position += is_array
+            continue
+        if is_array and text[position : position + 1] == "]":
+            break
+        value = None
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            end, problem = len(text), error
+        if end == len(text) and (more := next(chunks, "")):  # cut short, or a number that might go on
+            text, position = text[position:] + more, 0
+            continue
+        if position == len(text) and not is_array:
+            break
+        where = f"{source.label}: element {number + len(texts)}"
+        if value is None and text[position:end] != "null":
+            raise ValueError(f"{where} is not JSON: {problem.msg}") from problem
+        texts.append(_text_of(value, where, rules.field))
+        size, position = size + len(texts[-1]), end
+        if size >= UNIT_BYTES:
+            yield Block(source.label, "json", texts, line=number)
+            number, texts, size = number + len(texts), [], 0
     if texts or number == 1:
         yield Block(source.label, "json", texts, line=number)
 

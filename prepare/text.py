@@ -85,7 +85,7 @@ def prepare(options) -> dict:
                 f"needed in all; make room and run the same command again to continue"
             ) from error
         finally:
-            (out / "stdin.tmp").unlink(missing_ok=True)
+            _remove(out, "stdin.tmp")
 
 
 def _prepare(options, sources, out):
@@ -108,12 +108,9 @@ def _prepare(options, sources, out):
     run = _Run(options, rules, sources, out, size, signature)
     header, done = _read_progress(out, signature)
     if header is None:
-        for leftover in [*out.glob("*.bin"), *out.glob("*.bin.tmp"), out / "progress.jsonl", out / "duplicates.tmp"]:
-            leftover.unlink(missing_ok=True)
+        _remove(out, "progress.jsonl", "duplicates.tmp", "tokenizer.json", "tokenizer.tiktoken")
         tokenizer = _tokenizer(run)
-        names = tokenizer.save(out)
-        for stale in {"tokenizer.tiktoken"} - set(names):
-            (out / stale).unlink(missing_ok=True)
+        tokenizer.save(out)
         cut = _cut(run.each(partial(measure_unit, rules=rules), "measuring"), fraction) if alone else None
         header, done = {"signature": signature, "tokenizer": tokenizer.fingerprint, "cut": cut}, []
     else:
@@ -129,16 +126,14 @@ def _prepare(options, sources, out):
         lines, writers = run.tokenize(header, [])
     counts = sum((Counter(line["counts"]) for line in lines), Counter())
     if not any(w.n_tokens for w in writers):
-        for name in ("progress.jsonl", "tokenizer.json", "tokenizer.tiktoken"):
-            (out / name).unlink(missing_ok=True)
+        _remove(out, "progress.jsonl", "duplicates.tmp", "tokenizer.json", "tokenizer.tiktoken")
         _no_documents(sources, counts)
     shards = [shard for writer in writers for shard in writer.finish()]
     _add_source_ranges(shards, lines)
     split = "given" if options.val_input else "position" if header["cut"] else "content hash"
     about = signature | {"input": options.input[:10], "val_input": options.val_input[:10], "split": split}
     meta = write_meta(out, tokenizer, shards, options=about, files=len(sources), counts=dict(sorted(counts.items())))
-    for name in ("progress.jsonl", "duplicates.tmp"):
-        (out / name).unlink(missing_ok=True)
+    _remove(out, "progress.jsonl", "duplicates.tmp")
     _summarize(out, meta, time.monotonic() - began)
     return meta
 
@@ -297,8 +292,10 @@ class _Run:
                     unit.cut = cut_at if i == cut_unit else 2**62 if i < cut_unit else -1
                 yield unit
 
-        with open(self.out / "progress.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in [header, *lines])
+        journal = self.out / "progress.jsonl"
+        Path(f"{journal}.tmp").write_text("".join(json.dumps(row) + "\n" for row in [header, *lines]), "utf-8")
+        os.replace(f"{journal}.tmp", journal)
+        with open(journal, "a", encoding="utf-8") as file:
             for unit, result in in_order(task, with_cut(todo), self.workers):
                 keep = np.ones(len(result.lengths), bool)
                 if seen is not None:
@@ -359,6 +356,11 @@ class _Seen:
         self.file.flush()
         os.fsync(self.file.fileno())
         return self.count
+
+
+def _remove(out, *names):
+    for name in names:
+        (out / name).unlink(missing_ok=True)
 
 
 def _cut(characters, fraction):
@@ -490,8 +492,10 @@ def _locked(out):
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
-    path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------- telling people
