@@ -204,7 +204,7 @@ def parse(
             if _is_rank_0():
                 bare_words = "[PRESET.toml ...] " if presets else f"{positional} ... " if positional else ""
                 print(f"usage: {prog} {bare_words}[--name=value ...]\n\n{description}".rstrip() + "\n")
-                print(_options(cls, hints, helps))
+                print(_options(cls, hints, helps), flush=True)
             sys.exit(0)
         arguments = {}
         if presets:
@@ -215,6 +215,8 @@ def parse(
         elif bare:
             raise ValueError(f"unexpected argument {bare[0]!r}; settings are written --name=value")
         return _build(cls, hints, helps, arguments | given)
+    except BrokenPipeError:
+        _end_for_closed_pipe()
     except (ValueError, OSError) as error:
         if _is_rank_0():
             print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
@@ -340,9 +342,10 @@ def _options(cls, hints, helps):
     for field in fields(cls):
         kind = Annotated[hints[field.name], tyro.conf.arg(help=helps[field.name][0])]
         default = dataclass_field(default=field.default, default_factory=field.default_factory)
-        sections.setdefault(helps[field.name][1].replace(" ", "_") or "all", []).append((field.name, kind, default))
-    boxes = [(title, make_dataclass(title, content, kw_only=True)) for title, content in sections.items()]
-    form, text = make_dataclass(cls.__name__, boxes), io.StringIO()
+        sections.setdefault(helps[field.name][1].replace(" ", "_"), []).append((field.name, kind, default))
+    forms = {title: make_dataclass(title or "All", content, kw_only=True) for title, content in sections.items()}
+    form = forms[""] if list(forms) == [""] else make_dataclass("Sections", forms.items())
+    text = io.StringIO()
     config = (tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
     with suppress(SystemExit), redirect_stdout(text):
         tyro.cli(form, args=["--help"], config=config, use_underscores=True)
@@ -433,6 +436,12 @@ def _one_line(error):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def _end_for_closed_pipe():
+    """Exit as a program that SIGPIPE ended, without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+    sys.exit(141)
+
+
 def run(main):
     """Call main() as this process's command and exit with what it returns (None = 0).
 
@@ -445,8 +454,7 @@ def run(main):
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
-        code = 141
+        _end_for_closed_pipe()
     except (ValueError, OSError) as error:
         if os.environ.get("LATHE_TRACEBACK") == "1":
             raise

@@ -6,11 +6,11 @@ import re
 import string
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -142,13 +142,13 @@ TYPOS = [(name, typo) for name in NAMES for typo in edits(name)]
 
 
 def test_typos_on_the_command_line_are_answered_with_the_right_name(mistake):
-    sample = random.Random(1).sample(TYPOS, 200)
+    sample = random.Random(1).sample(TYPOS, 150)
     right = [name in re.findall(r"--(\w+)", mistake(f"--{typo}=1").partition(";")[2]) for name, typo in sample]
     assert sum(right) >= 0.95 * len(sample)
 
 
 def test_typos_in_a_preset_are_answered_with_the_file_and_the_right_name(mistake, tmp_path):
-    preset, sample, right = tmp_path / "mine.toml", random.Random(2).sample(TYPOS, 150), 0
+    preset, sample, right = tmp_path / "mine.toml", random.Random(2).sample(TYPOS, 100), 0
     for name, typo in sample:
         preset.write_text(f"n_layer = 2\n{typo} = 1\n")
         line = mistake(str(preset))
@@ -317,6 +317,7 @@ def text_without_surrogates():
     return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
+@hypothesis.settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_to_toml_is_a_preset_that_repeats_the_settings(tmp_path_factory, data):
     changed = {}
@@ -362,16 +363,26 @@ def test_help_shows_every_setting_with_type_default_and_help_as_plain_text():
         assert re.search(rf"--{name} (STR|INT|FLOAT|{{[\w,]+}}) {re.escape(help)} \(default: ", shown), name
 
 
+def test_help_of_a_command_without_sections_is_one_box(capsys):
+    @dataclass
+    class Plain:
+        to: str  # folder to write
+        seed: int = 1  # of the choices
+
+    with pytest.raises(SystemExit) as exit:
+        parse(Plain, ["--help"], prog="x.py", description="Does x.")
+    shown = capsys.readouterr().out
+    assert exit.value.code == 0 and shown.startswith("usage: x.py [--name=value ...]\n\nDoes x.\n\n")
+    assert "--to STR" in shown and "(required)" in shown and shown.count("options") == 1
+
+
 def test_help_takes_at_most_300_ms_and_does_not_import_torch():
     show = "import sys, config\ntry: config.parse(config.Settings, ['--help'])\nexcept SystemExit: pass\n"
     done = command(show + "print('torch' in sys.modules or 'numpy' in sys.modules)")
     assert done.stdout.splitlines()[-1] == "False"
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        command(TRAIN, "--help")
-        times.append(time.perf_counter() - begin)
-    assert min(times) <= 0.3
+    # Processor time, which other work on the machine does not lengthen; start of the interpreter included.
+    clock = "import atexit, sys, time; atexit.register(lambda: print(time.process_time(), file=sys.stderr))\n"
+    assert min(float(command(clock + TRAIN, "--help").stderr) for _ in range(5)) <= 0.3
 
 
 @pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])
@@ -405,12 +416,15 @@ def test_run_shows_the_traceback_of_a_bug_and_of_a_mistake_on_request():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
-def test_a_closed_pipe_ends_a_command_without_a_word():
-    script = "import config\ndef main():\n    for k in range(10**6): print(k)\nconfig.run(main)"
-    pipe = f'"{sys.executable}" -c "{script}" | head -n 1'
+@pytest.mark.parametrize(
+    "script, first", [("for k in range(10**6): print(k)", "0"), ("config.parse(config.Settings, ['--help'])", "usage:")]
+)
+def test_a_closed_pipe_ends_a_command_without_a_word(script, first):
+    script = f"import config\ndef main():\n    {script}\nconfig.run(main)"
+    pipe = f'"{sys.executable}" -c "{script}" | head -c 10'
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(pipe, shell=True, capture_output=True, text=True, env=environment, timeout=60)
-    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert done.stdout.startswith(first) and done.stderr == ""
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,6 +105,7 @@ def test_a_step_that_is_evaluated_again_after_a_resume_stands_once(tmp_path):
     assert [len(rows) for rows in read_metrics(path)] == [1, 1]
 
 
+@hypothesis.settings(deadline=None)
 @given(lives=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 40)), max_size=5))
 def test_each_step_stands_once_after_any_crashes_and_resumes(tmp_path_factory, lives):
     """A life: where it resumes (at most where the last one came to), its steps, the bytes that a crash cuts off."""
