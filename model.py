@@ -144,9 +144,8 @@ class KVCache:
     def __init__(self, config: GPTConfig, batch_size: int, length: int, device=None, dtype: torch.dtype | None = None):
         if length > config.block_size:
             raise ValueError(f"a cache of {length} positions is longer than block_size ({config.block_size})")
-        shape = (2, config.n_layer, batch_size, config.n_kv_head, length, config.head_dim)
-        both = torch.zeros(shape, device=device, dtype=dtype)
-        self.k, self.v = both[0], both[1]
+        shape = (config.n_layer, batch_size, config.n_kv_head, length, config.head_dim)
+        self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self.pos = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,19 +181,17 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
         self.qk_norm, self.norm_eps, self.dropout = config.qk_norm, config.norm_eps, config.dropout
-        if gains := config.qk_norm and config.norm_weight:
-            self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) for _ in range(2))
-        self.gains = gains
+        gains = config.qk_norm and config.norm_weight
+        self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) if gains else None for _ in range(2))
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rope, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
-        B, T, _ = x.shape
-        nh, nkv = self.n_head, self.n_kv_head
+        (B, T, _), nh, nkv = x.shape, self.n_head, self.n_kv_head
         qkv = self.c_attn(x).view(B, T, nh + 2 * nkv, self.head_dim)
         qk, v = qkv.split((nh + nkv, nkv), dim=2)  # queries and keys are normed and turned together: half the kernels
         if self.qk_norm:
             qk = rms_norm(qk, None, self.norm_eps)
-            if self.gains:
+            if self.q_norm is not None:
                 qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
         if rope is not None:
             qk = rotate(qk, *rope)
@@ -208,8 +205,8 @@ class CausalSelfAttention(nn.Module):
         else:
             # A lone query may look at every key; several behind a filled cache need the mask written out.
             mask = causal_mask(T, k.shape[2], x.device) if 1 < T < k.shape[2] else None
-            dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
+            causal, dropout = T > 1 and mask is None, self.dropout * self.training
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=nkv != nh)
         y = y.transpose(1, 2).reshape(B, T, nh * self.head_dim)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -229,8 +226,7 @@ class MLP(nn.Module):
             gate, value = x.chunk(2, dim=-1)
             x = F.silu(gate) * value
         elif self.activation == "relu2":
-            x = F.relu(x)
-            x = x * x
+            x = F.relu(x).square()
         else:
             x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.dropout(self.c_proj(x))
@@ -265,30 +261,28 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
         w = weight.to(dtype)
         total = torch.zeros((), device=x.device)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        dx, dw = torch.empty_like(x), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(x), rows):
             xs, ts = x[begin : begin + rows].to(dtype), targets[begin : begin + rows].unsqueeze(1)
             logits = softcapped((xs @ w.T).float(), cap)
-            slope = 1 - (logits / cap).square() if cap and dx is not None else None  # derivative of the cap
+            slope = 1 - (logits / cap).square() if cap else None  # derivative of the cap
             logits[:, vocab_size:] = float("-inf")
             logsumexp = logits.logsumexp(dim=-1, keepdim=True)
             scored, index = ts != IGNORE, ts.clamp(min=0)
             total += ((logsumexp - logits.gather(1, index)) * scored).sum()
-            if dx is not None:
-                grad = logits.sub_(logsumexp).exp_()  # softmax minus one-hot is the gradient of the logits
-                grad.scatter_add_(1, index, -scored.float()).mul_(scored)
-                grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
-                dx[begin : begin + rows] = grad @ w
-                if dw is not None:
-                    dw += grad.T @ xs
+            grad = logits.sub_(logsumexp).exp_()  # softmax minus one-hot is the gradient of the logits
+            grad.scatter_add_(1, index, -scored.float()).mul_(scored)
+            grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
+            dx[begin : begin + rows] = grad @ w
+            if dw is not None:
+                dw += grad.T @ xs
         ctx.save_for_backward(dx, dw)
         return total
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         dx, dw = ctx.saved_tensors
-        return None if dx is None else dx * grad, None if dw is None else dw * grad, None, None, None, None
+        return dx * grad, None if dw is None else dw * grad, None, None, None, None
 
 
 class GPT(nn.Module):
@@ -372,7 +366,8 @@ class GPT(nn.Module):
         c, x = self.config, self.features(idx)
         if targets is None:
             return self.logits(x)
-        x, t, rows = x.flatten(0, 1), targets.flatten(), max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
+        x, t = x.flatten(0, 1), targets.flatten()
+        rows = max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
         if reduction == "none" or len(t) <= rows:
             parts = zip(x.split(rows), t.split(rows), strict=True)
             losses = [F.cross_entropy(self.logits(a), b, ignore_index=IGNORE, reduction=reduction) for a, b in parts]
@@ -380,8 +375,8 @@ class GPT(nn.Module):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
-            loss = ChunkedCrossEntropy.apply(x, self.head_weight, t, c.vocab_size, c.logit_softcap, dtype)
-        return loss if reduction == "sum" else loss / (t != IGNORE).sum()
+            total = ChunkedCrossEntropy.apply(x, self.head_weight, t, c.vocab_size, c.logit_softcap, dtype)
+        return total if reduction == "sum" else total / (t != IGNORE).sum()
 
     def n_params(self) -> int:
         """Number of parameters, embedding tables included, tied ones once."""
