@@ -85,7 +85,7 @@ class Unit:
 
 
 def find_sources(inputs, format="auto", split="", not_below=None) -> list[Source]:
-    """The files behind `inputs`: paths, folders, glob patterns and hf:NAME[:CONFIG][:SPLIT], each file once.
+    """The files behind `inputs`: paths, folders, glob patterns and hf:NAME[@REVISION][:CONFIG][:SPLIT], each file once.
 
     A folder gives its text, code and data files, sorted; `not_below`, the folder written to, is left out.
     """
@@ -142,16 +142,16 @@ def _hub_files(spec) -> list[str]:
     import datasets
 
     name, *rest = spec.removeprefix("hf:").split(":")
+    name, _, revision = name.partition("@")
     try:
-        names = datasets.get_dataset_config_names(name) if rest else []
+        names = datasets.get_dataset_config_names(name, revision=revision or None)
         config = rest.pop(0) if rest and rest[0] in names else None
-        by_split = datasets.load_dataset_builder(name, config).config.data_files or {}
+        if config is None and len(names) > 1 and "default" not in names:
+            raise ValueError(f"choose a configuration, hf:{name}:CONFIG, of: {', '.join(names)}")
+        by_split = datasets.load_dataset_builder(name, config, revision=revision or None).config.data_files or {}
     except Exception as error:  # its own kinds, and those of every file system below it
-        if isinstance(error, ValueError) and "Config name is missing" in str(error):
-            names = ", ".join(datasets.get_dataset_config_names(name))
-            raise ValueError(f"--input {spec}: choose a configuration, {spec}:NAME, of: {names}") from error
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise OSError(f"--input {spec}: datasets cannot open it ({reason})") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
+        raise OSError(f"--input {spec}: datasets cannot open it: {reason}") from error
     split = rest[0] if rest else "train"
     if split not in by_split:
         raise ValueError(

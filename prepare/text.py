@@ -39,9 +39,9 @@ from tokenizer import count_pieces, load_tokenizer, train_bpe, train_char
 
 @dataclass
 class Options:
-    input: list[str]  # files, folders, patterns, hf:NAME[:CONFIG][:SPLIT], or - for standard input
-    out: str  # folder for the dataset
-    tokenizer: str = "bpe:4096"  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N, or a folder with tokenizer files
+    input: list[str] = field(default_factory=list)  # files, folders, patterns, hf:NAME[:CONFIG][:SPLIT], - for stdin
+    out: str = ""  # folder for the dataset
+    tokenizer: str = ""  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N or a folder of one; bpe:4096 by default
     val_fraction: float = -1.0  # share of documents for validation; -1: a tenth, but 10 MB at most
     val_input: list[str] = field(default_factory=list)  # validation comes from these files instead
     field: str = "text"  # field or column that holds the text (jsonl, json, csv, tsv, parquet)
@@ -55,12 +55,22 @@ class Options:
     overwrite: bool = False  # replace another dataset in the same folder
 
 
-def main(argv=None):
-    prepare(config.parse(Options, argv, prog="prepare/text.py", description=__doc__, positional="input"))
+def main(argv=None, name="text", about=__doc__, **defaults):
+    """The command. The others in this folder are this one with `defaults` for input, out, tokenizer or val_input."""
+    options = config.parse(Options, argv, prog=f"prepare/{name}.py", description=about, positional="input")
+    if options.input:
+        defaults.pop("val_input", None)  # own files instead of the usual ones bring their own validation
+    for option, value in defaults.items():
+        setattr(options, option, getattr(options, option) or value)
+    prepare(options)
 
 
 def prepare(options) -> dict:
     """Make the dataset that `options` describe and return its meta. ValueError and OSError with one line for people."""
+    if not options.input or not options.out:
+        missing = "--input FILE..." if not options.input else "--out FOLDER"
+        raise ValueError(f"{missing} is missing: prepare/text.py --input FILE... --out FOLDER")
+    options.tokenizer = options.tokenizer or "bpe:4096"
     if not 0 <= options.val_fraction < 1 and options.val_fraction != -1:
         raise ValueError(f"val_fraction={options.val_fraction} must be at least 0 and below 1")
     out = Path(options.out)
@@ -69,8 +79,6 @@ def prepare(options) -> dict:
     given = "train" if options.val_input else ""
     sources = find_sources([i for i in options.input if i != "-"], options.format, given, not_below=out)
     sources += find_sources(options.val_input, options.format, "val", not_below=out)
-    if not sources and "-" not in options.input:
-        raise ValueError("--input is empty: name files, folders or - for standard input")
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         if "-" in options.input:

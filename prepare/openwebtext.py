@@ -1,0 +1,27 @@
+"""OpenWebText, the open copy of GPT-2's training text: 8 million web pages, 40 GB, 9 billion gpt2 tokens.
+
+python prepare/openwebtext.py [--input FILES] [any option of prepare/text.py]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import config
+from prepare import text
+
+
+def main(argv=None):
+    text.main(
+        argv,
+        "openwebtext",
+        __doc__,
+        input=["hf:Skylion007/openwebtext"],
+        out="data/openwebtext",
+        tokenizer="gpt2",
+    )
+
+
+if __name__ == "__main__":
+    config.run(main)

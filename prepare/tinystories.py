@@ -1,0 +1,28 @@
+"""TinyStories: 2 million short stories in a child's vocabulary, 2 GB, which very small models learn to tell.
+
+python prepare/tinystories.py [any option of prepare/text.py]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import config
+from prepare import text
+
+
+def main(argv=None):
+    text.main(
+        argv,
+        "tinystories",
+        __doc__,
+        input=["hf:roneneldan/TinyStories:train"],
+        val_input=["hf:roneneldan/TinyStories:validation"],
+        out="data/tinystories",
+        tokenizer="bpe:4096",
+    )
+
+
+if __name__ == "__main__":
+    config.run(main)
