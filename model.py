@@ -51,11 +51,11 @@ class GPTConfig:
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
-        gated = self.activation == "swiglu"
-        self.n_hidden = self.n_hidden or (-(-8 * self.n_embd // 3 // 32) * 32 if gated else 4 * self.n_embd)
+        usual = math.ceil(self.n_embd / 12) * 32 if self.activation == "swiglu" else 4 * self.n_embd
+        self.n_hidden = self.n_hidden or usual
         uneven = self.head_dim == 0 and self.n_head > 0 and self.n_embd % self.n_head
-        self.head_dim = self.head_dim or self.n_embd // max(1, self.n_head)
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "head_dim", "n_embd", "n_hidden"):
+        self.head_dim = self.head_dim or max(1, self.n_embd // max(1, self.n_head))
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         for name, choices in CHOICES.items():
@@ -215,8 +215,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = config.activation
-        gated = config.activation == "swiglu"  # gate and value are one matrix: one kernel in place of two
-        self.c_fc = nn.Linear(config.n_embd, config.n_hidden * (2 if gated else 1), bias=config.bias)
+        matrices = 2 if config.activation == "swiglu" else 1  # gate and value as one: one kernel in place of two
+        self.c_fc = nn.Linear(config.n_embd, config.n_hidden * matrices, bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -366,8 +366,7 @@ class GPT(nn.Module):
         c, x = self.config, self.features(idx)
         if targets is None:
             return self.logits(x)
-        x, t = x.flatten(0, 1), targets.flatten()
-        rows = max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
+        x, t, rows = x.flatten(0, 1), targets.flatten(), max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
         if reduction == "none" or len(t) <= rows:
             parts = zip(x.split(rows), t.split(rows), strict=True)
             losses = [F.cross_entropy(self.logits(a), b, ignore_index=IGNORE, reduction=reduction) for a, b in parts]
@@ -378,8 +377,7 @@ class GPT(nn.Module):
             total = ChunkedCrossEntropy.apply(x, self.head_weight, t, c.vocab_size, c.logit_softcap, dtype)
         return total if reduction == "sum" else total / (t != IGNORE).sum()
 
-    def n_params(self) -> int:
-        """Number of parameters, embedding tables included, tied ones once."""
+    def n_params(self) -> int:  # embedding tables included, tied ones once
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, context: int | None = None, training: bool = True) -> int:
