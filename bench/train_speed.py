@@ -1,0 +1,125 @@
+"""Training speed: tokens per second, milliseconds per step and peak memory of the real training command.
+
+    python bench/train_speed.py config/shakespeare_char_cpu.toml
+    python bench/train_speed.py gpt2_tiny --peer=PATH_TO_NANOGPT     (alternately with nanoGPT's own train.py)
+
+A run is a child process without evaluation; the figure of a run is the median over its rows of metrics, which leave out
+evaluations and saves, the first third dropped as warm-up. The figure of an arm is the median over its runs.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import config
+from bench.results import ROOT, record
+
+GPT2 = "--position=learned --norm=layernorm --norm_weight=true --activation=gelu --qk_norm=false --bias=false"
+GPT2 += " --tie_weights=true --zero_init=false --optimizer=adamw --learning_rate=1e-3 --weight_decay=0.1"
+# Shapes that nanoGPT has too, under its names: layers, heads, width, block, sequences per step.
+SHAPES = {
+    "gpt2_tiny": (4, 4, 128, 64, 12),  # nanoGPT's CPU setting, 0.8M parameters
+    "gpt2_small": (6, 6, 384, 256, 16),  # its GPU setting for characters, 10M
+    "gpt2_124m": (12, 12, 768, 256, 4),
+}
+
+
+@dataclass
+class Options:
+    """What to time."""
+
+    run: list[str] = field(default_factory=list)  # a shape (gpt2_tiny, gpt2_small, gpt2_124m) or a preset's file
+    peer: str = ""  # folder of nanoGPT, with data/shakespeare_char prepared; its loop is timed alternately
+    peer_compile: bool = False  # let nanoGPT compile
+    extra: str = ""  # further settings for our side, such as "--dtype=bfloat16 --compile=true"
+    dataset: str = "data/shakespeare_char"  # what our side reads
+    steps: int = 60  # optimizer steps a run
+    repeats: int = 3  # runs of each arm
+    save: bool = True  # append the table to bench/RESULTS.md
+
+
+def run_child(command: list[str], folder: Path) -> tuple[str, int]:
+    """Run a command; returns its output and its peak memory in bytes. Raises ValueError if it fails."""
+    with open(folder / "output.txt", "w+b") as output:
+        child = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if status:
+        raise ValueError(f"{' '.join(command)} failed:\n{text[-2000:]}")
+    return text, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def ours(settings: list[str], steps: int, dataset: str) -> tuple[float, float, int]:
+    """(tokens per second, ms per step, peak bytes) of our train.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = f"--max_steps={steps} --eval_interval={10 * steps} --log_interval=5 --sample_tokens=0 --eval_tokens=1"
+        command = [sys.executable, str(ROOT / "train.py"), *settings, *quiet.split()]
+        command += [f"--dataset={Path(dataset).resolve()}", f"--out_dir={folder}/run", "--init_from=scratch"]
+        _, memory = run_child(command, Path(folder))
+        rows = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
+    rows = [r for r in rows if "loss" in r and r["step"] > steps / 3]
+    speed = statistics.median(r["tokens_per_second"] for r in rows)
+    return speed, rows[-1]["tokens"] / rows[-1]["step"] / speed * 1000, memory
+
+
+def nanogpt(peer: Path, shape: tuple, steps: int, compile: bool) -> tuple[float, float, int]:
+    """The same of nanoGPT's train.py, from the milliseconds that it prints for each step."""
+    layers, heads, width, block, batch = shape
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(peer / "data", f"{folder}/data")  # it looks for its data where it is started
+        os.symlink(peer / "configurator.py", f"{folder}/configurator.py")
+        settings = f"--device=cpu --compile={compile} --eval_iters=1 --eval_interval={10 * steps} --log_interval=1"
+        settings += f" --max_iters={steps} --block_size={block} --batch_size={batch} --n_layer={layers}"
+        settings += f" --n_head={heads} --n_embd={width} --dropout=0.0 --out_dir={folder}/out"
+        files = [str(peer / "train.py"), str(peer / "config" / "train_shakespeare_char.py")]
+        text, memory = run_child([sys.executable, *files, *settings.split()], Path(folder))
+    times = [float(m) for m in re.findall(r"time ([\d.]+)ms", text)][steps // 3 :]
+    ms = statistics.median(times)
+    return batch * block / ms * 1000, ms, memory
+
+
+def main(argv: list[str] | None = None) -> int:
+    o = config.parse(Options, argv, prog="bench/train_speed.py", description="Time training.", positional="run")
+    name = (o.run or ["gpt2_tiny"])[0]
+    shape = SHAPES.get(name)
+    settings = [name]
+    if shape:
+        layers, heads, width, block, batch = shape
+        settings = [*GPT2.split(), f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
+        settings += [f"--block_size={block}", f"--batch_size={batch}", f"--micro_batch_size={batch}"]
+    elif o.peer:
+        raise ValueError(f"peer needs a shape that nanoGPT has too ({', '.join(SHAPES)}), not {name}")
+    arms = {"lathe": lambda: ours([*settings, *o.extra.split()], o.steps, o.dataset)}
+    if o.peer:
+        arms["nanoGPT"] = lambda: nanogpt(Path(o.peer).resolve(), shape, o.steps, o.peer_compile)
+    found = {arm: [] for arm in arms}
+    for repeat in range(o.repeats):
+        for arm, run in arms.items():
+            found[arm].append(run())
+            print(f"run {repeat + 1} of {o.repeats}, {arm}: {found[arm][-1][0]:,.0f} tokens/s", file=sys.stderr)
+    rows = []
+    for arm, runs in found.items():
+        speed, ms, memory = (statistics.median(column) for column in zip(*runs, strict=True))
+        spread = f"{min(r[0] for r in runs):,.0f} - {max(r[0] for r in runs):,.0f}"
+        rows.append([arm, f"{speed:,.0f}", spread, f"{ms:.1f}", f"{memory / 2**20:,.0f}"])
+    notes = ""
+    if o.peer:
+        pairs = [a[0] / b[0] for a, b in zip(found["lathe"], found["nanoGPT"], strict=True)]
+        notes = f"Ratio of speeds, run by run: median {statistics.median(pairs):.2f}, "
+        notes += f"from {min(pairs):.2f} to {max(pairs):.2f}."
+        print(notes)
+    record(f"Training speed, {name}", ["arm", "tokens/s", "range", "ms/step", "peak MiB"], rows, notes, o.save)
+    return 0
+
+
+if __name__ == "__main__":
+    config.run(main)
