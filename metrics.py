@@ -2,13 +2,19 @@
 
 A row is a flat dict. Training rows: step, tokens, loss, lr, grad_norm, tokens_per_second, elapsed (and mfu where the
 device's peak is known); evaluation rows: step, val_loss, val_bits_per_byte, elapsed. `elapsed` is in seconds since the
-process began, `tokens` since step 0. metrics.jsonl is the source of truth: everything else can be made from it.
+process began, `tokens` since step 0, `memory` the most bytes held so far, `skipped` (once there are any) the steps left
+out. metrics.jsonl is the source of truth. starts.jsonl beside it tells how each process of the run was called.
 """
 
 import json
 import math
 import os
+import platform
+import re
+import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -74,6 +80,41 @@ def _json_line(row):
     row = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}  # numpy, torch
     row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
     return json.dumps(row, allow_nan=False) + "\n"
+
+
+def log_start(path, step, device, processes, versions, **more):
+    """Append to starts.jsonl what repeats this process: its step, command, machine, versions and commit.
+
+    The lines of a run from scratch (step 0) replace those that are there."""
+    launcher = f"torchrun --nproc-per-node={os.environ.get('LOCAL_WORLD_SIZE', 1)}" if processes > 1 else "python"
+    row = {
+        "step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "command": f"{launcher} {shlex.join(sys.argv)}", "device": device if device != "cpu" else cpu_name(),
+        "processes": processes, "commit": git_commit(),
+        "versions": {"python": platform.python_version(), **versions, "system": platform.platform(terse=True)}, **more,
+    }  # fmt: skip
+    with open(path, "a" if step else "w", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def cpu_name():
+    """The processor's name and how many cores this process may use."""
+    try:
+        name = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):  # not Linux, or a processor that does not say
+        name = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name.strip()}, {cores} cores"
+
+
+def git_commit():
+    """The commit that this code is, with + behind it if files differ from it; None where git cannot tell."""
+    command = "git describe --always --abbrev=12 --exclude=* --dirty=+".split()
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def train_line(row, max_steps):

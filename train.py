@@ -32,7 +32,7 @@ import checkpoint
 import runtime
 from data import Dataset, TrainBatches, open_dataset
 from evaluate import validation
-from metrics import MetricsLog, Mirrors, Progress
+from metrics import MetricsLog, Mirrors, Progress, log_start
 from model import GPT, GPTConfig
 from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_schedule
 from sample import generate
@@ -111,6 +111,9 @@ def train(s: Settings) -> int:
         log = MetricsLog(out / "metrics.jsonl", state.step)
         mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
         keep_samples(out / "samples.jsonl", state.step)
+        device = torch.cuda.get_device_name() if run.device.type == "cuda" else run.device.type
+        size = {"parameters": model.n_params(), "flops_per_token": flops_per_token}
+        log_start(out / "starts.jsonl", state.step, device, run.world_size, {"torch": torch.__version__}, **size)
 
     saved_step = state.step if resumed else None
     val = {}
@@ -145,6 +148,7 @@ def train(s: Settings) -> int:
                 checkpoint.mark_best(out, checkpoint.step_path(out, state.step))
             if run.is_main:
                 checkpoint.prune(out, s.keep_checkpoints)
+                write_page(out, progress)
             return True
 
         def report(row: dict, show):
@@ -207,8 +211,10 @@ def train(s: Settings) -> int:
                 row = {
                     "step": state.step, "tokens": state.samples * s.block_size, "loss": mean_loss,
                     "lr": factor * s.learning_rate, "grad_norm": grad_norm.item(), "tokens_per_second": round(speed, 1),
-                    "elapsed": round(time.time() - STARTED, 3),
+                    "elapsed": round(time.time() - STARTED, 3), "memory": runtime.peak_memory(run.device),
                 }  # fmt: skip
+                if state.skipped:
+                    row["skipped"] = state.skipped
                 if peak:
                     row["mfu"] = round(speed * flops_per_token / (peak * run.world_size), 4)
                 report(row, progress.train)
@@ -237,6 +243,7 @@ def train(s: Settings) -> int:
         if val.get("step") == state.step >= s.max_steps:
             say_farewell(s, state, val, say)
         else:
+            write_page(out, say)
             say.print(f"stopped and saved at step {state.step}; --init_from=resume continues")
     runtime.stop()
     return stop.exit_code
@@ -380,6 +387,14 @@ def write_samples(s: Settings, step: int, model: GPT, dataset: Dataset, run, pat
             file.write(json.dumps({"step": step, "sample": i, "prompt": s.sample_prompt, "text": text}) + "\n")
     if step < s.max_steps:  # a glimpse; the last ones are shown whole
         progress.print("\n".join("    " + line for line in (s.sample_prompt + texts[0]).strip().splitlines()[:4]))
+
+
+def write_page(out: Path, progress: Progress):
+    """Write or refresh report.html; that it cannot be written does not end a run."""
+    from visualize import write_report  # imports what a run of seconds need not wait for before its first step
+
+    if fault := write_report(out):
+        progress.print(fault)
 
 
 def say_farewell(s: Settings, state: TrainState, val: dict, say: Progress):
