@@ -119,8 +119,8 @@ def make_norm(c: GPTConfig) -> nn.Module:
 
 def rope_table(length: int, head_dim: int, theta: float) -> Tensor:
     """(2, length, 1, hd / 2), cosines and sines of rotary embeddings: pair i turns by theta^(-2i/hd) a step."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency).unsqueeze(1)
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency).unsqueeze(1)
     return torch.stack((angle.cos(), angle.sin())).float()
 
 
@@ -132,8 +132,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def sinusoidal_table(length: int, n_embd: int) -> Tensor:
     """(length, C): sin(pos / 10000^(2i/C)) in feature 2i, the cosine in 2i + 1 (arXiv 1706.03762, section 3.5)."""
-    frequency = 10000.0 ** -(torch.arange(0, n_embd, 2, dtype=torch.float64) / n_embd)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+    frequency = 10000.0 ** -(torch.arange(0, n_embd, 2, dtype=torch.float64, device="cpu") / n_embd)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
 
 
@@ -146,13 +146,20 @@ class KVCache:
             raise ValueError(f"a cache of {length} positions is longer than block_size ({config.block_size})")
         shape = (config.n_layer, batch_size, config.n_kv_head, length, config.head_dim)
         self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.pos = 0
+        self.pos, self.mask = 0, None
+
+    def advance(self, T: int) -> slice:
+        """Make room for T tokens; returns their positions. Only several behind earlier ones need a mask written out."""
+        begin, end, limit = self.pos, self.pos + T, self.k.shape[3]
+        if end > limit:
+            raise ValueError(f"{end} tokens are more than the context of {limit} (block_size)")
+        self.pos, self.mask = end, causal_mask(T, end, self.k.device) if begin and T > 1 else None
+        return slice(begin, end)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, nkv, T, hd) behind the filled part of a layer; returns views of all up to there."""
-        end = self.pos + k.shape[2]
-        self.k[layer, :, :, self.pos : end] = k
-        self.v[layer, :, :, self.pos : end] = v
+        """Write a layer's k, v (B, nkv, T, hd) into the room made; returns views of all up to there."""
+        begin, end = self.pos - k.shape[2], self.pos
+        self.k[layer, :, :, begin:end], self.v[layer, :, :, begin:end] = k, v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
 
@@ -203,10 +210,8 @@ class CausalSelfAttention(nn.Module):
             y, steps = explicit_attention(q, k, v)
             trace.update(steps, q=q, k=k, v=v)
         else:
-            # A lone query may look at every key; several behind a filled cache need the mask written out.
-            mask = causal_mask(T, k.shape[2], x.device) if 1 < T < k.shape[2] else None
-            causal, dropout = T > 1 and mask is None, self.dropout * self.training
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=nkv != nh)
+            mask, dropout = cache and cache.mask, self.dropout * self.training
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
         y = y.transpose(1, 2).reshape(B, T, nh * self.head_dim)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -332,31 +337,27 @@ class GPT(nn.Module):
         `residual`, the stream behind the block. Raises ValueError for more tokens than the context.
         """
         c = self.config
-        begin = cache.pos if cache is not None else 0
-        end, limit = begin + idx.shape[1], c.block_size if cache is None else cache.k.shape[3]
-        if end > limit:
-            raise ValueError(f"{end} tokens are more than the context of {limit} (block_size)")
+        if cache is None and idx.shape[1] > c.block_size:
+            raise ValueError(f"{idx.shape[1]} tokens are more than the context of {c.block_size} (block_size)")
+        where = slice(0, idx.shape[1]) if cache is None else cache.advance(idx.shape[1])
         x = self.transformer.wte(idx)
         if c.position == "learned":
-            x = x + self.transformer.wpe.weight[begin:end]
+            x = x + self.transformer.wpe.weight[where]
         elif c.position == "sinusoidal":
-            x = x * math.sqrt(c.n_embd) + self.table[begin:end]  # the factor is the paper's (section 3.4)
+            x = x * math.sqrt(c.n_embd) + self.table[where].type_as(x)  # the factor is the paper's (section 3.4)
         x = self.transformer.drop(x)
-        rope = self.table[:, begin:end] if c.position == "rope" else None
+        rope = self.table[:, where] if c.position == "rope" else None
         for layer, block in enumerate(self.transformer.h):
             steps = None if trace is None else {}
             x = block(x, rope, cache, layer, steps)
             if trace is not None:
                 trace.append({**steps, "residual": x})
-        if cache is not None:
-            cache.pos = end
         return self.transformer.ln_f(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Features (..., C) -> float32 logits (..., V) of the real vocabulary: padded ids have none."""
-        return softcapped(
-            F.linear(x, self.head_weight)[..., : self.config.vocab_size].float(), self.config.logit_softcap
-        )
+        logits = F.linear(x, self.head_weight) if self.lm_head is None else self.lm_head(x)
+        return softcapped(logits[..., : self.config.vocab_size].float(), self.config.logit_softcap)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """idx (B, T) -> logits (B, T, V); with targets (B, T), their cross-entropy in nats.
@@ -395,6 +396,5 @@ class GPT(nn.Module):
         """{name: rows of each} for parameters that hold several matrices, one above the other."""
         c, kv = self.config, self.config.n_kv_head * self.config.head_dim
         rows = {f"transformer.h.{i}.attn.c_attn.weight": (c.n_head * c.head_dim, kv, kv) for i in range(c.n_layer)}
-        if c.activation == "swiglu":
-            rows |= {f"transformer.h.{i}.mlp.c_fc.weight": (c.n_hidden, c.n_hidden) for i in range(c.n_layer)}
-        return rows
+        gated = range(c.n_layer) if c.activation == "swiglu" else ()
+        return rows | {f"transformer.h.{i}.mlp.c_fc.weight": (c.n_hidden, c.n_hidden) for i in gated}
