@@ -301,6 +301,21 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(idx), model(idx))
 
 
+def test_dropout_falls_on_embeddings_weights_of_attention_and_both_outputs():
+    model = randomized(GPT(GPTConfig(**SMALL, dropout=0.5))).train()
+    block, seen = model.transformer.h[0], {}
+    block.register_forward_pre_hook(lambda module, args: seen.update(embedding=args[0]))
+    block.attn.register_forward_hook(lambda module, args, out: seen.update(attn=out))
+    block.mlp.register_forward_hook(lambda module, args, out: seen.update(mlp=out))
+    model(tokens(2, T))
+    for name in ("embedding", "attn", "mlp"):
+        assert seen[name].eq(0).float().mean().item() == pytest.approx(0.5, abs=0.1), name
+    block.attn.resid_dropout.eval()
+    x = torch.randn(2, T, 32)
+    rope = model.table[:, :T]
+    assert not torch.equal(block.attn(x, rope, None, 0, None), block.attn(x, rope, None, 0, None))
+
+
 # ---- loss ----
 
 
@@ -314,6 +329,33 @@ def test_loss_at_initialisation_is_that_of_guessing(config):
         assert loss.item() == pytest.approx(math.log(V), abs=1e-6)
     else:
         assert loss.item() == pytest.approx(math.log(V), abs=0.1)
+
+
+@pytest.mark.parametrize("family", (dict(MODERN, bias=True), dict(SMALL, **GPT2)), ids=("modern", "gpt2"))
+def test_initial_weights_have_the_size_of_their_scheme(family):
+    config = GPTConfig(**dict(family, n_embd=128, n_hidden=256))
+    for name, p in GPT(config).named_parameters():
+        output = name.endswith("c_proj.weight")
+        if p.dim() < 2:
+            assert p.eq(0 if name.endswith("bias") else 1).all(), name
+        elif config.zero_init and (output or name == "lm_head.weight"):
+            assert p.eq(0).all(), name
+        elif config.zero_init and "wte" not in name:
+            assert p.std().item() == pytest.approx(0.5 / math.sqrt(p.shape[1]), rel=0.05), name
+        else:
+            assert p.std().item() == pytest.approx(0.02 / math.sqrt(4) if output else 0.02, rel=0.05), name
+
+
+@over_the_grid
+@given(configs)
+def test_biases_and_gains_are_where_the_settings_say(config):
+    names = [name for name, _ in GPT(config).named_parameters()]
+    norms = 2 * config.n_layer + 1 if config.norm_weight else 0
+    linears = 4 * config.n_layer if config.bias else 0
+    shifts = norms if config.norm == "layernorm" and config.bias else 0
+    assert sum(name.endswith(".bias") for name in names) == linears + shifts
+    assert sum(name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) for name in names) == norms
+    assert sum("_norm" in name for name in names) == 2 * config.n_layer * (config.qk_norm and config.norm_weight)
 
 
 @over_the_grid
@@ -633,6 +675,7 @@ def test_modern_models_are_exportable(transformers, family, parts, norm_weight, 
 # ---- compiled ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", (MODERN, dict(SMALL, **GPT2)), ids=("modern", "gpt2"))
 def test_the_training_graph_has_no_breaks(family, monkeypatch):
     """fullgraph raises at a break. The backend runs the graph as it is, so no compiler is needed."""
