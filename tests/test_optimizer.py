@@ -52,8 +52,8 @@ def seeded():
     torch.manual_seed(1337)
 
 
-def with_gradients(*shapes: tuple[int, int], device="cpu") -> list[torch.Tensor]:
-    parameters = [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+def with_gradients(*shapes: tuple[int, int]) -> list[torch.Tensor]:
+    parameters = [torch.randn(shape).requires_grad_() for shape in shapes]
     for p in parameters:
         p.grad = torch.randn_like(p)
     return parameters
