@@ -497,7 +497,7 @@ def test_muon_on_a_gpu_in_bfloat16_follows_the_cpu_in_float32():
         a.step()
         b.step()
     for p, q, start in zip(cpu, device, before, strict=True):
-        assert (p - q.cpu()).norm() <= 0.03 * (p - start).norm()
+        assert (p - q.cpu()).norm() <= 0.06 * (p - start).norm()
 
 
 @gpu
