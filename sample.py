@@ -1,49 +1,104 @@
 """Generate text with a trained model.
 
     python sample.py --out_dir=RUN --prompt="def main" --num_samples=3
+    python sample.py --model=hf:gpt2 --interactive
 
-stdout carries generated text only; what is said about it goes to stderr. All samples share one reading of the prompt
-and are decoded as one batch. Sample i depends on the prompt, the seed and i alone, not on how many run beside it.
+stdout carries generated text only; what is said about it goes to stderr. All samples of all prompts are decoded side by
+side, each prompt is read once, and sample i depends on the prompt, the seed and i alone, not on what runs beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import config
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Raises ValueError, naming the setting, for values out of range."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 1337
+    logprobs: int = 0
+
+    def __post_init__(self):
+        for name, right, rule in (
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            ("min_p", 0 <= self.min_p <= 1, "at least 0 (off) and at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0 (1 = off)"),
+            ("frequency_penalty", abs(self.frequency_penalty) < float("inf"), "a finite number (0 = off)"),
+            ("presence_penalty", abs(self.presence_penalty) < float("inf"), "a finite number (0 = off)"),
+            ("logprobs", self.logprobs >= 0, "0 (off) or more"),
+        ):
+            if not right:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")
 
 
 @dataclass
 class Options:
     """What to generate, from what."""
 
+    # --- model
     out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
-    prompt: str = ""  # text to continue; empty = the start of a document, `-` = read it from standard input
-    prompt_file: str = ""  # file with the text to continue
-    num_samples: int = 1  # samples, decoded together
+    model: str = ""  # hf:NAME_OR_FOLDER samples from a Hugging Face model instead
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = (
+        "auto"  # of the weights; int8: 8 bits and a scale
+    )
+    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the decoding step; auto: for long jobs on a GPU
+
+    # --- prompts
+    prompt: list[str] = field(default_factory=list)  # texts to continue; none = the start of a document, - = stdin
+    prompt_file: str = ""  # file with one text to continue
+    prompts: str = ""  # JSONL file, {"prompt": TEXT} a line; - = stdin; other keys are handed through to jsonl output
+    interactive: bool = False  # ask for prompts, continue or retry them, change settings: /help there
+
+    # --- samples
+    num_samples: int = 1  # samples of each prompt
     max_new_tokens: int = 500  # longest sample, in tokens
+    batch_size: int = 32  # most samples decoded side by side; no text depends on it
     temperature: float = 0.8  # below 1 safer, above 1 wilder; 0 = always the likeliest token
     top_k: int = 200  # choose among this many likeliest tokens; 0 = all
     top_p: float = 1.0  # choose among the likeliest tokens that together have this probability; 1 = all
     min_p: float = 0.0  # leave out tokens less likely than this share of the likeliest one; 0 = none
+    repetition_penalty: float = 1.0  # divides the scores of tokens that occurred, in the prompt too; 1 = off
+    frequency_penalty: float = 0.0  # lowers a generated token's score by this for each time it occurred
+    presence_penalty: float = 0.0  # lowers a generated token's score by this once it occurred
     seed: int = 1337  # of the random choices
+    stop: list[str] = field(default_factory=list)  # texts that end a sample; never printed
+    stop_ids: list[int] = field(default_factory=list)  # token ids that end a sample, beside end-of-text
+    ignore_eot: bool = False  # go on behind end-of-text
+
+    # --- output
     stream: bool = True  # print the first sample while it is being made
     format: Literal["text", "jsonl"] = "text"  # jsonl: one object per sample
-    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass
+    logprobs: int = 0  # jsonl: log-probabilities, by the model alone, of each token and of this many likeliest ones
 
     def __post_init__(self):
-        for name, wrong, rule in (
-            ("num_samples", self.num_samples < 1, "1 or more"),
-            ("max_new_tokens", self.max_new_tokens < 1, "1 or more"),
-            ("temperature", not self.temperature >= 0, "0 (greedy) or more"),
-            ("top_k", self.top_k < 0, "0 (off) or more"),
-            ("top_p", not 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
-            ("min_p", not 0 <= self.min_p <= 1, "at least 0 (off) and at most 1"),
-        ):
-            if wrong:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")
-        if self.prompt and self.prompt_file:
-            raise ValueError("prompt and prompt_file are both given: choose one")
+        for name in ("num_samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        self.sampling()
+        given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{given[1]} and {given[0]} are both given: choose one")
+        if "" in self.stop:
+            raise ValueError("stop is an empty text, which would end every sample at once")
+        if self.logprobs and self.format == "text":
+            raise ValueError("logprobs are part of jsonl output: add --format=jsonl")
+        if self.model and not self.model.startswith("hf:"):
+            raise ValueError(f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for a run")
+
+    def sampling(self) -> Sampling:
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
 
 
 PARSER = dict(prog="sample.py", description="Generate text with a trained model.")
@@ -54,16 +109,22 @@ import codecs
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import checkpoint
 import runtime
 from model import GPT, KVCache
-from tokenizer import load_tokenizer
+from tokenizer import Tokenizer, load_tokenizer
+
+# Choosing a token
 
 
 def choose(
@@ -71,20 +132,12 @@ def choose(
 ) -> Tensor:
     """One token id per row, (B,), of logits (B, V), by the numbers u (B,) drawn uniformly from [0, 1).
 
-    Filters act on the probabilities at `temperature`, in the order top_k, top_p (Holtzman et al., arXiv 1904.09751),
-    min_p (arXiv 2407.01082). The choice inverts the cumulative distribution, so it is a function of (logits, u) alone.
+    The choice inverts the cumulative distribution, so it is a function of (logits, u) alone, and needs neither torch's
+    generator nor a word with the device. temperature 0 takes the likeliest token.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    order = None
-    if 0 < top_k < logits.shape[-1] or top_p < 1 or min_p > 0:
-        logits, order = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]), dim=-1)  # likeliest first
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    p = (logits.to(wide) / temperature).softmax(dim=-1)
-    if top_p < 1:
-        p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)
-    if min_p > 0:
-        p = p.masked_fill(p < min_p * p[:, :1], 0)
+    p, order = distribution(logits, temperature, top_k, top_p, min_p)
     cumulative = p.cumsum(dim=-1)
     wanted = u.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
     last = (p > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # rounding must not reach behind it
@@ -92,130 +145,604 @@ def choose(
     return (index if order is None else order.gather(1, index)).squeeze(1)
 
 
+def distribution(
+    logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """Weights (B, n) of the tokens that may be chosen, not summing to one, and their ids (B, n), likeliest first; ids
+    is None if no filter asked for an order: then n is V.
+
+    Filters act on the probabilities at `temperature`, in the order top_k, top_p (Holtzman et al., arXiv 1904.09751),
+    min_p (arXiv 2407.01082).
+    """
+    V = logits.shape[-1]
+    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64) / temperature
+    if not 0 < top_k < V:
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        if top_p == 1:  # a threshold needs no order
+            p = (logits - total).exp()
+            return (p if min_p == 0 else p.masked_fill(p < min_p * p.amax(dim=-1, keepdim=True), 0)), None
+        first = V
+        if logits.is_cpu and V > 4096:  # the likeliest 1,024 nearly always hold top_p, and sorting all is slow
+            first = 1024 if (logits.topk(1024).values - total).exp().sum(dim=-1).min() >= top_p else V
+        logits, order = logits.topk(first, dim=-1)
+        p = (logits - total).exp()
+    else:
+        logits, order = logits.topk(top_k, dim=-1)
+        p = logits.softmax(dim=-1)
+    if top_p < 1:
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)
+    if min_p > 0:
+        p = p.masked_fill(p < min_p * p[:, :1], 0)
+    return p, order
+
+
+def penalize(logits: Tensor, seen: Tensor, counts: Tensor, s: Sampling) -> Tensor:
+    """logits (B, V) made smaller where a token occurred: `seen` (B, V) says whether, in prompt or answer, `counts`
+    (B, V) how often in the answer. Repetition penalty: Keskar et al., arXiv 1909.05858; the others: OpenAI's API."""
+    if s.repetition_penalty != 1:
+        weaker = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+        logits = torch.where(seen, weaker, logits)
+    return logits - s.frequency_penalty * counts - s.presence_penalty * (counts > 0)
+
+
+# Decoding a batch
+
+
+class RaggedCache(KVCache):
+    """Rows of different lengths: row b has filled[b] positions, and a new token comes behind its own row's.
+
+    Attention looks at the first `view` positions of every row, masked. Shapes and addresses stay the same from step to
+    step, so one compiled graph serves as many steps as fit into `view`.
+    """
+
+    def __init__(self, config, batch_size: int, length: int, device=None, dtype=None):
+        super().__init__(config, batch_size, length, device, dtype)
+        self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.places = torch.arange(length, device=device)
+        self.view = length
+
+    def advance(self, T: int) -> Tensor:
+        where = self.filled.unsqueeze(1) + self.places[:T]  # (B, T)
+        where = where.clamp(max=len(self.places) - 1)  # rows that nobody reads any more go on in their last place
+        self.index = where[:, None, :, None]
+        self.mask = (self.places[: self.view] <= where.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, view)
+        self.filled += T
+        return where
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        index = self.index.expand(k.shape)
+        self.k[layer].scatter_(2, index, k.to(self.k.dtype))
+        self.v[layer].scatter_(2, index, v.to(self.v.dtype))
+        return self.k[layer, :, :, : self.view], self.v[layer, :, :, : self.view]
+
+
+class Slots:
+    """`size` places in which samples are decoded side by side: their cache and what their choices depend on.
+
+    All that a step reads and writes stays on the device, at one address: `step` can be compiled, and captured as a CUDA
+    graph.
+    """
+
+    def __init__(self, model: GPT, size: int, length: int, max_new_tokens: int, s: Sampling, compiled: bool = False):
+        self.model, self.s, c = model, s, model.config
+        self.device = device = model.transformer.wte.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else model.transformer.wte.weight.dtype
+        self.cache = RaggedCache(c, size, length, device, dtype)
+        self.new = torch.zeros(size, 1, dtype=torch.long, device=device)  # the last token drawn, not yet read
+        self.u = torch.zeros(size, max_new_tokens, device=device)
+        self.n_drawn = torch.zeros(size, dtype=torch.long, device=device)
+        self.counts = self.seen = None
+        if (s.repetition_penalty, s.frequency_penalty, s.presence_penalty) != (1, 0, 0):
+            self.counts = torch.zeros(size, c.vocab_size, dtype=torch.int32, device=device)
+            self.seen = torch.zeros(size, c.vocab_size, dtype=torch.bool, device=device)
+        self.all = torch.arange(size, device=device)
+        self.run = torch.compile(self.step, dynamic=False) if compiled else self.step
+        self.graphs = {}  # view -> (graph, what it draws)
+
+    def admit(self, slot: int, prompt: list[int], u: Tensor):
+        self.u[slot] = u.to(self.device)
+        self.n_drawn[slot] = 0
+        if self.counts is not None:
+            self.counts[slot] = 0
+            self.seen[slot] = False
+            self.seen[slot, torch.tensor(prompt, device=self.device)] = True
+
+    def read(self, slots: list[int], contexts: list[list[int]]) -> Tensor:
+        """Read contexts anew into these slots, equal ones once and those of equal length together; draw from each."""
+        c, cache = self.model.config, self.cache
+        logits = torch.empty(len(slots), c.vocab_size, device=self.device)
+        by_length = {}
+        for context in dict.fromkeys(map(tuple, contexts)):
+            by_length.setdefault(len(context), []).append(context)
+        for length, group in by_length.items():
+            at_once = max(1, 16384 // length)  # tokens in one pass: memory stays bounded
+            for rows in (group[i : i + at_once] for i in range(0, len(group), at_once)):
+                filled = KVCache(c, len(rows), length, self.device, cache.k.dtype)
+                features = self.model.features(torch.tensor(rows, device=self.device), filled)
+                found = self.model.logits(features[:, -1])
+                places = [(i, rows.index(tuple(ids))) for i, ids in enumerate(contexts) if tuple(ids) in rows]
+                mine, source = (torch.tensor(x, device=self.device) for x in zip(*places, strict=True))
+                their = torch.tensor([slots[i] for i, _ in places], device=self.device)
+                logits[mine] = found[source]
+                cache.k[:, their, :, :length] = filled.k[:, source]
+                cache.v[:, their, :, :length] = filled.v[:, source]
+                cache.filled[their] = length
+        if not logits.isfinite().all():
+            raise ValueError("the model's scores are not finite numbers: its weights are damaged, or its training was")
+        return self.draw(logits, torch.tensor(slots, device=self.device))
+
+    def step(self) -> Tensor:
+        """Read the token drawn last in every slot, and draw the next."""
+        return self.draw(self.model.logits(self.model.features(self.new, self.cache)[:, -1]), self.all)
+
+    def draw(self, logits: Tensor, slots: Tensor) -> Tensor:
+        """The next token of these slots, as one tensor for one copy to the host: (B, 1) ids, or with logprobs N
+        (B, 2 + 2 N): id, its log-probability, the N likeliest ids and theirs. float32 holds ids below 2^24 exactly."""
+        scores, s = logits, self.s
+        if self.counts is not None:
+            scores = penalize(logits, self.seen[slots], self.counts[slots], s)
+        u = self.u[slots].gather(1, self.n_drawn[slots].clamp(max=self.u.shape[1] - 1).unsqueeze(1)).squeeze(1)
+        ids = choose(scores, u, s.temperature, s.top_k, s.top_p, s.min_p)
+        self.new[slots] = ids.unsqueeze(1)
+        self.n_drawn[slots] += 1
+        if self.counts is not None:
+            self.counts[slots, ids] += 1
+            self.seen[slots, ids] = True
+        ids = ids.unsqueeze(1)
+        if not s.logprobs:
+            return ids.float()
+        logprobs = logits.log_softmax(dim=-1)
+        top = logprobs.topk(min(s.logprobs, logits.shape[-1]), dim=-1)
+        return torch.cat((ids, logprobs.gather(1, ids), top.indices, top.values), dim=1)
+
+    def decode(self, longest: int) -> Tensor:
+        """step(), with attention over no more positions than `longest`, rounded up. On CUDA a step is captured once per
+        view and then replayed: launching its kernels one by one takes longer than running them."""
+        bucket = 256 if self.device.type == "cuda" else 64
+        self.cache.view = min(-(-longest // bucket) * bucket, len(self.cache.places))
+        if self.device.type != "cuda":
+            return self.run()
+        if self.cache.view not in self.graphs:
+            self.graphs[self.cache.view] = self.capture()
+        graph, drawn = self.graphs[self.cache.view]
+        graph.replay()
+        return drawn
+
+    def capture(self):
+        state = [t for t in (self.cache.filled, self.new, self.n_drawn, self.counts, self.seen) if t is not None]
+        before = [t.clone() for t in state]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # warm-up, which compiles and allocates, is not to be captured
+            for _ in range(2):
+                self.run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            drawn = self.run()
+        for tensor, value in zip(state, before, strict=True):  # the cache's next place is written again anyway
+            tensor.copy_(value)
+        return graph, drawn
+
+
+class Token(NamedTuple):
+    """A token of sample `row`; logprob and top, [(id, logprob)] likeliest first, only if asked for."""
+
+    row: int
+    id: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] | None = None
+
+
 @torch.inference_mode()
 def generate(
-    model: GPT, prompt: list[int], num_samples: int = 1, max_new_tokens: int = 500, temperature: float = 0.8,
-    top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 1337, stop_ids: tuple[int, ...] = (),
-) -> Iterator[list[int | None]]:  # fmt: skip
-    """Yield the next token of every sample, a list of num_samples ids, until all have stopped; None behind a stop.
+    model: GPT, prompts: list[list[int]], num_samples: int = 1, max_new_tokens: int = 500,
+    sampling: Sampling = Sampling(), stop_ids: tuple[int, ...] = (), batch_size: int = 32,  # noqa: B008 - frozen
+    ended: set[int] | None = None, compiled: bool = False,
+) -> Iterator[list[Token]]:  # fmt: skip
+    """Yield the tokens of all samples as they come, some rows' next tokens at a time, until every sample has ended.
 
-    prompt: at least one id. A stop id ends its row and is itself yielded. When the context (block_size) is full, the
-    last half of it is read anew and decoding goes on: positions never exceed those that were trained.
+    prompts: ids, at least one each. Row p * num_samples + i is sample i of prompt p; at most batch_size rows run side by
+    side, and one that ends makes place for the next. A row ends behind a stop id, which is yielded, behind
+    max_new_tokens, or when the caller puts it into the set `ended`. When a row's context (block_size) is full, the last
+    half of it is read anew and decoding goes on: positions never exceed those that were trained.
     """
-    if not prompt:
-        raise ValueError("the prompt has no tokens: begin with the end-of-text token")
-    device, c = model.head_weight.device, model.config
-    generators = [torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63) for i in range(num_samples)]
-    u = torch.stack([torch.rand(max_new_tokens, generator=g) for g in generators], dim=1).to(device)  # (steps, B)
-    ids = [list(prompt) for _ in range(num_samples)]
-    done = [False] * num_samples
-    length = min(c.block_size, len(prompt) + max_new_tokens)
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.head_weight.dtype
-    cache, new = None, None
-    for step in range(max_new_tokens):
-        if cache is None or cache.pos == length:
-            context = [row if len(row) <= c.block_size else row[-(c.block_size // 2) or -1 :] for row in ids]
-            # The rows are equal at first, so one is read and the others take its keys and values.
-            rows = context if step else context[:1]
-            new = torch.tensor(rows, device=device)
-            filled = KVCache(c, len(rows), length, device, dtype)
-            features = model.features(new, filled)[:, -1]
-            cache = filled
-            if len(rows) < num_samples:
-                cache = KVCache(c, num_samples, length, device, dtype)
-                cache.k.copy_(filled.k)
-                cache.v.copy_(filled.v)
-                cache.pos = filled.pos
-                features = features.expand(num_samples, -1)
-        else:
-            features = model.features(new, cache)[:, -1]
-        tokens = choose(model.logits(features), u[step], temperature, top_k, top_p, min_p)
-        new = tokens.unsqueeze(1)
-        out: list[int | None] = tokens.tolist()
-        for i, token in enumerate(out):
-            if done[i]:
-                out[i] = None
-            else:
-                done[i] = token in stop_ids
-            ids[i].append(token)
-        yield out
-        if all(done):
+    if not all(prompts):
+        raise ValueError("a prompt has no tokens: begin with the end-of-text token")
+    c, n_rows, ended = model.config, len(prompts) * num_samples, set() if ended is None else ended
+    size = min(batch_size, n_rows)
+    length = min(c.block_size, max(map(len, prompts)) + max_new_tokens)
+    slots = Slots(model, size, length, max_new_tokens, sampling, compiled)
+    waiting = deque(range(n_rows))
+    row_in: list[int | None] = [None] * size
+    ids, held, made = {}, [0] * size, {}  # per row: its ids; per slot: places filled; per row: tokens asked for
+    pending = None
+    while True:
+        fresh = []
+        for slot, row in enumerate(row_in):
+            if row is None and waiting:
+                row_in[slot] = row = waiting.popleft()
+                prompt, sample = prompts[row // num_samples], row % num_samples
+                ids[row], made[row] = list(prompt), 0
+                generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + sample) % 2**63)
+                slots.admit(slot, prompt, torch.rand(max_new_tokens, generator=generator))
+                fresh.append(slot)
+            elif row is not None and made[row] < max_new_tokens and (made[row] == 0 or held[slot] == length):
+                fresh.append(slot)
+        going = [slot for slot, row in enumerate(row_in) if row is not None and made[row] < max_new_tokens]
+        launched = None
+        if fresh and pending is None:
+            contexts = [ids[row_in[slot]] for slot in fresh]
+            contexts = [x if len(x) <= c.block_size else x[-(c.block_size // 2) or -1 :] for x in contexts]
+            launched = to_host(slots.read(fresh, contexts)), [(i, row_in[slot]) for i, slot in enumerate(fresh)]
+            for slot, context in zip(fresh, contexts, strict=True):
+                held[slot] = len(context)
+                made[row_in[slot]] += 1
+        elif going and not fresh:
+            drawn = slots.decode(max(held[slot] for slot in going) + 1)
+            launched = to_host(drawn), [(slot, row_in[slot]) for slot in going]
+            for slot in going:
+                held[slot] += 1
+                made[row_in[slot]] += 1
+        elif pending is None:
             return
+        if slots.device.type == "cuda":  # the device works on the next step while this one is looked at
+            launched, pending = pending, launched
+        if launched is None:
+            continue
+        (host, copied), places = launched
+        if copied is not None:
+            copied.synchronize()
+        values, tokens = host.tolist(), []
+        for i, row in places:
+            if row in ended:
+                continue
+            token, *more = values[i]
+            ids[row].append(int(token))
+            if int(token) in stop_ids or len(ids[row]) - len(prompts[row // num_samples]) == max_new_tokens:
+                ended.add(row)
+            n = (len(more) - 1) // 2
+            top = [(int(a), b) for a, b in zip(more[1 : n + 1], more[n + 1 :], strict=True)]
+            tokens.append(Token(row, int(token), more[0], top) if more else Token(row, int(token)))
+        yield tokens
+        for slot, row in enumerate(row_in):
+            if row in ended:
+                row_in[slot] = None
+                ids.pop(row)
+
+
+def to_host(drawn: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy under way to the host, and the event that ends it: the device need not be idle for it to be read."""
+    host = drawn.to("cpu", non_blocking=True)
+    copied = torch.cuda.Event() if drawn.is_cuda else None
+    if copied is not None:
+        copied.record()
+    return host, copied
+
+
+# Weights for decoding
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weights lie in oneDNN's blocked layout. One row times a matrix then runs on all cores of a
+    CPU at about twice the speed of F.linear, which reads a plain layout on one."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.bias = bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+class Int8Linear(nn.Module):
+    """Weights as 8-bit integers and one scale a row, its largest absolute value / 127; activations stay as they are."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        scale = weight.float().abs().amax(dim=1).div(127).clamp(min=1e-12)
+        self.weight = (weight.float() / scale.unsqueeze(1)).round().to(torch.int8)
+        self.scale, self.bias = scale.to(weight.dtype), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if x.is_cpu and rows <= 16:
+            y = torch._weight_int8pack_mm(x.reshape(rows, -1), self.weight, self.scale).view(*x.shape[:-1], -1)
+        else:  # for many rows at once, unpacking costs less than it saves
+            y = F.linear(x, self.weight.to(x.dtype)) * self.scale
+        return y if self.bias is None else y + self.bias
+
+
+def prepare_weights(model: GPT, dtype: str) -> GPT:
+    """Cast the weights once, to "float32", "bfloat16", "float16" or "int8" (with bfloat16 between the matrices), and on
+    a CPU lay them out for products with few rows. The model can only be run afterwards, neither trained nor saved."""
+    kind = torch.bfloat16 if dtype == "int8" else runtime.DTYPES[dtype]
+    for parameter in model.parameters():  # tables of positions are buffers and stay float32
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(kind)
+    on_cpu = model.head_weight.is_cpu and torch.backends.mkldnn.is_available()
+    if kind == torch.bfloat16 and on_cpu:
+        on_cpu = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    layer = Int8Linear if dtype == "int8" else PackedLinear if on_cpu else None
+    if layer is None:
+        return model
+    if model.lm_head is None:  # a tied head is a matrix of its own here: looking a row up needs the plain layout
+        model.lm_head = layer(model.transformer.wte.weight, None)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, layer(child.weight, child.bias))
+    return model
+
+
+# Text
 
 
 class TextStream:
-    """Token ids to text as they come: bytes of a character that is not complete yet are held back."""
+    """Token ids to text as they come. Held back are the bytes of a character that is not complete yet and text that may
+    still become a stop string; the stop string that ends first, and all behind it, is dropped."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.decoder = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] | list[str] = ()):
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.held, self.stopped = "", False
 
     def add(self, token: int) -> str:
-        return self.decoder.decode(self.tokenizer.decode_bytes([token]))
+        """The text that this token sets free. Once `stopped`, none."""
+        return self.release(self.decoder.decode(self.tokenizer.token_bytes(token)), final=False)
 
     def end(self) -> str:
-        return self.decoder.decode(b"", final=True)
+        return self.release(self.decoder.decode(b"", final=True), final=True)
+
+    def release(self, more: str, final: bool) -> str:
+        self.held += more
+        if self.stopped:
+            return ""
+        found = [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]
+        if found:
+            self.stopped, end = True, min(found)[1]
+        else:
+            starts = (n for s in self.stop for n in range(len(s) - 1, 0, -1) if self.held.endswith(s[:n]))
+            end = len(self.held) - (0 if final else max(starts, default=0))
+        text, self.held = self.held[:end], self.held[end:]
+        return text
 
 
-def read_prompt(options: Options) -> str:
-    """The prompt from --prompt, --prompt_file or standard input. Raises ValueError for a file that is not UTF-8."""
-    if not options.prompt_file and options.prompt != "-":
-        return options.prompt
-    raw = Path(options.prompt_file).read_bytes() if options.prompt_file else sys.stdin.buffer.read()
+def read_text(path: str) -> str:
+    """A file's text, or that of standard input for "-". Raises ValueError if it is not UTF-8."""
+    raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = options.prompt_file or "standard input"
+        where = "standard input" if path == "-" else path
         raise ValueError(f"the prompt in {where} is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = config.parse(Options, argv, **PARSER)
+def read_prompts(options: Options) -> list[dict]:
+    """[{"prompt": text, ...}] as the options say. Raises ValueError, naming the line, for JSONL that is not such."""
+    if options.prompts:
+        rows = []
+        for n, line in enumerate(read_text(options.prompts).splitlines(), 1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"prompts: line {n} of {options.prompts} is not JSON: {error}") from None
+            if row is not None:
+                if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+                    raise ValueError(f'prompts: line {n} of {options.prompts} is not {{"prompt": TEXT}}')
+                rows.append(row)
+        if not rows:
+            raise ValueError(f"prompts: {options.prompts} holds no prompt")
+        return rows
+    if options.prompt_file:
+        return [{"prompt": read_text(options.prompt_file)}]
+    return [{"prompt": read_text("-") if text == "-" else text} for text in options.prompt or [""]]
+
+
+# The command
+
+
+class Opened(NamedTuple):
+    """A model to sample from: `begin` are the ids before a prompt, `ends` those that end a text."""
+
+    name: str
+    load: callable
+    tokenizer: Tokenizer
+    begin: list[int]
+    ends: tuple[int, ...]
+
+
+def open_model(options: Options) -> Opened:
+    """Find the model and its tokenizer; load() reads the weights."""
+    if options.model:
+        import huggingface
+
+        folder = huggingface.find(options.model.removeprefix("hf:"))
+        tokenizer, begin, ends = huggingface.load_tokenizer(folder)
+        return Opened(options.model, lambda: huggingface.load_model(folder), tokenizer, begin, ends)
     path = checkpoint.find_checkpoint(options.out_dir)
     tokenizer = load_tokenizer(path)
-    prompt = read_prompt(options)
-    ids = [tokenizer.eot_id, *tokenizer.encode(prompt)]  # documents begin with end-of-text, so do prompts
-    run = runtime.start(options.device, options.dtype)
-    model = checkpoint.load_model(path).to(run.device)
-    print(f"{path}: {model.n_params():,} parameters, {run.describe()}", file=sys.stderr)
-    if len(ids) + options.max_new_tokens > model.config.block_size:
-        limit = model.config.block_size
-        print(f"longer than the context of {limit} tokens: when full, its last half is kept", file=sys.stderr)
-    as_text = options.format == "text"
-    live = as_text and options.stream
-    if as_text and sys.stdout.isatty():
-        print(prompt, end="", file=sys.stderr, flush=True)
-    streams = [TextStream(tokenizer) for _ in range(options.num_samples)]
-    texts, rows = [""] * options.num_samples, [[] for _ in range(options.num_samples)]
-    began, first = time.perf_counter(), None
-    with run.autocast():
-        for tokens in generate(
-            model, ids, options.num_samples, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
-            options.min_p, options.seed, (tokenizer.eot_id,),
-        ):  # fmt: skip
-            first = first or time.perf_counter() - began
-            for i, token in enumerate(tokens):
-                if token is None or token == tokenizer.eot_id:
-                    continue
-                rows[i].append(token)
-                piece = streams[i].add(token)
-                texts[i] += piece
-                if live and i == 0:
-                    sys.stdout.write(piece)
+    eot = tokenizer.eot_id  # documents begin with end-of-text, so do prompts
+    return Opened(str(path), lambda: checkpoint.load_model(path), tokenizer, [eot], (eot,))
+
+
+@dataclass
+class Sample:
+    """One sample while it is made."""
+
+    stream: TextStream
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    finish_reason: str = ""  # "stop" or "length", once finished
+    seconds: float = 0.0
+
+
+def produce(options: Options, opened: Opened, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool):
+    """Generate and print all samples of all prompts, in order; returns them."""
+    N, as_text = options.num_samples, options.format == "text"
+    samples = [Sample(TextStream(opened.tokenizer, options.stop)) for _ in range(len(prompts) * N)]
+    ends = (*(() if options.ignore_eot else opened.ends), *options.stop_ids)
+    headings = as_text and sys.stdout.isatty()
+    printed, shown, ended, first = 0, 0, set(), None  # shown: characters of the sample that is being printed
+    began = time.perf_counter()
+
+    def show():
+        """Print what is ready of the next sample in line."""
+        nonlocal printed, shown
+        while printed < len(samples):
+            sample = samples[printed]
+            if not sample.finish_reason and not (as_text and options.stream):
+                return
+            if as_text:
+                if headings and shown == 0 and (sample.text or sample.finish_reason):
+                    title = f"\n--- sample {printed + 1} of {len(samples)}\n" if len(samples) > 1 else ""
+                    print(title + prompts[printed // N]["prompt"], end="", file=sys.stderr, flush=True)
+                if len(sample.text) > shown or sample.finish_reason:
+                    sys.stdout.write(sample.text[shown:] + ("\n" if sample.finish_reason else ""))
                     sys.stdout.flush()
-    seconds = time.perf_counter() - began
-    made = sum(len(row) for row in rows)
-    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
-        rest = streams[i].end()
-        if as_text:
-            if i and sys.stdout.isatty():
-                print(f"\n--- sample {i + 1} of {options.num_samples}\n{prompt}", end="", file=sys.stderr, flush=True)
-            print((rest if live and i == 0 else text + rest), flush=True)
-        else:
-            reason = "length" if len(row) == options.max_new_tokens else "stop"
-            about = {"prompt": prompt, "text": text + rest, "ids": row, "finish_reason": reason, "seed": options.seed}
-            print(json.dumps({**about, "sample": i, "tokens_per_second": round(len(row) / seconds, 2)}), flush=True)
-    print(f"{made:,} tokens, {made / seconds:,.0f} tokens/s, first after {1000 * first:.0f} ms", file=sys.stderr)
+                    shown = len(sample.text)
+            if not sample.finish_reason:
+                return
+            if not as_text:
+                row = {**prompts[printed // N], "sample": printed % N, "text": sample.text, "ids": sample.ids}
+                row |= {"finish_reason": sample.finish_reason, "seed": options.seed}
+                row["tokens_per_second"] = round(len(sample.ids) / sample.seconds, 2)
+                if options.logprobs:
+                    row |= {"logprobs": sample.logprobs, "top_logprobs": sample.top_logprobs}
+                print(json.dumps(row), flush=True)
+            printed, shown = printed + 1, 0
+
+    steps = generate(
+        model, ids, N, options.max_new_tokens, options.sampling(), ends, options.batch_size, ended, compiled
+    )  # fmt: skip
+    for tokens in steps:
+        first = first or time.perf_counter() - began
+        for token in tokens:
+            sample = samples[token.row]
+            if token.id in ends:
+                sample.finish_reason = "stop"
+            else:
+                sample.ids.append(token.id)
+                if options.logprobs:
+                    sample.logprobs.append(token.logprob)
+                    sample.top_logprobs.append(token.top)
+                sample.text += sample.stream.add(token.id)
+                if sample.stream.stopped:
+                    ended.add(token.row)
+                    sample.finish_reason = "stop"
+                elif token.row in ended:
+                    sample.text += sample.stream.end()
+                    sample.finish_reason = "stop" if sample.stream.stopped else "length"
+            if token.id in ends:
+                sample.text += sample.stream.end()
+            if sample.finish_reason:
+                sample.seconds = time.perf_counter() - began
+        show()
+    made, seconds = sum(len(sample.ids) for sample in samples), time.perf_counter() - began
+    print(f"{made:,} tokens, {made / seconds:,.1f} tokens/s, first after {1000 * first:.0f} ms", file=sys.stderr)
+    return samples
+
+
+def encode(options: Options, opened: Opened, text: str) -> list[int]:
+    """Ids of a prompt with what comes before it. Raises ValueError where there is nothing to begin with."""
+    ids = [*opened.begin, *opened.tokenizer.encode(text)]
+    if not ids:
+        raise ValueError("the prompt is empty and this model has no token that begins a text: give a --prompt")
+    return ids
+
+
+HELP = """\
+TEXT          continue this text (end a line with \\ to go on in the next)
+(empty line)  continue where the last answer stopped
+/again        the last answer once more, with another seed
+/set          show the settings; /set NAME VALUE changes one, as on the command line
+/quit         or Ctrl-D; Ctrl-C stops an answer"""
+
+
+def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
+    """Ask for prompts and continue them, until end of input."""
+    try:
+        import readline  # noqa: F401 - gives input() line editing and history; not on Windows
+    except ImportError:
+        pass
+    settings = [f.name for f in fields(Sampling)] + ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
+    before, text, argv = "", "", list(argv)
+    print("a text to continue, or /help", file=sys.stderr)
+    while True:
+        try:
+            line = input("> ")
+            while line.endswith("\\"):
+                line = line[:-1] + "\n" + input(". ")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            continue
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            return
+        elif command == "/set" and rest.strip():
+            name, _, value = rest.strip().partition(" ")
+            try:
+                options = config.parse(Options, [*argv, f"--{name}={value.strip()}"], **PARSER)
+                argv.append(f"--{name}={value.strip()}")
+            except SystemExit:  # what is wrong has been printed
+                pass
+            continue
+        elif command == "/set":
+            print("  ".join(f"{name}={getattr(options, name)}" for name in settings), file=sys.stderr)
+            continue
+        elif command == "/again":
+            text, options = before, replace(options, seed=options.seed + 1)
+        elif line.startswith("/"):
+            print(HELP, file=sys.stderr)
+            continue
+        elif line:
+            text = line
+        before, one = text, replace(options, num_samples=1, format="text", stream=True, logprobs=0)
+        try:
+            ids = encode(options, opened, text)
+            text += produce(one, opened, model, [{"prompt": text}], [ids], False)[0].text
+        except ValueError as error:  # an unknown character, say
+            print(error, file=sys.stderr)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    options = config.parse(Options, argv, **PARSER)
+    opened = open_model(options)
+    prompts = [] if options.interactive else read_prompts(options)
+    ids = [encode(options, opened, row["prompt"]) for row in prompts]
+    run = runtime.start(options.device, "bfloat16" if options.dtype == "int8" else options.dtype)
+    dtype = "int8" if options.dtype == "int8" else str(run.dtype).split(".")[1]
+    model = prepare_weights(opened.load().to(run.device), dtype)
+    c, longest = model.config, max(map(len, ids), default=0)
+    steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)
+    compiled = run.decide_compile(options.compile, 0.12 * steps)
+    print(f"{opened.name}: {describe(c)}, {run.describe()}", file=sys.stderr)
+    if longest > c.block_size:
+        kept = c.block_size // 2
+        print(
+            f"a prompt of {longest} tokens exceeds the context of {c.block_size}: its last {kept} count",
+            file=sys.stderr,
+        )
+    elif longest + options.max_new_tokens > c.block_size:
+        print(f"longer than the context of {c.block_size} tokens: when full, its last half is kept", file=sys.stderr)
+    if options.interactive:
+        converse(argv, options, opened, model)
+    else:
+        produce(options, opened, model, prompts, ids, compiled)
     return 0
+
+
+def describe(c) -> str:
+    return f"{c.n_layer} layers, {c.n_embd} wide, context {c.block_size}"
 
 
 if __name__ == "__main__":
