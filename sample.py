@@ -343,8 +343,8 @@ def generate(
 ) -> Iterator[list[Token]]:  # fmt: skip
     """Yield the tokens of all samples as they come, some rows' next tokens at a time, until every sample has ended.
 
-    prompts: ids, at least one each. Row p * num_samples + i is sample i of prompt p; at most batch_size rows run side by
-    side, and one that ends makes place for the next. A row ends behind a stop id, which is yielded, behind
+    prompts: ids, at least one each. Row p * num_samples + i is sample i of prompt p; at most batch_size rows run side
+    by side, and one that ends makes place for the next. A row ends behind a stop id, which is yielded, behind
     max_new_tokens, or when the caller puts it into the set `ended`. When a row's context (block_size) is full, the last
     half of it is read anew and decoding goes on: positions never exceed those that were trained.
     """

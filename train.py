@@ -35,7 +35,7 @@ from evaluate import validation
 from metrics import MetricsLog, Mirrors, Progress, log_start
 from model import GPT, GPTConfig
 from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_schedule
-from sample import generate
+from sample import Sampling, generate
 
 STARTED = time.time()
 
@@ -466,15 +466,15 @@ def write_samples(s: Settings, step: int, model: GPT, dataset, run, path: Path, 
     steps = []
     with run.autocast(), runtime.callable_by_method(model, "features"):
         for tokens in generate(
-            model, ids, s.num_samples, s.sample_tokens, 0.8, 200, seed=s.seed, stop_ids=(tokenizer.eot_id,)
+            model, [ids], s.num_samples, s.sample_tokens, Sampling(top_k=200, seed=s.seed), (tokenizer.eot_id,)
         ):
-            steps.append(tokens)
+            steps += tokens
             if interrupted():
                 break
     model.train()
     if not run.is_main or interrupted():
         return
-    texts = [tokenizer.decode([t for t in row if t is not None]) for row in zip(*steps, strict=True)]
+    texts = [tokenizer.decode([token.id for token in steps if token.row == i]) for i in range(s.num_samples)]
     with open(path, "a", encoding="utf-8") as file:
         for i, text in enumerate(texts):
             file.write(json.dumps({"step": step, "sample": i, "prompt": s.sample_prompt, "text": text}) + "\n")
