@@ -100,13 +100,14 @@ class ShardWriter:
         for shard in range(math.ceil(self.n_tokens / self.shard_tokens)):
             count = min(self.shard_tokens, self.n_tokens - shard * self.shard_tokens)
             path = self.path(shard)
+            occurrences, digest = np.zeros(self.tokenizer.vocab_size, np.int64), hashlib.sha256(self._header(count))
             with open(f"{path}.tmp", "r+b") as file:
                 file.write(self._header(count))
+                while len(tokens := np.fromfile(file, self.dtype, 2**20)):  # a memory map would count as our memory
+                    occurrences += np.bincount(tokens, minlength=len(occurrences))
+                    digest.update(tokens)
                 file.flush()
                 os.fsync(file.fileno())
-                occurrences = np.zeros(self.tokenizer.vocab_size, np.int64)
-                for chunk in _chunks(np.memmap(file, self.dtype, "r", offset=HEADER_BYTES)):
-                    occurrences += np.bincount(chunk, minlength=len(occurrences))
             os.replace(f"{path}.tmp", path)
             about.append(
                 {
@@ -115,7 +116,7 @@ class ShardWriter:
                     "tokens": count,
                     "documents": int(occurrences[self.tokenizer.eot_id]),
                     "bytes": int(occurrences @ lengths),
-                    "sha256": file_sha256(path),
+                    "sha256": digest.hexdigest(),
                 }
             )
         return about

@@ -247,20 +247,23 @@ def _cut_file(file, cut):
 
 
 def _cut_text(data):
-    """Between a letter or digit and a line end: there, no tokenizer's pattern lets a token cross."""
+    """The last place that no tokenizer's pattern lets a token cross: a letter or digit and a line end, or, where
+    there is none, a letter and one space before another letter."""
     newline = len(data)
     while (newline := data.rfind(b"\n", 0, newline)) > 0:
         end = newline - (data[newline - 1] == 13)  # before \r\n
         if data[max(0, end - 4) : end].decode("utf-8", "ignore")[-1:].isalnum():
             return end
+    space = len(data)
+    while (space := data.rfind(b" ", 0, space)) > 0:
+        if data[space - 1 : space].isalpha() and data[space + 1 : space + 2].isalpha():
+            return space
     if len(data) < 4 * UNIT_BYTES:
         return 0
     end = len(data) - 1
     while end > 1 and (data[end] & 0xC0 == 0x80 or data[end - 1] == 13):  # inside a character, or after \r
         end -= 1
-    print(
-        f"prepare: no line end in {len(data) // 10**6} MB: cutting inside a line, one token may differ", file=sys.stderr
-    )
+    print(f"prepare: no words in {len(data) / 1e6:.1f} MB: cutting anywhere, a token may differ", file=sys.stderr)
     return end
 
 
