@@ -51,31 +51,28 @@ class GPTConfig:
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
-        usual = math.ceil(self.n_embd / 12) * 32 if self.activation == "swiglu" else 4 * self.n_embd
-        self.n_hidden = self.n_hidden or usual
+        gated = self.activation == "swiglu"
+        self.n_hidden = self.n_hidden or (math.ceil(self.n_embd / 12) * 32 if gated else 4 * self.n_embd)
         uneven = self.head_dim == 0 and self.n_head > 0 and self.n_embd % self.n_head
         self.head_dim = self.head_dim or max(1, self.n_embd // max(1, self.n_head))
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_hidden")
         for wrong, name, rule in (
+            *((getattr(self, name) < 1, name, "be 1 or more") for name in sizes),
+            *((getattr(self, name) not in of, name, f"be one of {', '.join(of)}") for name, of in CHOICES.items()),
             (uneven, "n_embd", f"be a multiple of n_head ({self.n_head}), or head_dim be given"),
-            (self.n_head % self.n_kv_head, "n_kv_head", f"divide n_head ({self.n_head})"),
+            (self.n_head % (self.n_kv_head or 1), "n_kv_head", f"divide n_head ({self.n_head})"),
             (self.position == "rope" and self.head_dim % 2, "head_dim", "be even with position=rope"),
             (self.position == "sinusoidal" and self.n_embd % 2, "n_embd", "be even with position=sinusoidal"),
             (not 0 <= self.dropout < 1, "dropout", "be at least 0 and below 1"),
-            (self.logit_softcap < 0, "logit_softcap", "be 0 (off) or more"),
+            (not 0 <= self.logit_softcap < math.inf, "logit_softcap", "be 0 (off) or more"),
+            *((not getattr(self, name) > 0, name, "be above 0") for name in ("norm_eps", "rope_theta")),
         ):
             if wrong:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must {rule}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must {rule}")
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding table. Large vocabularies are rounded up to 64, which tensor cores like; a small one
-        (characters, bytes) would only get slower."""
+        """Rows of the embedding table: rounded up to 64, which tensor cores like; a small table would only get slower."""
         return -(-self.vocab_size // 64) * 64 if self.vocab_size >= 1024 else self.vocab_size
 
 
@@ -368,14 +365,17 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(x)
         x, t, rows = x.flatten(0, 1), targets.flatten(), max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
-        if reduction == "none" or len(t) <= rows:
-            parts = zip(x.split(rows), t.split(rows), strict=True)
-            losses = [F.cross_entropy(self.logits(a), b, ignore_index=IGNORE, reduction=reduction) for a, b in parts]
-            return torch.cat(losses).view_as(targets) if reduction == "none" else losses[0]
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):
-            total = ChunkedCrossEntropy.apply(x, self.head_weight, t, c.vocab_size, c.logit_softcap, dtype)
+        if reduction != "none" and len(t) > rows and torch.is_grad_enabled():
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            with torch.autocast(kind, enabled=False):
+                total = ChunkedCrossEntropy.apply(x, self.head_weight, t, c.vocab_size, c.logit_softcap, dtype)
+        else:
+            how, parts = "none" if reduction == "none" else "sum", zip(x.split(rows), t.split(rows), strict=True)
+            losses = [F.cross_entropy(self.logits(a), b, ignore_index=IGNORE, reduction=how) for a, b in parts]
+            if how == "none":
+                return torch.cat(losses).view_as(targets)
+            total = sum(losses[1:], losses[0])
         return total if reduction == "sum" else total / (t != IGNORE).sum()
 
     def n_params(self) -> int:  # embedding tables included, tied ones once
