@@ -3,7 +3,7 @@ start((data) => {
   const { config, tokens, scores } = data;
   const T = data.ids.length, L = config.n_layer, H = config.n_head, D = config.head_dim;
   const triangle = (T * (T + 1)) / 2, at = (i, j) => (i * (i + 1)) / 2 + j;
-  const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.001 || p === 0 ? (100 * p).toFixed(1) + " %" : (100 * p).toExponential(0) + " %");
+  const percent = (p) => (p >= 0.001 || p === 0 ? `${(100 * p).toFixed(1)} %` : p >= 1e-6 ? `${+(100 * p).toPrecision(1)} %` : "< 0.0001 %");
 
   // Text of a token with its spaces and line ends made visible; other control characters by number.
   const shown = (text) => text.replace(/ /g, "\u00b7").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5")
@@ -48,7 +48,7 @@ start((data) => {
     }
     $("token-facts").replaceChildren(el("table", {}, ...[
       ["token", token(i)], ["place", i], ["surprisal", `${bits(i).toFixed(3)} bits`],
-      ["probability", percent(Math.exp(-data.surprisal[i - 1]))], ["rank", data.rank[i - 1].toLocaleString()],
+      ["its probability", percent(Math.exp(-data.surprisal[i - 1]))], ["rank", data.rank[i - 1].toLocaleString()],
       ["entropy of what was expected", `${(data.entropy[i - 1] / Math.LN2).toFixed(2)} bits`],
     ].map(([name, value]) => el("tr", {}, el("td", {}, name), el("td", { class: "mono" }, String(value))))));
     bars($("token-bars"), top10(data.lens_ids, data.lens_p, L * T + i - 1));
