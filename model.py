@@ -72,7 +72,7 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding table: rounded up to 64, which tensor cores like; a small table would only get slower."""
+        """Rows of the embedding table: a multiple of 64, which tensor cores like; small tables would get slower."""
         return -(-self.vocab_size // 64) * 64 if self.vocab_size >= 1024 else self.vocab_size
 
 
@@ -307,15 +307,15 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """GPT-2's scheme; or, with zero_init, matrices at std 0.5/sqrt(fan in) and each output projection at zero, so
-        that every block begins as the identity (Fixup, arXiv 1901.09321; modded-nanogpt)."""
-        c = self.config
+        """GPT-2's scheme; or, with zero_init, matrices at std 0.5/sqrt(fan in), embeddings at 0.2 (bench/LOG.md) and
+        output projections at zero, so that every block begins as the identity (Fixup, arXiv 1901.09321)."""
+        c, std = self.config, 0.2 if self.config.zero_init and not self.config.tie_weights else 0.02
         for name, p in self.named_parameters():
             output = name.endswith("c_proj.weight")  # 2 n_layer of them add up in the residual stream
             if p.dim() < 2:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
             elif name.endswith(("wte.weight", "wpe.weight")) or not c.zero_init:
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer) if output else 0.02)
+                nn.init.normal_(p, std=std / math.sqrt(2 * c.n_layer) if output else std)
             elif output or name == "lm_head.weight":
                 nn.init.zeros_(p)
             else:

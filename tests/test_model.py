@@ -346,6 +346,8 @@ def test_initial_weights_have_the_size_of_their_scheme(family):
             assert p.eq(0).all(), name
         elif config.zero_init and "wte" not in name:
             assert p.std().item() == pytest.approx(0.5 / math.sqrt(p.shape[1]), rel=0.05), name
+        elif config.zero_init:
+            assert p.std().item() == pytest.approx(0.2, rel=0.05), name
         else:
             assert p.std().item() == pytest.approx(0.02 / math.sqrt(4) if output else 0.02, rel=0.05), name
 
