@@ -1,0 +1,596 @@
+"""Our weights to a Hugging Face folder and back, without the transformers library.
+
+    python huggingface.py export --out_dir=RUN --to=FOLDER [--verify=true]
+
+The folder opens in transformers, and so in vLLM, lm-eval and llama.cpp's converter, with equal logits. What has no exact
+counterpart there is refused by the name of the setting. The other way, `init_from=hf:NAME_OR_FOLDER` in train.py and
+`--model=hf:NAME_OR_FOLDER` in sample.py, evaluate.py and visualize.py read such folders, from disk or from the Hub.
+One table, FAMILIES, serves both directions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import config
+
+
+@dataclass
+class Options:
+    """Write a trained model as a Hugging Face folder."""
+
+    command: list[str] = field(default_factory=list)  # export
+    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
+    to: str = ""  # folder to write
+    overwrite: bool = False  # replace the folder if it exists
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights written
+    verify: bool = False  # compare logits and token ids with what transformers makes of the folder
+
+    def __post_init__(self):
+        if self.command != ["export"]:
+            raise ValueError(f"command is {' '.join(self.command) or 'missing'}: the one there is is `export`")
+        if not self.to:
+            raise ValueError("to is empty: give the folder to write with --to=FOLDER")
+
+
+PARSER = dict(prog="huggingface.py", description="Write a model as a Hugging Face folder.", positional="command")
+if __name__ == "__main__":
+    config.parse(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+
+import json
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import checkpoint
+import tokenizer as lathe_tokenizer
+from model import GPT, GPTConfig
+from tokenizer import EOT, GPT2_PATTERN, Tokenizer
+
+# Where each of our modules is in theirs: of a block, and around the blocks. Several names: ours holds them one above the
+# other. An architecture's conditions are settings and the values that it can express.
+_LLAMA = {
+    "ln_1": ["input_layernorm"],
+    "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attn.c_proj": ["self_attn.o_proj"],
+    "ln_2": ["post_attention_layernorm"],
+    "mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"],
+    "mlp.c_proj": ["mlp.down_proj"],
+}
+_QK = {"attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}
+_PLAIN_MLP = {"mlp.c_fc": ["mlp.up_proj"]}
+_APERTUS_NORMS = {"ln_1": ["attention_layernorm"], "ln_2": ["feedforward_layernorm"]}
+_ROTARY = dict(position=["rope"], norm=["rmsnorm"], logit_softcap=[0.0])
+_PLAIN_ACTIVATIONS = ["relu2", "gelu", "gelu_tanh"]
+FAMILIES = {
+    "GPT2LMHeadModel": (
+        {name: [name] for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")},
+        dict(position=["learned"], norm=["layernorm"], activation=["gelu", "gelu_tanh"], qk_norm=[False],
+             logit_softcap=[0.0]),
+    ),
+    "LlamaForCausalLM": (_LLAMA, _ROTARY | dict(activation=["swiglu"], qk_norm=[False])),
+    "Qwen3ForCausalLM": (_LLAMA | _QK, _ROTARY | dict(activation=["swiglu"], qk_norm=[True], bias=[False])),
+    "ArceeForCausalLM": (_LLAMA | _PLAIN_MLP, _ROTARY | dict(activation=_PLAIN_ACTIVATIONS, qk_norm=[False])),
+    "ApertusForCausalLM": (
+        _LLAMA | _PLAIN_MLP | _QK | _APERTUS_NORMS,
+        _ROTARY | dict(activation=_PLAIN_ACTIVATIONS, qk_norm=[True], bias=[False]),
+    ),
+    "Starcoder2ForCausalLM": (
+        _LLAMA | {"mlp.c_fc": ["mlp.c_fc"], "mlp.c_proj": ["mlp.c_proj"]},
+        _ROTARY | dict(norm=["layernorm"], activation=_PLAIN_ACTIVATIONS, qk_norm=[False]),
+    ),
+}  # fmt: skip
+ACTIVATIONS = {"swiglu": "silu", "relu2": "relu2", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+THEIR_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "swish": "swiglu",
+}  # fmt: skip
+NORMS = ("ln_1", "ln_2", "ln_f", "attn.q_norm", "attn.k_norm")
+
+
+def family(c: GPTConfig) -> str:
+    """The architecture that computes what this configuration does. ValueError names the settings that none has."""
+    faults = {
+        name: [
+            f"{key}={getattr(c, key)}"
+            for key, values in conditions.items()
+            if getattr(c, key) not in values
+        ]
+        for name, (_, conditions) in FAMILIES.items()
+    }  # fmt: skip
+    if c.n_kv_head != c.n_head:
+        faults["GPT2LMHeadModel"].append(f"n_kv_head={c.n_kv_head}")
+    if c.n_head * c.head_dim != c.n_embd:
+        faults["GPT2LMHeadModel"].append(f"head_dim={c.head_dim}")
+    name = min(faults, key=lambda name: len(faults[name]))
+    if faults[name]:
+        raise ValueError(
+            f"{', '.join(faults[name])} has no exact counterpart in Hugging Face's models: the nearest is {name}, "
+            "which cannot compute it, so nothing was written"
+        )
+    return name
+
+
+def places(c: GPTConfig, architecture: str) -> Iterator[tuple[str, list[str], list[int], bool]]:
+    """(our module, theirs, rows of each, whether theirs is stored transposed) of every module that has weights."""
+    names, gpt2 = FAMILIES[architecture][0], architecture == "GPT2LMHeadModel"
+    theirs = {"wte": "wte", "wpe": "wpe", "h": "h", "ln_f": "ln_f"}
+    if not gpt2:
+        theirs = {"wte": "embed_tokens", "h": "layers", "ln_f": "norm"}
+    prefix, kv = "transformer." if gpt2 else "model.", c.n_kv_head * c.head_dim
+    rows = {"attn.c_attn": [c.n_head * c.head_dim, kv, kv]}
+    rows["mlp.c_fc"] = [c.n_hidden] * len(names["mlp.c_fc"])
+    for ours in ("wte", "wpe", "ln_f"):
+        if ours in theirs and (ours != "wpe" or c.position == "learned"):
+            yield f"transformer.{ours}", [prefix + theirs[ours]], [], False
+    for i in range(c.n_layer):
+        for ours, parts in names.items():
+            split = rows.get(ours, []) if len(parts) > 1 else []
+            turned = gpt2 and not ours.startswith("ln")  # GPT-2's Conv1D holds (in, out)
+            yield f"transformer.h.{i}.{ours}", [f"{prefix}{theirs['h']}.{i}.{part}" for part in parts], split, turned
+    if not c.tie_weights:
+        yield "lm_head", ["lm_head"], [], False
+
+
+def is_norm(module: str) -> bool:
+    return module.endswith(NORMS)
+
+
+def has_bias(c: GPTConfig, architecture: str, module: str) -> bool:
+    """Whether their module comes with a bias: ours may lack it, and theirs is then zero."""
+    if module.endswith(("wte", "wpe", "lm_head")):
+        return False
+    if is_norm(module):
+        return architecture in ("GPT2LMHeadModel", "Starcoder2ForCausalLM")
+    return architecture == "GPT2LMHeadModel" or c.bias
+
+
+# Export
+
+
+def their_weights(model: GPT, architecture: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of the folder. Rows that pad our vocabulary stay behind; norms without gains get ones, GPT-2's layers
+    without biases zeros."""
+    c, state, out = model.config, model.state_dict(), {}
+    for module, theirs, rows, turned in places(c, architecture):
+        for kind in ("weight", "bias") if has_bias(c, architecture, module) else ("weight",):
+            tensor = state.get(module if module.endswith(("q_norm", "k_norm")) else f"{module}.{kind}")
+            if tensor is None:
+                width = c.head_dim if module.endswith(("q_norm", "k_norm")) else c.n_embd
+                if not is_norm(module):
+                    width = state[f"{module}.weight"].shape[0]
+                tensor = torch.full((width,), float(kind == "weight"))
+            if module in ("transformer.wte", "lm_head"):
+                tensor = tensor[: c.vocab_size]
+            for name, part in zip(theirs, tensor.split(rows) if rows else [tensor], strict=True):
+                part = part.T if turned and part.dim() == 2 else part
+                out[f"{name}.{kind}"] = part.to(dtype).contiguous()
+    return out
+
+
+def their_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokenizer) -> dict:
+    """config.json, with the keys that transformers, vLLM and llama.cpp read."""
+    ends = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
+    common = {"architectures": [architecture], "vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_weights}
+    common |= {"dtype": dtype, "torch_dtype": dtype, "use_cache": True, "initializer_range": 0.02, **ends}
+    if architecture == "GPT2LMHeadModel":
+        return common | {
+            "model_type": "gpt2", "n_positions": c.block_size, "n_ctx": c.block_size, "n_embd": c.n_embd,
+            "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": c.n_hidden, "layer_norm_epsilon": c.norm_eps,
+            "activation_function": "gelu_new" if c.activation == "gelu_tanh" else c.activation,
+            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+        }  # fmt: skip
+    rope = {"rope_theta": c.rope_theta, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}}
+    biases = {"attention_bias": c.bias, "mlp_bias": c.bias, "use_bias": c.bias}
+    eps = {"norm_epsilon": c.norm_eps} if c.norm == "layernorm" else {"rms_norm_eps": c.norm_eps}
+    return common | rope | biases | eps | {
+        "model_type": architecture.removesuffix("ForCausalLM").lower(), "hidden_size": c.n_embd,
+        "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head,
+        "head_dim": c.head_dim, "intermediate_size": c.n_hidden, "hidden_act": ACTIVATIONS[c.activation],
+        "max_position_embeddings": c.block_size, "attention_dropout": 0.0, "use_sliding_window": False,
+        "sliding_window": None,
+    }  # fmt: skip
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]):
+    """8 bytes with the length of a JSON table, the table, then the tensors' bytes."""
+    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    table, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        table[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(table).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for tensor in tensors.values():
+            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+
+
+def their_tokenizer(tokenizer: Tokenizer) -> dict:
+    """tokenizer.json of the tokenizers library with the same ids for every text without special tokens."""
+    specials = [
+        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+        for text, i in sorted(tokenizer.specials.items(), key=lambda item: item[1])
+    ]  # fmt: skip
+    out = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": specials, "normalizer": None}
+    if tokenizer.kind == "char":  # WordLevel without an unknown token refuses what it does not know, as ours does
+        vocab = {piece.decode(): i for i, piece in enumerate(tokenizer.pieces) if piece}
+        split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+        model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+        return out | {"pre_tokenizer": split, "post_processor": None, "decoder": {"type": "Fuse"}, "model": model}
+    stand_in = {byte: char for char, byte in lathe_tokenizer._hugging_face_bytes().items()}
+    written = {piece: "".join(stand_in[b] for b in piece) for piece in tokenizer.pieces if piece}
+    ranks = {piece: i for i, piece in enumerate(tokenizer.pieces) if piece}
+    own_rule = tokenizer.kind == "bpe" and tokenizer.pattern == GPT2_PATTERN  # the library's built-in one
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": own_rule}
+    before = level
+    if tokenizer.kind == "bpe" and not own_rule:
+        split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
+        before = {"type": "Sequence", "pretokenizers": [split, level]}
+    merges = [[written[a], written[b]] for a, b in merges_of(ranks)] if tokenizer.kind == "bpe" else []
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": {written[piece]: i for piece, i in ranks.items()}, "merges": merges,
+    }  # fmt: skip
+    return out | {"pre_tokenizer": before, "post_processor": None, "decoder": level, "model": model}
+
+
+def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pair that each token was merged from, in order: what is left of its bytes when all earlier merges are done."""
+    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([b]) for b in piece]
+        while len(parts) > 2:
+            pairs = [(ranks.get(a + b, rank), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))]
+            best, i = min(pairs)
+            if best >= rank:
+                break
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            yield parts[0], parts[1]
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int):
+    text = json.dumps(their_tokenizer(tokenizer), ensure_ascii=False, indent=1)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    about = {  # without the class, transformers would guess one from the model and change the ids
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT, "pad_token": EOT,
+        "model_max_length": block_size, "clean_up_tokenization_spaces": False, "add_bos_token": False,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lathe]
+---
+# {title}
+
+A GPT of {parameters:,} parameters, trained with lathe on `{dataset}` and written for Hugging Face as `{architecture}`.
+
+| | |
+|---|---|
+| validation loss | {val_loss} |
+| training steps, sequences read | {step:,}, {samples:,} |
+| layers, heads, width, context | {c.n_layer}, {c.n_head}, {c.n_embd}, {c.block_size} |
+| tokenizer | {tokenizer} |
+
+Texts begin with `<|endoftext|>`, and so should prompts:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+ids = tokenizer(tokenizer.eos_token + "Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
+```
+"""
+
+
+def export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "float32", state: dict | None = None) -> str:
+    """Write model and tokenizer as a new Hugging Face folder; returns the architecture.
+
+    state: a checkpoint's, whose figures go to the model card. Raises ValueError, naming the setting, for what cannot be
+    written without loss, and OSError; the folder is then absent.
+    """
+    c, architecture = model.config, family(model.config)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        weights = their_weights(model, architecture, getattr(torch, dtype))
+        write_safetensors(temporary / "model.safetensors", weights)
+        facts = their_config(c, architecture, dtype, tokenizer)
+        generation = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id, "do_sample": True}
+        generation |= {"pad_token_id": tokenizer.eot_id, "temperature": 0.8, "top_k": 200}
+        for name, values in (("config.json", facts), ("generation_config.json", generation)):
+            (temporary / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_tokenizer(temporary, tokenizer, c.block_size)
+        state = state or {}
+        loss = state.get("val_loss")
+        card = CARD.format(
+            title=folder.name, parameters=model.n_params(), architecture=architecture, c=c, tokenizer=tokenizer.name,
+            dataset=state.get("dataset", {}).get("path", "an unnamed dataset"), step=state.get("step", 0),
+            samples=state.get("samples", 0), val_loss="not measured" if loss is None else f"{loss:.4f} nats per token",
+        )  # fmt: skip
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return architecture
+
+
+# Import
+
+
+def find(name: str) -> Path:
+    """The folder meant by a path or by a model's name on the Hub; its files are fetched if they are not in the cache."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"hf:{name}: there is no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
+    try:
+        try:
+            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        except LocalEntryNotFoundError:
+            print(f"fetching {name} from the Hugging Face Hub", file=sys.stderr)
+            return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"hf:{name} is neither a folder nor in the Hub's cache, and cannot be fetched ({reason}): download its "
+            "config.json, tokenizer.json and model.safetensors elsewhere and give their folder as hf:FOLDER"
+        ) from None
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: {path.parent} is not a Hugging Face model folder") from None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def our_config(theirs: dict, where: Path) -> tuple[str, GPTConfig]:
+    """(architecture, configuration) of a config.json. ValueError names what our network does not compute."""
+    name = (theirs.get("architectures") or ["none"])[0]
+    name = "GPT2LMHeadModel" if name == "none" and theirs.get("model_type") == "gpt2" else name
+    if name not in FAMILIES:
+        raise ValueError(f"{where}: architecture {name} is not one that lathe reads: {', '.join(FAMILIES)}")
+    gpt2 = name == "GPT2LMHeadModel"
+    rope = theirs.get("rope_parameters") or {}
+    scaling = theirs.get("rope_scaling") or rope
+    act = theirs.get("activation_function", "gelu_new") if gpt2 else theirs.get("hidden_act", "silu")
+    activation = THEIR_ACTIVATIONS.get(act)
+    layers = theirs.get("layer_types") or []
+    window = theirs.get("sliding_window") if theirs.get("use_sliding_window", name == "Starcoder2ForCausalLM") else None
+    for setting, value, right in (
+        ("rope_scaling", scaling, scaling.get("rope_type", scaling.get("type", "default")) == "default"),
+        ("activation", act, activation in FAMILIES[name][1]["activation"]),
+        ("layer_types", layers, set(layers) <= {"full_attention"}),
+        ("sliding_window", window, not window or window >= theirs.get("max_position_embeddings", 0)),
+        ("scale_attn_weights", False, theirs.get("scale_attn_weights", True)),
+        ("scale_attn_by_inverse_layer_idx", True, not theirs.get("scale_attn_by_inverse_layer_idx")),
+        ("partial_rotary_factor", rope.get("partial_rotary_factor"), rope.get("partial_rotary_factor", 1.0) == 1.0),
+        ("pretraining_tp", theirs.get("pretraining_tp"), theirs.get("pretraining_tp", 1) == 1),
+    ):
+        if not right:
+            raise ValueError(f"{where}: {setting} is {value}, which lathe's network does not compute")
+    norm = FAMILIES[name][1]["norm"][0]
+    shared = dict(norm=norm, norm_weight=True, bias=True, activation=activation, zero_init=False,
+                  vocab_size=theirs["vocab_size"])  # fmt: skip
+    if gpt2:
+        return name, GPTConfig(
+            block_size=theirs.get("n_positions", 1024), n_layer=theirs["n_layer"], n_head=theirs["n_head"],
+            n_embd=theirs["n_embd"], n_hidden=theirs.get("n_inner") or 0, position="learned", qk_norm=False,
+            norm_eps=theirs.get("layer_norm_epsilon", 1e-5), tie_weights=theirs.get("tie_word_embeddings", True),
+            **shared,
+        )  # fmt: skip
+    return name, GPTConfig(
+        block_size=theirs["max_position_embeddings"], n_layer=theirs["num_hidden_layers"],
+        n_head=theirs["num_attention_heads"], n_embd=theirs["hidden_size"], n_hidden=theirs["intermediate_size"],
+        n_kv_head=theirs.get("num_key_value_heads") or 0, head_dim=theirs.get("head_dim") or 0, position="rope",
+        rope_theta=float(theirs.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        norm_eps=theirs.get("norm_epsilon" if norm == "layernorm" else "rms_norm_eps", 1e-6),
+        qk_norm="attn.q_norm" in FAMILIES[name][0],
+        tie_weights=theirs.get("tie_word_embeddings", name == "Starcoder2ForCausalLM"), **shared,
+    )  # fmt: skip
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """{tensor name: the file that holds it}. Raises FileNotFoundError or ValueError for missing or damaged files."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    out = {}
+    for file in files:
+        if not (folder / file).is_file():
+            others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no other weights"
+            raise FileNotFoundError(f"{folder / file} is missing ({others} there): lathe reads safetensors")
+        try:
+            with safe_open(folder / file, framework="pt") as opened:
+                out |= dict.fromkeys(opened.keys(), folder / file)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / file} is damaged: {str(error).splitlines()[0]}; fetch it again") from None
+    return out
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """A copy of one tensor: the file is mapped for as long as that takes, so memory holds what is read once."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name).clone()
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
+    """The network of a Hugging Face folder, in evaluation mode on the CPU; dtype None keeps the file's.
+
+    Gains that are all one and biases that are all zero are what `export` writes for a network without them, and are not
+    taken over. Rows of the vocabulary beyond the tokenizer's ids are padding. Raises ValueError or OSError.
+    """
+    architecture, c = our_config(read_json(folder / "config.json"), folder / "config.json")
+    files = tensor_files(folder)
+    prefix = "transformer." if architecture == "GPT2LMHeadModel" else "model."
+    left = {name for name in files if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))}
+    if tokenizer := find_tokenizer(folder):
+        c.vocab_size = min(c.vocab_size, tokenizer.vocab_size)
+    state, gains, biases = {}, False, False
+    for module, theirs, _, turned in places(c, architecture):
+        for kind in ("weight", "bias"):
+            names = [next((n for n in (f"{t}.{kind}", f"{t}.{kind}".removeprefix(prefix)) if n in files), None)
+                     for t in theirs]  # fmt: skip
+            left -= set(names)
+            if kind == "weight" and None in names:
+                raise ValueError(f"{folder}: the weights lack {theirs[names.index(None)]}.weight")
+            if kind == "bias" and module.endswith(("wte", "wpe", "lm_head", "q_norm", "k_norm")):
+                continue
+            parts = [None if name is None else read_tensor(files[name], name) for name in names]
+            if kind == "bias":
+                if is_norm(module) and c.norm == "rmsnorm":
+                    continue
+                width = [len(w) for w in last]  # rows of the matrices just read
+                parts = [torch.zeros(w) if p is None else p for p, w in zip(parts, width, strict=True)]
+            elif turned:
+                parts = [p.T for p in parts]
+            last = parts
+            tensor = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+            if module in ("transformer.wte", "lm_head"):
+                tensor = tensor[: c.padded_vocab_size]
+                extra = c.padded_vocab_size - len(tensor)
+                tensor = torch.cat((tensor, tensor.new_zeros(extra, tensor.shape[1]))) if extra else tensor.clone()
+            if is_norm(module):
+                gains |= not bool((tensor == (kind == "weight")).all())
+            if kind == "bias":
+                biases |= bool(tensor.any())
+            name = module if module.endswith(("q_norm", "k_norm")) else f"{module}.{kind}"
+            state[name] = tensor if dtype is None else tensor.to(dtype)
+    if c.tie_weights:
+        left.discard("lm_head.weight")
+    if left:
+        raise ValueError(
+            f"{folder}: {architecture} has no place for {', '.join(sorted(left)[:3])} ({len(left)} tensors)"
+        )
+    c.norm_weight, c.bias = gains, biases
+    with torch.device("meta"):
+        model = GPT(c)
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            raise ValueError(
+                f"{folder}: {name} should be {tuple(tensor.shape)} by config.json, the weights have {found}"
+            )
+    model.load_state_dict({name: state[name] for name in wanted}, assign=True)
+    return model.eval()
+
+
+def find_tokenizer(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer; for a GPT-2 without its files the gpt2 encoding; None if there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        about = read_json(folder / "config.json")
+        known = about.get("model_type") == "gpt2" and about.get("vocab_size", 50257) >= 50257
+        return lathe_tokenizer.load_tokenizer("gpt2") if known else None
+    about = read_json(path)
+    model, added = about.get("model", {}), {t["content"]: t["id"] for t in about.get("added_tokens", [])}
+    if model.get("type") == "WordLevel" and set(added) == {EOT}:
+        characters = sorted((t for t in model["vocab"] if t != EOT), key=model["vocab"].get)
+        if [model["vocab"][t] for t in characters] == list(range(added[EOT])) and all(len(t) == 1 for t in characters):
+            return lathe_tokenizer.train_char([set(characters)])
+    if model.get("type") == "BPE" and not model["merges"] and len(model["vocab"]) == 256:
+        return lathe_tokenizer.load_tokenizer("byte")
+    return lathe_tokenizer.load_tokenizer(path)
+
+
+def load_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ...]]:
+    """(tokenizer, ids that begin a text, ids that end one) of a folder. ValueError where there is no tokenizer."""
+    tokenizer = find_tokenizer(folder)
+    if tokenizer is None:
+        raise FileNotFoundError(f"{folder / 'tokenizer.json'} is missing: without it there is no text")
+    about = read_json(folder / "config.json")
+    more = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    ends = more.get("eos_token_id", about.get("eos_token_id"))
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    begin = about.get("bos_token_id")
+    special = set(tokenizer.specials.values())
+    return tokenizer, [begin] if begin in special else [], tuple(dict.fromkeys([*ends, tokenizer.eot_id]))
+
+
+# The command
+
+
+def largest_difference(
+    a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor], c: GPTConfig
+) -> tuple[float, float]:
+    """(max |a - b|, max |a|) of the logits for one random text as long as the context, or 256 tokens."""
+    idx = torch.randint(c.vocab_size, (1, min(c.block_size, 256)), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours, theirs = a(idx), b(idx)[..., : c.vocab_size]
+    return (ours - theirs).abs().max().item(), ours.abs().max().item()
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = config.parse(Options, argv, **PARSER)
+    path, folder = checkpoint.find_checkpoint(options.out_dir), Path(options.to)
+    if folder.exists() and (any(folder.iterdir()) if folder.is_dir() else True):
+        if not options.overwrite or not (folder / "config.json").is_file():
+            raise ValueError(
+                f"to is {folder}, which exists: choose another folder, or --overwrite=true for an old export"
+            )
+    model, tokenizer = checkpoint.load_model(path), lathe_tokenizer.load_tokenizer(path)
+    family(model.config)  # refuse before anything is deleted
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    architecture = export(model, tokenizer, folder, options.dtype, checkpoint.read_state(path))
+    back = load_model(folder)
+    if options.dtype != "float32":
+        model = model.to(getattr(torch, options.dtype)).float()  # what rounding leaves
+    difference, largest = largest_difference(model, back, model.config)
+    print(f"{folder}: {architecture}, {back.n_params():,} parameters; read back, logits differ by {difference:.1e}",
+          file=sys.stderr)  # fmt: skip
+    if difference > 1e-5 * max(1.0, largest):
+        raise ValueError(f"{folder} does not compute what {path} does: logits differ by {difference:.1e}")
+    if options.verify:
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError:
+            raise ValueError("verify needs the transformers library: pip install transformers") from None
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
+        print(f"max |difference of logits| through transformers: {difference:.1e}", file=sys.stderr)
+        text = "".join(
+            c for c in "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 " if encodable(tokenizer, c)
+        )
+        same = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(
+            text
+        )
+        if difference > 1e-4 * max(1.0, largest) or not same:
+            raise ValueError(f"{folder} is another model in transformers: logits differ by {difference:.1e}, "
+                             f"token ids are {'equal' if same else 'different'}")  # fmt: skip
+        print("token ids are equal", file=sys.stderr)
+    print(folder)
+    return 0
+
+
+def encodable(tokenizer: Tokenizer, character: str) -> bool:
+    try:
+        return bool(tokenizer.encode(character))
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    config.run(main)
