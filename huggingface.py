@@ -2,9 +2,9 @@
 
     python huggingface.py export --out_dir=RUN --to=FOLDER [--verify=true]
 
-The folder opens in transformers, and so in vLLM, lm-eval and llama.cpp's converter, with equal logits. What has no exact
-counterpart there is refused by the name of the setting. The other way, `init_from=hf:NAME_OR_FOLDER` in train.py and
-`--model=hf:NAME_OR_FOLDER` in sample.py, evaluate.py and visualize.py read such folders, from disk or from the Hub.
+The folder opens in transformers, and so in vLLM, lm-eval and llama.cpp's converter, with equal logits. What has no
+exact counterpart there is refused by the name of the setting. The other way, `init_from=hf:NAME_OR_FOLDER` in train.py
+and `--model=hf:NAME_OR_FOLDER` in sample.py, evaluate.py and visualize.py read such folders, from disk or from the Hub.
 One table, FAMILIES, serves both directions.
 """
 
@@ -52,8 +52,8 @@ import tokenizer as lathe_tokenizer
 from model import GPT, GPTConfig
 from tokenizer import EOT, GPT2_PATTERN, Tokenizer
 
-# Where each of our modules is in theirs: of a block, and around the blocks. Several names: ours holds them one above the
-# other. An architecture's conditions are settings and the values that it can express.
+# {architecture: (where each module of our blocks is in theirs, the settings' values that it can express)}. Where there
+# are several names, ours holds them in one matrix, one above the other.
 _LLAMA = {
     "ln_1": ["input_layernorm"],
     "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -243,7 +243,7 @@ def their_tokenizer(tokenizer: Tokenizer) -> dict:
 
 
 def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The pair that each token was merged from, in order: what is left of its bytes when all earlier merges are done."""
+    """The pair that each token was merged from, in order: what is left of its bytes when earlier merges are done."""
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([b]) for b in piece]
         while len(parts) > 2:
@@ -333,7 +333,7 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "float32
 
 
 def find(name: str) -> Path:
-    """The folder meant by a path or by a model's name on the Hub; its files are fetched if they are not in the cache."""
+    """The folder meant by a path or by a model's name on the Hub, whose files are fetched unless the cache has them."""
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -373,6 +373,11 @@ def our_config(theirs: dict, where: Path) -> tuple[str, GPTConfig]:
     if name not in FAMILIES:
         raise ValueError(f"{where}: architecture {name} is not one that lathe reads: {', '.join(FAMILIES)}")
     gpt2 = name == "GPT2LMHeadModel"
+    needed = ("n_layer", "n_head", "n_embd") if gpt2 else ("max_position_embeddings", "num_hidden_layers",
+              "num_attention_heads", "hidden_size", "intermediate_size")  # fmt: skip
+    for key in ("vocab_size", *needed):
+        if not isinstance(theirs.get(key), int):
+            raise ValueError(f"{where}: {key} is {theirs.get(key, 'missing')}, not a whole number")
     rope = theirs.get("rope_parameters") or {}
     scaling = theirs.get("rope_scaling") or rope
     act = theirs.get("activation_function", "gelu_new") if gpt2 else theirs.get("hidden_act", "silu")
@@ -447,7 +452,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
     left = {name for name in files if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))}
     if tokenizer := find_tokenizer(folder):
         c.vocab_size = min(c.vocab_size, tokenizer.vocab_size)
-    state, gains, biases = {}, False, False
+    state, gains, biases, matrices = {}, False, False, []
     for module, theirs, _, turned in places(c, architecture):
         for kind in ("weight", "bias"):
             names = [next((n for n in (f"{t}.{kind}", f"{t}.{kind}".removeprefix(prefix)) if n in files), None)
@@ -461,11 +466,10 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
             if kind == "bias":
                 if is_norm(module) and c.norm == "rmsnorm":
                     continue
-                width = [len(w) for w in last]  # rows of the matrices just read
-                parts = [torch.zeros(w) if p is None else p for p, w in zip(parts, width, strict=True)]
+                parts = [torch.zeros(len(w)) if p is None else p for p, w in zip(parts, matrices, strict=True)]
             elif turned:
                 parts = [p.T for p in parts]
-            last = parts
+            matrices = parts if kind == "weight" else []
             tensor = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
             if module in ("transformer.wte", "lm_head"):
                 tensor = tensor[: c.padded_vocab_size]
@@ -480,9 +484,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
     if c.tie_weights:
         left.discard("lm_head.weight")
     if left:
-        raise ValueError(
-            f"{folder}: {architecture} has no place for {', '.join(sorted(left)[:3])} ({len(left)} tensors)"
-        )
+        names = ", ".join(sorted(left)[:3])
+        raise ValueError(f"{folder}: {architecture} has no place for {names} ({len(left)} tensors)")
     c.norm_weight, c.bias = gains, biases
     with torch.device("meta"):
         model = GPT(c)
@@ -490,9 +493,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
     for name, tensor in wanted.items():
         if name not in state or state[name].shape != tensor.shape:
             found = tuple(state[name].shape) if name in state else "nothing"
-            raise ValueError(
-                f"{folder}: {name} should be {tuple(tensor.shape)} by config.json, the weights have {found}"
-            )
+            raise ValueError(f"{folder}: {name} is {found}, by config.json it should be {tuple(tensor.shape)}")
     model.load_state_dict({name: state[name] for name in wanted}, assign=True)
     return model.eval()
 
@@ -532,10 +533,8 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ...]]
 # The command
 
 
-def largest_difference(
-    a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor], c: GPTConfig
-) -> tuple[float, float]:
-    """(max |a - b|, max |a|) of the logits for one random text as long as the context, or 256 tokens."""
+def largest_difference(a: Callable, b: Callable, c: GPTConfig) -> tuple[float, float]:
+    """(max |a - b|, max |a|) of the logits that a and b give one random text, as long as the context or 256 tokens."""
     idx = torch.randint(c.vocab_size, (1, min(c.block_size, 256)), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ours, theirs = a(idx), b(idx)[..., : c.vocab_size]
@@ -547,9 +546,7 @@ def main(argv: list[str] | None = None) -> int:
     path, folder = checkpoint.find_checkpoint(options.out_dir), Path(options.to)
     if folder.exists() and (any(folder.iterdir()) if folder.is_dir() else True):
         if not options.overwrite or not (folder / "config.json").is_file():
-            raise ValueError(
-                f"to is {folder}, which exists: choose another folder, or --overwrite=true for an old export"
-            )
+            raise ValueError(f"to is {folder}, which exists: choose another, or --overwrite=true for an old export")
     model, tokenizer = checkpoint.load_model(path), lathe_tokenizer.load_tokenizer(path)
     family(model.config)  # refuse before anything is deleted
     if folder.is_dir():
@@ -571,12 +568,9 @@ def main(argv: list[str] | None = None) -> int:
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
         print(f"max |difference of logits| through transformers: {difference:.1e}", file=sys.stderr)
-        text = "".join(
-            c for c in "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 " if encodable(tokenizer, c)
-        )
-        same = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(
-            text
-        )
+        text = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
+        text = "".join(character for character in text if encodable(tokenizer, character))
+        same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == tokenizer.encode(text)
         if difference > 1e-4 * max(1.0, largest) or not same:
             raise ValueError(f"{folder} is another model in transformers: logits differ by {difference:.1e}, "
                              f"token ids are {'equal' if same else 'different'}")  # fmt: skip
