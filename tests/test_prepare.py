@@ -113,14 +113,14 @@ def compressed(content, suffix):
     return content
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("name", FORMS)
+# Parquet files are compressed inside already.
+@pytest.mark.parametrize(
+    ("name", "suffix"), [(n, s) for n in FORMS for s in ("", ".gz", ".zst") if not (s and n.endswith(".parquet"))]
+)
 def test_every_form_of_the_same_documents_gives_the_same_shards(name, suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "UNIT_BYTES", 3000)  # many units of each
     prepare(write_jsonl(tmp_path / "plain.jsonl", SENTENCES), tmp_path / "expected")
     (tmp_path / (name + suffix)).write_bytes(compressed(FORMS[name](SENTENCES), suffix))
-    if name.endswith(".parquet") and suffix:
-        pytest.skip("parquet files have their own compression inside")
     prepare(tmp_path / (name + suffix), tmp_path / "out")
     assert shard_hashes(tmp_path / "out") == shard_hashes(tmp_path / "expected")
     assert sorted(stored_documents(tmp_path / "out")) == sorted(SENTENCES)
@@ -304,19 +304,19 @@ def test_documents_larger_than_units_and_shards_keep_their_split_and_their_dupli
 
 def test_peak_memory_does_not_grow_with_the_document(tmp_path):
     with open(tmp_path / "a.txt", "w") as file:
-        for i in range(40):
+        for i in range(80):
             file.write(f"line {i} of a long text\n" * 50_000)
     code = (
-        "import resource, sys; from prepare import text; "
+        "import sys; from prepare import text; "
         "text.prepare(text.Options(input=[sys.argv[1]], out=sys.argv[2], tokenizer='byte', workers=1)); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(open('/proc/self/status').read())"
     )
-    size = (tmp_path / "a.txt").stat().st_size
-    pytest.importorskip("resource", reason="peak memory is read from getrusage")
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("peak memory is read from /proc, which Linux has")
     run = [sys.executable, "-c", code, str(tmp_path / "a.txt"), str(tmp_path / "out")]
-    peak = int(subprocess.run(run, cwd=ROOT, capture_output=True, check=True).stdout)
-    peak *= 1 if sys.platform == "darwin" else 1024
-    assert size > 45e6 and peak < 150e6
+    status = subprocess.run(run, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    assert (tmp_path / "a.txt").stat().st_size > 90e6 and peak < 150e6  # 103 MB, of which 35 are Python and numpy
 
 
 # ------------------------------------------------------------------------------------------------- workers, resuming
@@ -324,12 +324,13 @@ def test_peak_memory_does_not_grow_with_the_document(tmp_path):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """12 MB of JSON lines, with duplicates."""
+    """9 MB of JSON lines, with duplicates."""
     path = tmp_path_factory.mktemp("corpus") / "a.jsonl"
     rng = random.Random(1)
-    return write_jsonl(path, [rng.choice(SENTENCES) * rng.randint(1, 150) for _ in range(2000)])
+    return write_jsonl(path, [rng.choice(SENTENCES) * rng.randint(1, 120) for _ in range(2000)])
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
     options = {"tokenizer": "bpe:300", "dedup": True, "shard_tokens": 500_000, "val_fraction": 0.1}
     for workers in (1, 2, 3):
@@ -346,7 +347,7 @@ def test_killed_at_any_moment_and_run_again_it_writes_the_same_bytes(corpus, tmp
     subprocess.run([*command, f"--out={tmp_path}/straight"], check=True, capture_output=True)
     rng, kills, continued = random.Random(2), 0, 0
     began = time.monotonic()
-    while kills < 6 and time.monotonic() - began < 60:
+    while kills < 4 and time.monotonic() - began < 60:
         run = [*command, f"--out={tmp_path}/killed", f"--workers={rng.choice([1, 2])}"]
         process = subprocess.Popen(run, stderr=subprocess.PIPE)
         try:
