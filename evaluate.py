@@ -17,6 +17,7 @@ class Options:
     """What to evaluate, on what."""
 
     out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
+    model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
     dataset: str = ""  # prepared dataset whose validation split is read; empty = the run's own
     eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
     block_size: int = 0  # context of each window; 0 = the model's
@@ -32,6 +33,7 @@ if __name__ == "__main__":
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 
@@ -77,8 +79,17 @@ def validation(
 
 def main(argv: list[str] | None = None) -> int:
     options = config.parse(Options, argv, **PARSER)
-    path = checkpoint.find_checkpoint(options.out_dir)
-    state = checkpoint.verify(path)
+    if options.model:
+        import huggingface
+
+        if not options.dataset:
+            raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
+        path, (model, tokenizer) = options.model, huggingface.load(options.model)
+        about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+        state = {"model": asdict(model.config), "tokenizer": about, "step": None}
+    else:
+        path = checkpoint.find_checkpoint(options.out_dir)
+        state, model = checkpoint.read_state(path), checkpoint.load_model(path)
     dataset = open_dataset(options.dataset or state["settings"]["dataset"])
     if dataset.tokenizer_fingerprint != state["tokenizer"]["fingerprint"]:
         raise ValueError(
@@ -89,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.block_size > context:
         raise ValueError(f"block_size is {options.block_size}: the model's context is {context}")
     run = runtime.start(options.device, options.dtype)
-    model = checkpoint.load_model(path).to(run.device)
+    model.to(run.device)
     found = validation(model, dataset, run, options.micro_batch_size, options.eval_tokens, options.block_size)
     figures = {"loss": found["loss"], "perplexity": math.exp(found["loss"]), "bits_per_byte": found["bits_per_byte"]}
     about = {"checkpoint": str(path), "step": state["step"], "dataset": dataset.path, "split": "val"}

@@ -41,6 +41,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -333,7 +334,9 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "float32
 
 
 def find(name: str) -> Path:
-    """The folder meant by a path or by a model's name on the Hub, whose files are fetched unless the cache has them."""
+    """The folder meant by hf: and a path or a model's name on the Hub, whose files are fetched unless they are in the
+    cache. Raises OSError, with what to do, if they cannot be."""
+    name = name.removeprefix("hf:")
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -528,6 +531,24 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ...]]
     begin = about.get("bos_token_id")
     special = set(tokenizer.specials.values())
     return tokenizer, [begin] if begin in special else [], tuple(dict.fromkeys([*ends, tokenizer.eot_id]))
+
+
+def load(name: str) -> tuple[GPT, Tokenizer]:
+    """Network and tokenizer of hf:NAME_OR_FOLDER."""
+    folder = find(name)
+    return load_model(folder), load_tokenizer(folder)[0]
+
+
+def as_checkpoint(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor]]:
+    """What train.py needs of a checkpoint's state and its weights, from a Hugging Face folder; a context longer than
+    block_size is cut to it."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)[0]
+    c, weights = model.config, model.state_dict()
+    c.block_size = min(c.block_size, block_size)
+    if c.position == "learned":
+        weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][: c.block_size]
+    about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+    return {"model": asdict(c), "tokenizer": about}, weights
 
 
 # The command

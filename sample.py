@@ -559,9 +559,9 @@ def open_model(options: Options) -> Opened:
     if options.model:
         import huggingface
 
-        folder = huggingface.find(options.model.removeprefix("hf:"))
+        folder = huggingface.find(options.model)
         tokenizer, begin, ends = huggingface.load_tokenizer(folder)
-        return Opened(options.model, lambda: huggingface.load_model(folder), tokenizer, begin, ends)
+        return Opened(options.model, lambda: huggingface.load_model(folder, dtype=None), tokenizer, begin, ends)
     path = checkpoint.find_checkpoint(options.out_dir)
     tokenizer = load_tokenizer(path)
     eot = tokenizer.eot_id  # documents begin with end-of-text, so do prompts
