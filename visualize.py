@@ -135,6 +135,7 @@ def render(
     page = environment.get_template(f"{template}.html").render(
         policy=policy, style=style, scripts=sources, data=pack(data), **shown
     )
+    page = re.sub("[\ud800-\udfff]", "\ufffd", page)  # half a character in somebody's text has no bytes
     if len(page.encode()) > max_mb * 1e6:
         raise ValueError(f"the page would have {len(page.encode()) / 1e6:.1f} MB, max_mb is {max_mb:g}: {shrink}")
     return page

@@ -230,7 +230,7 @@ def positions(model: GPT, T: int) -> tuple[dict, dict]:
     about = {"kind": c.position}
     if c.position == "none":
         return about, {}
-    n = min(c.block_size, max(64, T))
+    n = c.block_size if c.position == "learned" else min(c.block_size, max(64, T))
     places = torch.linspace(0, n - 1, min(n, 96)).round().long()
     if c.position == "rope":
         picture = model.table[0, places, 0].float()  # cosines of the angles, (places, hd / 2)
