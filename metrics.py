@@ -6,6 +6,7 @@ process began, `tokens` since step 0, `memory` the most bytes held so far, `skip
 out. metrics.jsonl is the source of truth. starts.jsonl beside it tells how each process of the run was called.
 """
 
+import html
 import json
 import math
 import os
@@ -73,6 +74,12 @@ class MetricsLog:
 
     def close(self):
         self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 
 def _json_line(row):
@@ -223,9 +230,10 @@ class Mirrors:
                 self.open[name] = mirror
 
     def log(self, row):
-        numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+        """Copy a row: its numbers, texts (str) and, where the tracker can show one, pages (Path of an HTML file)."""
+        values = {key: value for key, value in row.items() if key != "step" and value is not None}
         for name, (log, _) in list(self.open.items()):
-            self._attempt(name, log, numbers, row["step"])
+            self._attempt(name, log, values, row["step"])
 
     def close(self):
         for name, (_, close) in list(self.open.items()):
@@ -253,7 +261,13 @@ def _start_wandb(settings, run_id, resume_step, say):
         say(f"wandb: this run is kept offline, `wandb sync` sends it later: {' '.join(str(error).split())}")
         wandb.teardown()  # or the id counts as taken by the attempt that failed
         run = wandb.init(**wanted, mode="offline")
-    return lambda numbers, step: run.log(numbers, step=step), run.finish
+
+    def shown(value):
+        if isinstance(value, Path):
+            return wandb.Html(value.read_text(encoding="utf-8"), inject=False)
+        return wandb.Html(f"<pre>{html.escape(value)}</pre>") if isinstance(value, str) else value
+
+    return lambda values, step: run.log({name: shown(v) for name, v in values.items()}, step=step), run.finish
 
 
 def _start_tensorboard(settings, run_id, resume_step, say):
@@ -262,9 +276,12 @@ def _start_tensorboard(settings, run_id, resume_step, say):
     # purge_step hides what a past life wrote after the step that this one continues from
     writer = SummaryWriter(Path(settings.out_dir) / "tensorboard", purge_step=resume_step + 1 if resume_step else 0)
 
-    def log(numbers, step):
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
+    def log(values, step):
+        for name, value in values.items():
+            if isinstance(value, str):
+                writer.add_text(name, f"    {value}".replace("\n", "\n    "), step)  # Markdown's way to leave it alone
+            elif not isinstance(value, Path):
+                writer.add_scalar(name, value, step)
         writer.flush()
 
     return log, writer.close
