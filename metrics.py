@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -263,11 +264,22 @@ def _start_wandb(settings, run_id, resume_step, say):
         run = wandb.init(**wanted, mode="offline")
 
     def shown(value):
-        if isinstance(value, Path):
-            return wandb.Html(value.read_text(encoding="utf-8"), inject=False)
-        return wandb.Html(f"<pre>{html.escape(value)}</pre>") if isinstance(value, str) else value
+        page = value.read_text(encoding="utf-8") if isinstance(value, Path) else None
+        page = f"<pre>{html.escape(value)}</pre>" if isinstance(value, str) else page
+        return value if page is None else wandb.Html(page, inject=False)
 
-    return lambda values, step: run.log({name: shown(v) for name, v in values.items()}, step=step), run.finish
+    def attempt(action, *arguments, **named):
+        try:
+            action(*arguments, **named)
+        except Exception:
+            with suppress(Exception):
+                wandb.teardown()  # or its lost process raises once more when ours ends
+            raise
+
+    def log(values, step):
+        attempt(run.log, {name: shown(value) for name, value in values.items()}, step=step)
+
+    return log, lambda: attempt(run.finish)
 
 
 def _start_tensorboard(settings, run_id, resume_step, say):

@@ -275,28 +275,61 @@ def test_tensorboard_holds_the_rows_and_a_resume_hides_what_it_repeats(tmp_path)
         for step in range(resume_step + 1, 5):
             mirrors.log(train_row(step, loss=loss))
         mirrors.log(eval_row(4, val_bits_per_byte=None))
+        mirrors.log({"step": 4, "sample": "one\n<b>two", "report": tmp_path / "report.html"})
         mirrors.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert said == []
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 3.0), (2, 3.0), (3, 1.0), (4, 1.0)]
     assert [(e.step, e.value) for e in events.Scalars("val_loss")] == [(4, 2.25)]
+    text = events.Tensors("sample/text_summary")[-1]
+    assert text.tensor_proto.string_val == [b"    one\n    <b>two"]
+
+
+# A training process that asks for wandb without a key, a terminal and a network; what it does then comes behind.
+WANDB = """
+import metrics, os, pathlib, signal, subprocess, types
+folder = pathlib.Path(%r)
+settings = types.SimpleNamespace(out_dir=str(folder), wandb_log=True, wandb_project='p', wandb_run_name='',
+    tensorboard_log=False)
+mirrors = metrics.Mirrors(settings, 'abc123', say=print)
+page = folder / 'report.html'
+page.write_text('<p>a page')
+mirrors.log({'step': 1, 'loss': 2.0, 'sample': 'a < b', 'report': page})
+"""
+
+
+def with_wandb(tmp_path, rest):
+    """(exit code, lines said, stderr) of a process that has logged to an offline run."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    environment = {name: "" for name in os.environ if name.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "WANDB_SILENT": "true"}
+    child = process(WANDB % str(tmp_path) + rest, **environment)
+    out, err = child.communicate(timeout=120)
+    return child.returncode, out.splitlines(), err
 
 
 @pytest.mark.slow
 def test_wandb_without_a_key_and_a_terminal_keeps_the_run_offline(tmp_path):
-    pytest.importorskip("wandb", reason="wandb is not installed")
-    script = (
-        "import metrics, types\n"
-        f"settings = types.SimpleNamespace(out_dir={str(tmp_path)!r}, wandb_log=True, wandb_project='p',\n"
-        "    wandb_run_name='', tensorboard_log=False)\n"
-        "mirrors = metrics.Mirrors(settings, 'abc123', say=print)\n"
-        "mirrors.log({'step': 1, 'loss': 2.0})\n"
-        "mirrors.close()\n"
-    )
-    environment = {name: "" for name in os.environ if name.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "WANDB_SILENT": "true"}
-    child = process(script, **environment)
-    out, err = child.communicate(timeout=120)
-    assert child.returncode == 0, err
-    assert out.startswith("wandb: this run is kept offline") and len(out.splitlines()) == 1
+    code, said, err = with_wandb(tmp_path, "mirrors.close()\n")
+    assert code == 0, err
+    assert len(said) == 1 and said[0].startswith("wandb: this run is kept offline")
     assert len(list(tmp_path.glob("wandb/offline-run-*-abc123/*.wandb"))) == 1
+    html = list(tmp_path.glob("wandb/offline-run-*-abc123/files/media/html/*.html"))
+    assert {path.name.split("_")[0]: path.read_text() for path in html} == {
+        "report": "<p>a page",
+        "sample": "<pre>a &lt; b</pre>",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds wandb's process through ps --ppid")
+def test_a_crash_of_wandbs_own_process_is_said_once_and_training_goes_on(tmp_path):
+    code, said, err = with_wandb(
+        tmp_path,
+        "children = subprocess.run(['ps', '--ppid', str(os.getpid()), '-o', 'pid=,comm='], capture_output=True)\n"
+        "[os.kill(int(line.split()[0]), signal.SIGKILL) for line in children.stdout.splitlines() if b'wandb' in line]\n"
+        "for step in range(2, 20): mirrors.log({'step': step, 'loss': 2.0})\n"
+        "mirrors.close(); print('trained')\n",
+    )
+    assert code == 0 and "Traceback" not in err
+    assert [line.split(":")[0] for line in said] == ["wandb", "wandb is off, training goes on", "trained"]
