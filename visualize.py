@@ -297,44 +297,41 @@ def write_report(out_dir: str | Path) -> str | None:
 # A model
 
 
-def model_page(model, tokenizer, name: str, about: dict, options: ModelOptions) -> str:
-    """The page of a model reading options.prompt. Raises ValueError for a prompt too long or a page too large."""
+def model_page(model, tokenizer, name: str, about: dict, options: ModelOptions, begin=None, ends=None) -> str:
+    """The page of a model (on the CPU, float32) reading options.prompt behind the ids `begin`; the ids `ends` stop what
+    it writes; both are end-of-text by default. Raises ValueError for a prompt too long or a page too large."""
     from pages.inside import look_inside, parts
 
-    ids = [tokenizer.eot_id, *tokenizer.encode(options.prompt)]
-    data = look_inside(model, tokenizer, ids, options)
-    rows = [
-        {"text": data["tokens"][token], "bits": float(data["surprisal"][i - 1]) / np.log(2) if i else None}
-        for i, token in enumerate(data["ids"].tolist())
-    ]
+    ids = [*(begin or [tokenizer.eot_id]), *tokenizer.encode(options.prompt)]
+    data = look_inside(model, tokenizer, ids, options, ends or (tokenizer.eot_id,))
+    bits = [None, *(data["surprisal"] / np.log(2)).tolist()]
+    texts = [data["tokens"][token] for token in data["ids"]]
     drawing, n_params = parts(model)
     return render(
         "model", ("common.js", "model.js"), ("style.css",), data, options.max_mb,
-        "shorten --prompt, name fewer --heads, or raise --max_mb", name=name, about=about, prompt=options.prompt,
-        rows=rows, drawing=drawing, n_params=n_params, config=vars(model.config), nats=data["nats"],
-        bits_per_byte=data["bits_per_byte"], stopped=data["stopped"],
+        "shorten --prompt, name fewer --heads, or raise --max_mb", name=name, about=about,
+        rows=list(zip(texts, bits, strict=True)), drawing=drawing, n_params=n_params, config=vars(model.config),
+        nats=data["nats"], bits_per_byte=data["bits_per_byte"], stopped=data["stopped"],
     )  # fmt: skip
 
 
-def load(options: ModelOptions):
-    """(model, tokenizer, its name, what is known of it, the folder for its page)."""
-    if options.model:
-        import huggingface
+def open_and_draw(options: ModelOptions) -> tuple[str, Path]:
+    """The page of the model that the options name, and where it belongs."""
+    from sample import open_model
 
-        model, tokenizer = huggingface.load(options.model)
-        return model, tokenizer, options.model, {"imported from": options.model}, Path(".")
-    import checkpoint
-    from tokenizer import load_tokenizer
+    opened = open_model(options)
+    model = opened.load().float()
+    name, about, folder = options.model, {"imported": "from Hugging Face"}, Path(".")
+    if not options.model:
+        import checkpoint
 
-    path = checkpoint.find_checkpoint(options.out_dir)
-    state = checkpoint.read_state(path)
-    about = {
-        "checkpoint": path, "step": f"{state['step']:,}",
-        "validation loss": None if state.get("val_loss") is None else round(state["val_loss"], 4),
-        "dataset": state["dataset"]["path"], "tokenizer": state["tokenizer"]["name"],
-    }  # fmt: skip
-    folder = Path(options.out_dir)
-    return checkpoint.load_model(path), load_tokenizer(path), folder.name, about, folder
+        folder, state = Path(options.out_dir), checkpoint.read_state(Path(opened.name))
+        name, loss = folder.resolve().name, state.get("val_loss")
+        about = {"step": f"{state['step']:,}", "validation loss": None if loss is None else f"{loss:.4f}"}
+        about |= {"dataset": state["dataset"]["path"], "tokenizer": state["tokenizer"]["name"]}
+    about["checkpoint"] = opened.name
+    page = model_page(model, opened.tokenizer, name, about, options, opened.begin, opened.ends)
+    return page, Path(options.out or folder / "model.html")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -343,9 +340,7 @@ def main(argv: list[str] | None = None) -> int:
         page = run_page(options.runs, options.max_mb)
         path = Path(options.out or (Path(options.runs[0]) / "report.html" if len(options.runs) == 1 else "runs.html"))
     else:
-        model, tokenizer, name, about, folder = load(options)
-        page = model_page(model, tokenizer, name, about, options)
-        path = Path(options.out or folder / "model.html")
+        page, path = open_and_draw(options)
     write(path, page)
     print(path)
     return 0

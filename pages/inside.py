@@ -15,11 +15,11 @@ from model import GPT, KVCache
 from sample import Sampling, generate
 
 
-def look_inside(model: GPT, tokenizer, ids: list[int], options) -> dict:
+def look_inside(model: GPT, tokenizer, ids: list[int], options, ends: tuple[int, ...]) -> dict:
     """Everything that the page shows of `model` (on the CPU, float32) reading `ids`: JSON values and numpy arrays.
 
-    ids begins with the end-of-text token; options is visualize.ModelOptions. The model's weights no longer take
-    gradients afterwards. Raises ValueError for more tokens than the context or the page can hold.
+    ids begins with the token before a document, the ids `ends` end one; options is visualize.ModelOptions. The weights
+    take no more gradients afterwards. Raises ValueError for more tokens than the context or the page can hold.
     """
     c, T = model.config, len(ids)
     if T > c.block_size:
@@ -39,7 +39,7 @@ def look_inside(model: GPT, tokenizer, ids: list[int], options) -> dict:
     qkv = {n: [trace[layer][n][0, head if n == "q" else head // group] for layer, head in chosen] for n in "qkv"}
     lower = torch.ones(T, T, dtype=torch.bool).tril()
     likeliest, tail = next_token(logits[-1])
-    new_ids, new_p, new_top, stopped = write_on(model, tokenizer, ids, options)
+    new_ids, new_p, new_top, stopped = write_on(model, ids, options, ends)
     influence, first_left_out = leave_one_out(model, ids, logp, following, options.leave_out)
     near_ids, near_cosine = nearest_embeddings(model, list(dict.fromkeys(ids)))
     position_about, position_arrays = positions(model, T)
@@ -175,16 +175,15 @@ def choose_heads(scores: dict, T: int, c, wanted: list[str]) -> list[tuple[int, 
     return sorted(divmod(head, c.n_head) for head in list(mixed)[:most])
 
 
-def write_on(model: GPT, tokenizer, ids: list[int], options):
+def write_on(model: GPT, ids: list[int], options, ends: tuple[int, ...]):
     """What the model writes behind ids: (new ids, their probabilities, the likeliest ten at each
     step, why it stopped), all at temperature 1."""
     room = model.config.block_size - len(ids) + 1  # the last token written need not be read
     n = min(options.max_new_tokens, room)
-    stops = (tokenizer.eot_id,)
     sampling = Sampling(temperature=options.temperature, seed=options.seed)
-    new = [token.id for step in generate(model, [ids], 1, n, sampling, stops) for token in step] if n else []
+    new = [token.id for step in generate(model, [ids], 1, n, sampling, ends) for token in step] if n else []
     reason = f"the length asked for (max_new_tokens={n})" if n < room else "the context is full (block_size)"
-    if new and new[-1] in stops:
+    if new and new[-1] in ends:
         reason = "the end-of-text token came"
     with torch.no_grad():
         p = model(torch.tensor([[*ids, *new[:-1]]]))[0, len(ids) - 1 :][: len(new)].softmax(dim=-1)

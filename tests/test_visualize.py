@@ -82,7 +82,7 @@ def test_time_goes_on_over_restarts_and_marks_are_kept(tmp_path):
     (run,) = unpack(page)["runs"]
     seconds = run["curves"]["seconds"]
     assert seconds == sorted(seconds) and seconds[-1] == pytest.approx(2 * (1 + 49 * 0.01), abs=0.01)
-    assert [start["step"] for start in run["starts"]] == [0, 50] and "continued 1 times" in page
+    assert [start["step"] for start in run["starts"]] == [0, 50] and "continued once" in page
 
 
 def test_a_loss_that_was_not_finite_is_shown_as_a_gap(tmp_path):
@@ -170,7 +170,8 @@ def tiny(vocab_size=257, block_size=64, seed=0, **shape) -> GPT:
 
 def inside(model, ids, **options):
     """What a page about these tokens holds, after its way through the page's own packing."""
-    return unpack(f'id="data">{pack(look_inside(model, load_tokenizer("byte"), ids, ModelOptions(**options)))}<')
+    data = look_inside(model, BYTES, ids, ModelOptions(**options), (BYTES.eot_id,))
+    return unpack(f'id="data">{pack(data)}<')
 
 
 BYTES = load_tokenizer("byte")
@@ -285,7 +286,7 @@ def test_what_it_writes_is_what_the_sampler_writes_and_why_it_stopped_is_said():
 def test_the_rest_of_a_large_vocabulary_is_kept_as_a_histogram():
     model = tiny(vocab_size=5000, n_embd=16)
     tokenizer = Tokenizer("bpe", "words", [b"w%d" % i for i in range(4999)] + [b""], {"<|endoftext|>": 4999})
-    data = look_inside(model, tokenizer, [4999, 7, 9], ModelOptions())
+    data = look_inside(model, tokenizer, [4999, 7, 9], ModelOptions(), (4999,))
     with torch.no_grad():
         logits = model(torch.tensor([[4999, 7, 9]]))[0, -1].double()
     assert len(data["logits"]) == 1000 and sum(count for count, _ in data["tail"]) == 4000
@@ -579,6 +580,18 @@ def test_the_command_writes_where_it_says(tmp_path):
     done = command("run", one, two, f"--out={tmp_path / 'both.html'}", FORCE_COLOR="1")
     assert done.stdout == f"{tmp_path / 'both.html'}\n" and done.stderr == ""
     assert len(unpack((tmp_path / "both.html").read_text())["runs"]) == 2
+
+
+def test_a_hugging_face_model_has_a_page_like_our_own(tmp_path):
+    import huggingface
+
+    model, options = tiny(**GPT2), ModelOptions(max_new_tokens=5)
+    huggingface.export(model, BYTES, tmp_path / "hf")
+    done = command("model", f"--model=hf:{tmp_path / 'hf'}", "--max_new_tokens=5", f"--out={tmp_path / 'page.html'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    theirs, ours = unpack((tmp_path / "page.html").read_text()), unpack(model_page(model, BYTES, "tiny", {}, options))
+    assert np.abs(theirs["surprisal"] - ours["surprisal"]).max() < 1e-4
+    assert theirs["maps"].shape == ours["maps"].shape
 
 
 @pytest.mark.parametrize(
