@@ -38,14 +38,12 @@ if __name__ == "__main__":
 
 import json
 import shutil
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import checkpoint
@@ -197,21 +195,6 @@ def their_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokeniz
     }  # fmt: skip
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor]):
-    """8 bytes with the length of a JSON table, the table, then the tensors' bytes."""
-    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    table, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        table[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    header = json.dumps(table).encode()
-    header += b" " * (-len(header) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for tensor in tensors.values():
-            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
-
-
 def their_tokenizer(tokenizer: Tokenizer) -> dict:
     """tokenizer.json of the tokenizers library with the same ids for every text without special tokens."""
     specials = [
@@ -308,7 +291,8 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "float32
     temporary.mkdir(parents=True)
     try:
         weights = their_weights(model, architecture, getattr(torch, dtype))
-        write_safetensors(temporary / "model.safetensors", weights)
+        with open(temporary / "model.safetensors", "wb") as file:
+            checkpoint.write_safetensors(file, weights)
         facts = their_config(c, architecture, dtype, tokenizer)
         generation = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id, "do_sample": True}
         generation |= {"pad_token_id": tokenizer.eot_id, "temperature": 0.8, "top_k": 200}
@@ -420,27 +404,17 @@ def our_config(theirs: dict, where: Path) -> tuple[str, GPTConfig]:
     )  # fmt: skip
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """{tensor name: the file that holds it}. Raises FileNotFoundError or ValueError for missing or damaged files."""
+def tensor_table(folder: Path) -> dict[str, tuple[Path, tuple]]:
+    """{tensor name: (file, entry in its table)}. Raises OSError or ValueError for missing or damaged files."""
     index = folder / "model.safetensors.index.json"
     files = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     out = {}
-    for file in files:
-        if not (folder / file).is_file():
+    for path in (folder / file for file in files):
+        if not path.is_file():
             others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no other weights"
-            raise FileNotFoundError(f"{folder / file} is missing ({others} there): lathe reads safetensors")
-        try:
-            with safe_open(folder / file, framework="pt") as opened:
-                out |= dict.fromkeys(opened.keys(), folder / file)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is damaged: {str(error).splitlines()[0]}; fetch it again") from None
+            raise FileNotFoundError(f"{path} is missing ({others} there): lathe reads safetensors")
+        out |= {name: (path, entry) for name, entry in checkpoint.safetensors_table(path).items()}
     return out
-
-
-def read_tensor(path: Path, name: str) -> Tensor:
-    """A copy of one tensor: the file is mapped for as long as that takes, so memory holds what is read once."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name).clone()
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
@@ -450,7 +424,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
     taken over. Rows of the vocabulary beyond the tokenizer's ids are padding. Raises ValueError or OSError.
     """
     architecture, c = our_config(read_json(folder / "config.json"), folder / "config.json")
-    files = tensor_files(folder)
+    files = tensor_table(folder)
     prefix = "transformer." if architecture == "GPT2LMHeadModel" else "model."
     left = {name for name in files if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))}
     if tokenizer := find_tokenizer(folder):
@@ -465,7 +439,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
                 raise ValueError(f"{folder}: the weights lack {theirs[names.index(None)]}.weight")
             if kind == "bias" and module.endswith(("wte", "wpe", "lm_head", "q_norm", "k_norm")):
                 continue
-            parts = [None if name is None else read_tensor(files[name], name) for name in names]
+            parts = [None if name is None else checkpoint.read_tensor(*files[name]) for name in names]
             if kind == "bias":
                 if is_norm(module) and c.norm == "rmsnorm":
                     continue
@@ -490,8 +464,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
         names = ", ".join(sorted(left)[:3])
         raise ValueError(f"{folder}: {architecture} has no place for {names} ({len(left)} tensors)")
     c.norm_weight, c.bias = gains, biases
-    with torch.device("meta"):
-        model = GPT(c)
+    model = checkpoint.without_weights(c)
     wanted = model.state_dict()
     for name, tensor in wanted.items():
         if name not in state or state[name].shape != tensor.shape:

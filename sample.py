@@ -430,11 +430,14 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self.bias = bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        rows = max(1, (32 << 20) // weight[0].nbytes)  # packing takes three times a piece's memory for a moment
+        biases = [None] * -(-len(weight) // rows) if bias is None else bias.split(rows)
+        pieces = (torch.ops.mkldnn._reorder_linear_weight(piece, 1) for piece in weight.split(rows))
+        self.pieces = list(zip(pieces, biases, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        out = [torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "") for weight, bias in self.pieces]
+        return out[0] if len(out) == 1 else torch.cat(out, dim=-1)
 
 
 class Int8Linear(nn.Module):
@@ -725,7 +728,7 @@ def main(argv: list[str] | None = None) -> int:
     c, longest = model.config, max(map(len, ids), default=0)
     steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)
     compiled = run.decide_compile(options.compile, 0.12 * steps)
-    print(f"{opened.name}: {describe(c)}, {run.describe()}", file=sys.stderr)
+    print(f"{opened.name}: {c.n_layer} layers, {c.n_embd} wide, {run.describe()}", file=sys.stderr)
     if longest > c.block_size:
         kept = c.block_size // 2
         print(
@@ -739,10 +742,6 @@ def main(argv: list[str] | None = None) -> int:
     else:
         produce(options, opened, model, prompts, ids, compiled)
     return 0
-
-
-def describe(c) -> str:
-    return f"{c.n_layer} layers, {c.n_embd} wide, context {c.block_size}"
 
 
 if __name__ == "__main__":
