@@ -4,23 +4,26 @@
     out_dir/checkpoints/step-0000500/   model.safetensors  optimizer.pt  state.json  tokenizer files
     out_dir/checkpoints/best            the name of the best step's folder
 
-A checkpoint is written into a temporary folder, forced to disk, read back and compared with its checksums, and only
-then given its name. So a folder named step-N is complete, or it was damaged afterwards; verify() tells.
+A checkpoint is written into a temporary folder, forced to disk, read back and compared with the checksums of what was
+in memory, and only then given its name. So a folder named step-N is complete, or it was damaged afterwards; verify()
+tells. It holds whole tensors, however many ranks wrote or read it.
 """
 
 import json
+import math
 import os
 import re
 import shutil
 import socket
+import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from model import GPT, GPTConfig
 
@@ -32,7 +35,7 @@ STEP_NAME = re.compile(r"step-(\d{7,})")
 
 
 class RunLock:
-    """Holds out_dir for one process, until released or the process ends, however it ends.
+    """Holds out_dir for one process, until released or the process ends, however it ends. Use as a context manager.
 
     Raises OSError, naming the holder, if another process has it, or if the folder cannot be written.
     """
@@ -57,7 +60,10 @@ class RunLock:
         self.file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.file.flush()
 
-    def release(self):
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_):
         self.file.truncate(0)
         self.file.close()
 
@@ -85,43 +91,129 @@ def step_path(out_dir: str | Path, step: int) -> Path:
 def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state: dict, tokenizer) -> Path:
     """Write a checkpoint of step state["step"] and return its folder; an older one of the same step is replaced.
 
-    weights: names and tensors, each with its own storage. optimizer: whatever torch.load(weights_only=True) reads back.
+    weights: names and tensors, on the CPU. optimizer: whatever torch.load(weights_only=True) reads back.
     state: JSON values. tokenizer: has save(folder). Raises OSError, with what is needed and free, if the disk is full;
     nothing is left behind then, and older checkpoints stay untouched.
     """
     final = step_path(out_dir, state["step"])
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary, replaced = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
     try:
-        plain = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
-        save_file(plain, temporary / "model.safetensors", {"format": "pt"})
-        torch.save(optimizer, temporary / "optimizer.pt")
+        temporary.mkdir(parents=True)
+        files = {}
+        with CheckedFile(temporary / "model.safetensors", files) as file:
+            write_safetensors(file, weights)
+        with CheckedFile(temporary / "optimizer.pt", files) as file:
+            torch.save(optimizer, file)
         tokenizer.save(temporary)
-        names = sorted(p.name for p in temporary.iterdir())
-        for name in names:
-            flush_to_disk(temporary / name)
-        files = {name: {"size": (temporary / name).stat().st_size, "crc32": crc32(temporary / name)} for name in names}
+        for path in set(temporary.iterdir()) - {temporary / name for name in files}:
+            flush_to_disk(path)
+            files[path.name] = {"size": path.stat().st_size, "crc32": crc32(path)}
         write_json_with_checksum(temporary / "state.json", {"format": FORMAT, **state, "files": files})
         verify(temporary)
         flush_to_disk(temporary)
-        replaced = final.with_name(f".{final.name}.old.tmp")
         if final.exists():
             final.rename(replaced)
         temporary.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
         flush_to_disk(final.parent)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # torch and safetensors hide a full disk
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, RuntimeError, ValueError) as error:  # torch hides a full disk in a RuntimeError
         written = sum(p.stat().st_size for p in temporary.iterdir()) if temporary.exists() else 0
         shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(t.numel() * t.element_size() for t in [*weights.values(), *tensors_in(optimizer)])
-        free = shutil.disk_usage(final.parent).free
+        there = next(folder for folder in (final, *final.parents) if folder.is_dir())
         raise OSError(
-            f"checkpoint {final} could not be written: {needed:,} bytes needed, {written:,} written, {free:,} free "
-            f"({str(error).splitlines()[0]}); older checkpoints are untouched"
+            f"checkpoint {final} could not be written: {needed:,} bytes needed, {written:,} written, "
+            f"{shutil.disk_usage(there).free:,} free ({str(error).splitlines()[0]}); older checkpoints are untouched"
         ) from error
     return final
+
+
+class CheckedFile:
+    """A new file whose size and checksum, of the bytes as they were in memory, are in files[name] once it is closed and
+    on the disk. A context manager with the methods that torch.save asks for."""
+
+    def __init__(self, path: Path, files: dict):
+        self.name, self.files, self.size, self.crc32 = path.name, files, 0, 0
+        self.file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+
+    def write(self, data) -> int:
+        view = memoryview(data).cast("B")
+        self.size, self.crc32 = self.size + len(view), zlib.crc32(view, self.crc32)
+        rest = view
+        while rest:  # the system may take less than all: 2 GB at most, or what fits on a disk that is nearly full
+            rest = rest[self.file.write(rest) :]
+        return len(view)
+
+    def flush(self):
+        pass
+
+    def __enter__(self) -> "CheckedFile":
+        return self
+
+    def __exit__(self, failed, *_):
+        try:
+            if not failed:
+                os.fsync(self.file.fileno())
+                self.files[self.name] = {"size": self.size, "crc32": self.crc32}
+        finally:
+            self.file.close()
+
+
+def write_safetensors(file: CheckedFile, tensors: dict[str, Tensor]):
+    """The safetensors format: 8 bytes for the length of a JSON table of the tensors, the table, then their bytes."""
+    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    table, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        table[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(table).encode()
+    header += b" " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for tensor in tensors.values():
+        file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+class BackgroundWriter:
+    """Does one piece of writing at a time in a thread, so that training goes on meanwhile. Leaving the context waits
+    for the last one; whether it failed is known from `failed`, and wait() raises what it raised."""
+
+    def __init__(self):
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
+
+    def start(self, write: Callable[[], None]):
+        self.wait()
+
+        def run():
+            try:
+                write()
+            except BaseException as error:  # told in the thread that can act on it
+                self.error = error
+
+        self.thread = threading.Thread(target=run, name="checkpoint")
+        self.thread.start()
+
+    def wait(self):
+        """Return when the last write is on disk. Raises what it raised, once."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, failed, *_):
+        if not failed:
+            self.wait()
+        elif self.thread is not None:
+            self.thread.join()
 
 
 def tensors_in(value) -> list[Tensor]:
@@ -169,11 +261,10 @@ def mark_best(out_dir: str | Path, folder: Path):
 
 
 def prune(out_dir: str | Path, keep: int):
-    """Delete all but the newest `keep` checkpoints that verify, and the best; and what interrupted saves left behind.
+    """Delete all whole checkpoints but the newest `keep` and the best.
 
     Damaged ones are neither counted nor deleted: they may be all that is left of something.
     """
-    folder = Path(out_dir) / "checkpoints"
     best = best_checkpoint(out_dir)
     good = 0
     for path in reversed(list_checkpoints(out_dir)):
@@ -186,10 +277,24 @@ def prune(out_dir: str | Path, keep: int):
         good += 1
         if good > max(1, keep):
             # First out of the name, then away: a crash in between leaves no half checkpoint under a good name.
-            doomed = path.with_name(f".{path.name}.tmp")
-            path.rename(doomed)
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+            path.rename(path.with_name(f".{path.name}.tmp"))
+            shutil.rmtree(path.with_name(f".{path.name}.tmp"), ignore_errors=True)
+
+
+def sweep(out_dir: str | Path):
+    """Clear away what a process that was killed while saving has left. Only for the holder of the run's lock."""
+    folder = Path(out_dir) / "checkpoints"
+    for path in folder.glob(".step-*.old"):
+        final = path.with_name(path.name[1:-4])
+        if final.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(final)  # killed between two renames: the one to be replaced is still whole
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 # Finding and checking
@@ -295,17 +400,69 @@ def find_checkpoint(folder: str | Path, prefer: str = "best") -> Path:
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Names and tensors on the CPU. Raises ValueError if the file cannot be read."""
+    file = path / "model.safetensors"
+    return {name: read_tensor(file, entry) for name, entry in safetensors_table(file).items()}
+
+
+def safetensors_table(path: Path) -> dict[str, tuple[torch.dtype, list[int], int, int]]:
+    """{name: (dtype, shape, first byte in the file, number of bytes)}. ValueError for a damaged file."""
+    kinds = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+             "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+    out = {}
     try:
-        return load_file(path / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path / 'model.safetensors'} cannot be read: {str(error).splitlines()[0]}") from None
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            table = json.loads(file.read(min(start, size) - 8))
+        for name, entry in table.items():
+            if name == "__metadata__":
+                continue
+            (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], kinds[entry["dtype"]]
+            if not 0 <= begin <= end <= size - start or math.prod(shape) * dtype.itemsize != end - begin:
+                raise ValueError(f"tensor {name} does not fit the file's {size:,} bytes")
+            out[name] = dtype, shape, start + begin, end - begin
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} cannot be read, it is damaged or no safetensors file: {error}") from None
+    return out
+
+
+def read_tensor(path: Path, entry: tuple) -> Tensor:
+    """One tensor by its entry in the file's table. Read, not mapped: what is dropped then leaves memory at once."""
+    dtype, shape, begin, size = entry
+    data = torch.empty(size, dtype=torch.uint8)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(begin)
+        view = memoryview(data.numpy())
+        while view:
+            if not (n := file.readinto(view)):
+                raise ValueError(f"{path} ends early")
+            view = view[n:]
+    return data.view(dtype).view(shape)
+
+
+class NoRandomNumbers(TorchFunctionMode):
+    """Leaves out drawing initial weights; on the meta device, that alone would import half of torch's compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def without_weights(config: GPTConfig) -> GPT:
+    """A network of shapes only, for weights that load_state_dict(..., assign=True) puts into place."""
+    with torch.device("meta"), NoRandomNumbers():
+        return GPT(config)
 
 
 def load_model(path: Path) -> GPT:
     """The network of a checkpoint, in evaluation mode on the CPU. Raises ValueError if the weights do not fit."""
-    model = GPT(GPTConfig(**read_state(path)["model"]))
+    model = without_weights(GPTConfig(**read_state(path)["model"]))
     try:
-        model.load_state_dict(load_weights(path))
+        model.load_state_dict(load_weights(path), assign=True)
     except RuntimeError as error:
         raise ValueError(
             f"the weights in {path} do not fit its settings: {' '.join(str(error).split())[:200]}"

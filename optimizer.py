@@ -9,7 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+SHARED_FROM = 4  # ranks: with fewer, every rank orthogonalises all matrices, which is cheaper than passing them round
 
 # (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, one triple an iteration.
 POLAR_EXPRESS = (  # Amsel et al. 2025, arXiv 2505.16932: the best odd polynomials for five iterations
@@ -35,6 +38,11 @@ def orthogonalize(x: Tensor, coefficients=POLAR_EXPRESS, safety: float = 0.02) -
     return x
 
 
+def is_sharded(p: Tensor) -> bool:
+    """Whether p is cut up over ranks: a DTensor, whose module takes too long to import just to ask."""
+    return hasattr(p, "to_local")
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024; Bernstein & Newhouse, arXiv 2409.20325), for 2-D parameters.
 
@@ -43,6 +51,9 @@ class Muon(torch.optim.Optimizer):
     `rows` maps a position in `params` to the rows of the matrices that the parameter holds one above the other
     (queries, keys and values): each is orthogonalised by itself. Same shapes are stacked, so a step is a few large
     kernels. `dtype` is that of the iterations. Raises ValueError for parameters that are not matrices.
+
+    Among SHARED_FROM ranks or more, and with parameters sharded over ranks (FSDP2: cut along the rows), each
+    rank orthogonalises some of the matrices, whole, and passes the results on: the same update, without the waste.
     """
 
     def __init__(
@@ -69,10 +80,31 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
+        sharded = is_sharded(params[0])
         grads, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
+        if sharded:  # work on this rank's shards, which share their DTensors' memory
+            grads, momenta = [t.to_local() for t in grads], [t.to_local() for t in momenta]
         torch._foreach_lerp_(momenta, grads, 1 - mu)
         nesterov = torch._foreach_lerp(grads, momenta, mu)
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if sharded or world >= SHARED_FROM:
+            updates = self._updates_over_ranks(index, [p.shape for p in params], nesterov, sharded)
+            params = [p.to_local() for p in params] if sharded else params
+        else:
+            updates = self._updates(index, nesterov)
+        if decay:
+            if self.cautious:
+                agree = torch._foreach_mul(updates, params)
+                torch._foreach_sign_(agree)
+                torch._foreach_clamp_min_(agree, 0.0)
+                torch._foreach_mul_(agree, params)
+                torch._foreach_add_(params, agree, alpha=-lr * decay)
+            else:
+                torch._foreach_mul_(params, 1 - lr * decay)
+        torch._foreach_add_(params, updates, alpha=-lr)
 
+    def _updates(self, index: list[int], nesterov: list[Tensor]) -> list[Tensor]:
+        """Whole matrices of momentum, at these positions in the group -> their updates."""
         # Cut fused parameters, lay every matrix flat (m <= n), stack what has the same shape.
         stacks = defaultdict(list)
         pieces = []  # for each parameter, where its updates will be: [(shape, place in the stack, tall)]
@@ -84,9 +116,9 @@ class Muon(torch.optim.Optimizer):
                 places.append((tuple(sorted(piece.shape)), len(stack), tall))
                 stack.append(piece.mT if tall else piece)
             pieces.append(places)
-        dtype = self.dtype or (torch.bfloat16 if params[0].is_cuda else torch.float32)
+        dtype = self.dtype or (torch.bfloat16 if nesterov[0].is_cuda else torch.float32)
         done = {
-            shape: orthogonalize(torch.stack(stack).to(dtype), self.coefficients).to(params[0].dtype)
+            shape: orthogonalize(torch.stack(stack).to(dtype), self.coefficients).to(nesterov[0].dtype)
             for shape, stack in stacks.items()
         }
         updates = []
@@ -96,16 +128,41 @@ class Muon(torch.optim.Optimizer):
                 part = done[shape][k]
                 parts.append(part.mT * math.sqrt(shape[1] / shape[0]) if tall else part)  # m > n: times sqrt(m / n)
             updates.append(parts[0] if len(parts) == 1 else torch.cat(parts))
-        if decay:
-            if self.cautious:
-                agree = torch._foreach_mul(updates, params)
-                torch._foreach_sign_(agree)
-                torch._foreach_clamp_min_(agree, 0.0)
-                torch._foreach_mul_(agree, params)
-                torch._foreach_add_(params, agree, alpha=-lr * decay)
+        return updates
+
+    def _updates_over_ranks(
+        self, index: list[int], shapes: list[torch.Size], nesterov: list[Tensor], sharded: bool
+    ) -> list[Tensor]:
+        """_updates with the work shared: the matrices of one shape are dealt out to the ranks in turn."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        done: list[Tensor] = [None] * len(nesterov)
+        for shape in dict.fromkeys(shapes):  # in order, so that all ranks exchange the same ones next
+            which = [k for k, other in enumerate(shapes) if other == shape]
+            mine, rounds = which[rank::world], -(-len(which) // world)
+            whole = [nesterov[k] for k in mine]
+            cut = -(-shape[0] // world) if sharded else shape[0]  # rows of a shard; the last ones may have fewer
+            if sharded:  # (rank that works, round, rows of a shard, n) -> (rank that holds the shard, round, ...)
+                send = nesterov[0].new_zeros(world, rounds, cut, shape[1])
+                for i, k in enumerate(which):
+                    send[i % world, i // world, : nesterov[k].shape[0]] = nesterov[k]
+                received = torch.empty_like(send)
+                dist.all_to_all_single(received, send)
+                whole = [received[:, i].reshape(-1, shape[1])[: shape[0]] for i in range(len(mine))]
+            finished = self._updates([index[k] for k in mine], whole) if mine else []
+            parts = nesterov[0].new_zeros(rounds, world * cut if sharded else cut, shape[1])
+            for i, update in enumerate(finished):
+                parts[i, : shape[0]] = update
+            if sharded:  # back, each rank its own rows of every update
+                send = parts.view(rounds, world, cut, shape[1]).transpose(0, 1).contiguous()
+                received = torch.empty_like(send)
+                dist.all_to_all_single(received, send)
             else:
-                torch._foreach_mul_(params, 1 - lr * decay)
-        torch._foreach_add_(params, updates, alpha=-lr)
+                received = parts.new_empty(world * rounds, *shape)
+                dist.all_gather_into_tensor(received, parts)
+                received = received.view(world, rounds, *shape)
+            for i, k in enumerate(which):
+                done[k] = received[i % world, i // world, : nesterov[k].shape[0]]
+        return done
 
 
 def build_optimizers(
@@ -194,8 +251,14 @@ def optimizer_state(optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[s
 def load_optimizer_state(optimizers: list[torch.optim.Optimizer], state: dict[str, dict[str, Tensor]]):
     """Inverse of optimizer_state. Tensors go to their parameter's device.
 
-    Raises ValueError, naming a parameter, if the state is of another model or another optimizer.
+    The empty state of a run before its first update is accepted. Raises ValueError, naming a parameter, if the state is
+    of another model or another optimizer.
     """
+    names = {name for optimizer in optimizers for group in optimizer.param_groups for name in group["names"]}
+    if unknown := sorted(set(state) - names):
+        raise ValueError(f"the checkpoint holds optimizer state for {unknown[0]}, which this model does not have")
+    if not state:
+        return
     for optimizer in optimizers:
         expected = "momentum" if isinstance(optimizer, Muon) else "exp_avg"
         for group in optimizer.param_groups:
@@ -206,4 +269,14 @@ def load_optimizer_state(optimizers: list[torch.optim.Optimizer], state: dict[st
                         f"the checkpoint holds no {type(optimizer).__name__} state for {name}: it was written with "
                         "another optimizer; give that --optimizer, or take its weights alone with --init_from=FOLDER"
                     )
-                optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in held.items()}
+                optimizer.state[p] = {key: like_parameter(value, p) for key, value in held.items()}
+
+
+def like_parameter(value: Tensor, p: Tensor) -> Tensor:
+    """A copy of a whole tensor of optimizer state on its parameter's device, and cut up as the parameter is."""
+    value = value.to(p.device, copy=True)
+    if is_sharded(p) and value.shape == p.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+    return value

@@ -1,16 +1,25 @@
-"""This process: its device, dtype and compiler, its rank, its random state, and how it is told to stop."""
+"""This process: its device, dtype and compiler, its random state, the other ranks, and how it is told to stop."""
 
+import faulthandler
+import math
 import os
 import random
 import shutil
 import signal
 import sys
-from contextlib import nullcontext
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -136,7 +145,10 @@ def compiler_fault(device: torch.device) -> str | None:
 
 
 def start(device: str, dtype: str, timeout_seconds: float = 600.0) -> Runtime:
-    """Find the device, and under torchrun join the other ranks (NCCL on CUDA, gloo elsewhere). Raises ValueError."""
+    """Find the device, and under torchrun join the other ranks (NCCL on CUDA, gloo elsewhere).
+
+    Raises ValueError for what this machine does not have, OSError if the other ranks are not there in time.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     chosen, device_reason = choose_device(device, local_rank)
@@ -147,21 +159,43 @@ def start(device: str, dtype: str, timeout_seconds: float = 600.0) -> Runtime:
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32
     if world > 1:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        join_ranks("nccl" if chosen.type == "cuda" else "gloo", rank, world, timedelta(seconds=timeout_seconds))
     return Runtime(chosen, kind, rank, local_rank, world, [device_reason, dtype_reason])
+
+
+def join_ranks(backend: str, rank: int, world: int, timeout: timedelta):
+    """Form the process group. Raises OSError, naming the address, if that fails."""
+    address, attempt = os.environ.get("MASTER_ADDR", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    port, store = os.environ.get("MASTER_PORT", "0"), None
+    try:
+        if attempt != "0" and os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+            # torchrun's store still holds the addresses of the ranks that died: give each attempt names of its own. On
+            # several nodes the counts can differ; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (scripts/slurm.sh).
+            mine = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and rank == 0
+            store = dist.PrefixStore(attempt, dist.TCPStore(address, int(port), world, mine, timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    except (dist.DistError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:150]
+        raise OSError(
+            f"rank {rank} found no way to the other {world - 1} ranks at MASTER_ADDR={address} MASTER_PORT={port} "
+            f"within {timeout.total_seconds():.0f} s: check that address and that every rank was started ({reason})"
+        ) from None
 
 
 def stop():
     """Leave the process group, if there is one."""
     if dist.is_initialized():
+        # gloo's threads need Python's lock to let go of the last tensors; the end of the group holds it and waits for
+        # them (seen as a deadlock in torch 2.13), so they get time to do it first.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
-def sum_over_ranks(*values: float) -> list[float]:
+def sum_over_ranks(*values: float | Tensor) -> list[float]:
     """Each value summed in float64 over all ranks (unchanged in a single process)."""
+    values = [float(value) for value in values]
     if not dist.is_initialized():
-        return list(values)
+        return values
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     packed = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(packed)
@@ -175,6 +209,104 @@ def gather(value) -> list:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(action: Callable):
+    """Call action() on rank 0; what it returns, or the ValueError or OSError it raises, comes to every rank."""
+    answer = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            answer = action()
+        except (ValueError, OSError) as error:
+            answer = error
+    answer = gather(answer)[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def full_copy(value, keep: bool):
+    """A nest of dicts with copies of its tensors on the CPU, sharded ones put together. Every rank calls it; only those
+    with `keep` get an answer, the others None. A tensor at a time, so that no device holds more than it must."""
+    if isinstance(value, dict):
+        copies = {key: full_copy(inner, keep) for key, inner in value.items()}
+        return copies if keep else None
+    if isinstance(value, Tensor):
+        whole = value.detach()
+        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+        return whole.to("cpu", copy=True, memory_format=torch.contiguous_format) if keep else None
+    return value
+
+
+# Matrix products and attention: what selective activation checkpointing keeps, since they cost the most to do again.
+KEPT_OPERATIONS = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu",
+                   "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+                   "_scaled_dot_product_cudnn_attention")  # fmt: skip
+
+
+def checkpoint_activations(blocks: list[nn.Module], mode: str):
+    """Trade time for memory: in training, blocks forget their activations (mode "full"), or all of them but the results
+    of matrix products and attention ("selective"), and compute them again in the backward pass (arXiv 1604.06174)."""
+    extra = {}
+    if mode == "selective":
+        kept = [getattr(torch.ops.aten, name).default for name in KEPT_OPERATIONS]
+        extra = {"context_fn": partial(create_selective_checkpoint_contexts, kept)}
+    for block in blocks:
+        block.forward = partial(recomputed_in_training, block, block.forward, extra)
+
+
+def recomputed_in_training(block: nn.Module, forward: Callable, extra: dict, *args):
+    return recomputed(forward, *args, use_reentrant=False, **extra) if block.training else forward(*args)
+
+
+def parallelize(model: nn.Module, blocks: list[nn.Module], parallel: str, compiled: bool, run: Runtime) -> nn.Module:
+    """Put the model on its device, compiled if asked; returns what to call in training, the model itself or its DDP.
+
+    parallel="fsdp": parameters, their gradients and so the optimizer's state are cut into one shard a rank (FSDP2) and
+    put together block by block as they are needed. Every rank must then call the model whenever one does.
+    """
+    if parallel == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(run.device.type, (run.world_size,))
+        for block in blocks:
+            if compiled:
+                block.compile()  # the sharding's hooks stand between the blocks
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)  # what is outside of blocks; moves it all to the device, block by block
+        return model
+    model.to(run.device)
+    if compiled:
+        model.compile()
+    if run.world_size == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def callable_by_method(model: nn.Module, method: str):
+    """Inside, a sharded model puts itself together also for model.method(...), not only for model(...)."""
+    if hasattr(model, "unshard"):
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        register_fsdp_forward_method(model, method)
+    try:
+        yield
+    finally:
+        vars(model).pop(method, None)
+
+
+@contextmanager
+def memory_levers(advice: str):
+    """Turn "out of memory" inside into a ValueError that says what would help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # OutOfMemoryError is a RuntimeError; the CPU raises a plain one
+        told = str(error).lower()
+        if isinstance(error, RuntimeError) and "out of memory" not in told and "allocate memory" not in told:
+            raise
+        raise ValueError(f"out of memory ({str(error).strip().splitlines()[0][:120]}): {advice}") from None
 
 
 def seed_everything(seed: int):
@@ -201,13 +333,13 @@ def set_random_state(state: dict, device: torch.device):
 
 
 class StopSignals:
-    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, so that the loop can finish its step and save. The second one
-    ends the process at once. Use as a context manager; the old handlers come back behind it."""
+    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, so that the loop can finish its step and save. Another one, more
+    than a second later, ends the process at once. Use as a context manager; the old handlers come back behind it."""
 
     NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: Slurm's warning before a time limit
 
-    def __init__(self):
-        self.received: signal.Signals | None = None
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.received, self._when = say, None, 0.0
         self._old = {}
 
     def __enter__(self) -> "StopSignals":
@@ -221,14 +353,51 @@ class StopSignals:
             signal.signal(getattr(signal, name), handler)
 
     def _handle(self, number, _frame):
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._when = signal.Signals(number), time.monotonic()
+            self.say(f"{self.received.name} received: finishing this step, then saving (again: stop at once)")
+        elif time.monotonic() - self._when > 1:  # Ctrl-C reaches a rank from the terminal and again through torchrun
             os._exit(128 + number)
-        self.received = signal.Signals(number)
-        print(f"{self.received.name} received: finishing this step, then saving (again: stop at once)", file=sys.stderr)
 
     @property
     def exit_code(self) -> int:
         return 128 + self.received if self.received else 0
+
+
+class Watchdog:
+    """Ends this process if alive() is not called for `seconds`: says what it was doing, dumps every thread's stack to
+    stderr and exits with 1. A rank that hangs stalls all others in their next exchange, so they all report."""
+
+    def __init__(self, seconds: float, run: Runtime):
+        self.seconds, self.run, self.doing = seconds, run, "starting"
+        self._armed, self._timer = -math.inf, None
+
+    def alive(self, doing: str):
+        self.doing = doing
+        setting = time.monotonic() - self._armed > min(1.0, self.seconds / 10)  # not each time: it takes 0.1 ms
+        if setting and self.run.world_size > 1:  # who waits for a single process sees it, and may want it to be slow
+            self.off()
+            self._armed = time.monotonic()
+            self._timer = threading.Timer(self.seconds, self._tell)
+            self._timer.daemon = True
+            self._timer.start()
+            # In C, so that it works even where a stuck call keeps Python's lock.
+            faulthandler.dump_traceback_later(self.seconds + 0.5, exit=True)
+
+    def _tell(self):
+        print(f"rank {self.run.rank}: no progress for {self.seconds:g} s while {self.doing}; stacks:", file=sys.stderr)
+
+    def off(self):
+        if self._timer is not None:
+            self._timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
+            self._timer = None
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *_):
+        self.off()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -109,8 +109,8 @@ def train(s: Settings) -> int:
 
         say.print(run.describe())
         say.print(
-            f"{model.n_params():,} parameters, {dataset.train.n_tokens:,} training tokens; a step is {tokens_per_step:,} "
-            f"tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
+            f"{model.n_params():,} parameters, {dataset.train.n_tokens:,} training tokens; a step is {tokens_per_step:,}"
+            f" tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
             f"{batches.micro_steps} accumulated x {run.world_size} device{'s' if run.world_size > 1 else ''}"
         )
         log = mirrors = None
@@ -157,9 +157,11 @@ def train(s: Settings) -> int:
             together = s.parallel == "fsdp"  # no rank has the whole network
             if s.sample_tokens and (run.is_main or together):
                 interrupted = stop_asked if together else lambda: stop.received is not None
-                write_samples(s, state.step, model, dataset, run, out / "samples.jsonl", progress, interrupted)
+                write_samples(s, state.step, model, dataset, run, out, progress, mirrors, interrupted)
             if run.is_main:
                 write_page(out, progress)
+                if state.step >= s.max_steps:
+                    mirrors.log({"step": state.step, "report": out / "report.html"})
             return not stop_asked()
 
         def report(row: dict, show):
@@ -247,7 +249,7 @@ def train(s: Settings) -> int:
                 newest = runtime.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1]
                 raise ValueError(
                     f"{skipped_in_a_row} steps in a row were skipped, up to step {state.step} (samples "
-                    f"{state.samples - s.batch_size} to {state.samples - 1}): lower learning_rate, or look at this data; "
+                    f"{state.samples - s.batch_size} to {state.samples - 1}): lower learning_rate, or look at these; "
                     f"the last good checkpoint is {newest or 'none yet'}"
                 )
             if state.step % s.log_interval == 0 or state.step == s.max_steps or state.step == 1:
@@ -270,6 +272,7 @@ def train(s: Settings) -> int:
         save()
         watchdog.off()
         runtime.on_main(writer.wait)
+        stop.received = next(filter(None, runtime.gather(stop.received)), None)  # all ranks exit alike
 
     if run.is_main:
         if state.evaluation.get("step") == state.step >= s.max_steps:
@@ -332,6 +335,10 @@ def find_start(s: Settings, say: Progress) -> Path | None:
                 "another --out_dir keeps both"
             )
         shutil.rmtree(out / "checkpoints")
+    if s.init_from.startswith("hf:"):
+        import huggingface
+
+        return huggingface.find(s.init_from)
     return None if s.init_from == "scratch" else checkpoint.find_checkpoint(s.init_from)
 
 
@@ -340,7 +347,12 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     names = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
     if start is None:
         return GPT(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
-    state = checkpoint.read_state(start)
+    if s.init_from.startswith("hf:"):
+        import huggingface
+
+        state, weights = huggingface.as_checkpoint(start, s.block_size)
+    else:
+        state, weights = checkpoint.read_state(start), checkpoint.load_weights(start)
     if state["tokenizer"]["fingerprint"] != dataset.tokenizer_fingerprint:
         raise ValueError(
             f"dataset {s.dataset} has tokenizer {dataset.tokenizer_name}, the checkpoint {start} "
@@ -356,7 +368,7 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
         for name, value in held.items():
             setattr(s, name, value)
     model = GPT(GPTConfig(**{**state["model"], "dropout": s.dropout}))
-    model.load_state_dict(checkpoint.load_weights(start))
+    model.load_state_dict(weights)
     return model
 
 
@@ -457,9 +469,9 @@ def keep_samples(path: Path, step: int):
     path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
-def write_samples(s: Settings, step: int, model: GPT, dataset, run, path: Path, progress: Progress, interrupted):
-    """Sample from the same prompt with the same seed each time: to samples.jsonl, and the first lines to the screen.
-    Nothing is written if interrupted() becomes true."""
+def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, progress, mirrors, interrupted):
+    """Sample from the same prompt with the same seed each time: to samples.jsonl, the mirrors and, the first lines, to
+    the screen. Nothing is written if interrupted() becomes true."""
     tokenizer = dataset.tokenizer()
     ids = [tokenizer.eot_id, *tokenizer.encode(s.sample_prompt)]
     model.eval()
@@ -472,10 +484,11 @@ def write_samples(s: Settings, step: int, model: GPT, dataset, run, path: Path, 
             if interrupted():
                 break
     model.train()
-    if not run.is_main or interrupted():
+    if interrupted() or not run.is_main:
         return
     texts = [tokenizer.decode([token.id for token in steps if token.row == i]) for i in range(s.num_samples)]
-    with open(path, "a", encoding="utf-8") as file:
+    mirrors.log({"step": step} | {f"sample {i + 1}": s.sample_prompt + text for i, text in enumerate(texts)})
+    with open(out / "samples.jsonl", "a", encoding="utf-8") as file:
         for i, text in enumerate(texts):
             file.write(json.dumps({"step": step, "sample": i, "prompt": s.sample_prompt, "text": text}) + "\n")
     if step < s.max_steps:  # a glimpse; the last ones are shown whole

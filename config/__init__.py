@@ -40,7 +40,9 @@ class Settings:
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass; weights stay float32
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the training step
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # how several processes under torchrun share the work
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # torchrun: each rank holds all weights (ddp), or a shard (fsdp: FSDP2)
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"  # forget a block's activations, redo them
+    rank_timeout: int = 600  # torchrun: seconds without progress after which a rank ends the job with every stack
 
     # --- model
     block_size: int = 1024  # context length, in tokens
@@ -75,7 +77,8 @@ class Settings:
     beta2: float = 0.95  # AdamW: decay of the mean of squared gradients
     muon_momentum: float = 0.95  # Muon: decay of the momentum
     grad_clip: float = 1.0  # largest norm of the gradient; 0 = off
-    max_skipped_steps: int = 10  # stop after this many steps in a row whose gradient is not finite
+    max_skipped_steps: int = 10  # stop after this many skipped steps in a row (gradient not finite, or a spike)
+    skip_spikes: float = 0.0  # skip a step whose gradient norm is this many times the usual; 0 = off
     lr_schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # wsd: warmup, stable, linear decay
     warmup_steps: int = 40  # steps over which the rates rise linearly
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
@@ -98,7 +101,8 @@ class Settings:
     tensorboard_log: bool = False  # mirror the metrics to out_dir/tensorboard
 
     def __post_init__(self):
-        positive = "block_size n_layer n_head n_embd batch_size max_steps eval_interval log_interval keep_checkpoints"
+        positive = "block_size n_layer n_head n_embd batch_size max_steps eval_interval log_interval keep_checkpoints "
+        positive += "rank_timeout max_skipped_steps"
         for name, value in vars(self).items():
             if name in positive.split() and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
