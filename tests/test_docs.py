@@ -1,0 +1,129 @@
+"""Every command in the README and in docs/ runs, on a model small enough to run it; every line they quote exists."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import SMALL, make_dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.exists()]
+# Commands that are not run here, and why.
+SKIPPED = {
+    r"\bmake\b|\bpip install\b|\buv\b|\bgit clone\b|\bcd\b|activate|\bpytest\b|\bruff\b|apt-get": "sets up this run",
+    r"\bsbatch\b|\bsrun\b|--nnodes|slurm": "needs several machines",
+    r"--nproc[-_]per[-_]node=(gpu|[3-9])|--device=cuda|CUDA_VISIBLE": "needs GPUs",
+    r"\btorchrun\b": "tests/test_distributed.py starts torchrun",
+    r"hf:(?!\.?/)": "needs the network",
+    r"prepare/(fineweb_edu|openwebtext|tinystories|wikitext|shakespeare_char)": "needs the network",
+    r"--wandb_log": "needs an account; tests/test_metrics.py has it without one",
+    r"\bbench/": "measures for minutes",
+    r"--interactive": "asks at a terminal; tests/test_sample.py answers",
+    r"\b(vllm|llama|docker|transformers-cli|open|xdg-open)\b": "is another project's command",
+}
+
+
+def commands(path: Path) -> list[str]:
+    """Commands of the fenced sh blocks: continued lines joined, comments and prompts dropped."""
+    found = []
+    for block in re.findall(r"^```(?:sh|bash|console)\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            line = re.sub(r"\s+# .*| *&$", "", line.strip().removeprefix("$ "))
+            if line and not line.startswith("#"):
+                found.append(line)
+    return found
+
+
+COMMANDS = list(dict.fromkeys((path, command) for path in DOCS for command in commands(path)))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder like a checkout after `make run`, only that the model is tiny."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in [*(p.name for p in ROOT.glob("*.py")), "prepare", "pages", "config", "docs", "README.md"]:
+        if (ROOT / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    (folder / "data").mkdir()
+    make_dataset(folder / "data" / "python_stdlib")
+    with contextlib.chdir(folder):
+        run(small("python train.py --out_dir=out/quickstart"))
+        yield folder
+
+
+def small(command: str) -> str:
+    """A training command with settings that make it a matter of a second; where it reads and writes stays its own."""
+    settings = {**SMALL, "block_size": 64, "max_steps": 2, "eval_tokens": 64, "sample_tokens": 4, "overwrite": "true"}
+    settings |= {name: value for name, value in {"dataset": "data/python_stdlib", "init_from": "scratch"}.items()
+                 if f"--{name}=" not in command}  # fmt: skip
+    return " ".join([command, *(f"--{name}={value}" for name, value in settings.items())])
+
+
+def run(command: str):
+    """Run a command in the current folder: by its main() if it is one Python script, which saves seconds."""
+    words = shlex.split(command)
+    script = Path(words[1]) if words[0] == "python" else None
+    if script and script.suffix == ".py" and not set("|<>;&$") & set(command):
+        name = ".".join(script.with_suffix("").parts)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            try:
+                code = importlib.import_module(name).main(words[2:])
+            except SystemExit as stop:
+                code = stop.code
+        assert not code, out.getvalue()
+    else:
+        environment = {**os.environ, "PATH": f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the commands are written for a Unix shell")
+@pytest.mark.parametrize("path, command", COMMANDS, ids=[f"{p.name}: {c}" for p, c in COMMANDS])
+def test_a_documented_command_runs(path, command, workplace):
+    for pattern, reason in SKIPPED.items():
+        if re.search(pattern, command):
+            pytest.skip(reason)
+    if "train.py" in command:
+        command = small(command)
+    # What earlier lines of a text have made is there, be it only a copy.
+    written = set(re.findall(r"--(?:out|to)[= ](\S+)", command))
+    written |= (
+        set(re.findall(r"--out_dir=(\S+)", command)) if "train.py" in command and "resume" not in command else set()
+    )
+    for name in set(re.findall(r"\b(?:out|data)/[\w-]+", command)) - written:
+        if not Path(name).exists():
+            shutil.copytree("out/quickstart" if name.startswith("out") else "data/python_stdlib", name)
+    run(command)
+
+
+QUOTED = [
+    (path, line, source)
+    for path in DOCS
+    for line, source in re.findall(r"`([^`\n]+)` in `([\w/]+\.py)`", path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("path, line, source", QUOTED, ids=[f"{s}: {q}" for _, q, s in QUOTED])
+def test_a_quoted_line_stands_in_its_file(path, line, source):
+    assert line in (ROOT / source).read_text(encoding="utf-8"), f"{path.name} quotes a line that {source} does not have"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_links_within_the_repository_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+        if not re.match(r"\w+:", target):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
