@@ -473,10 +473,10 @@ def prepare_weights(model: GPT, dtype: str) -> GPT:
         return model
     if model.lm_head is None:  # a tied head is a matrix of its own here: looking a row up needs the plain layout
         model.lm_head = layer(model.transformer.wte.weight, None)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, layer(child.weight, child.bias))
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name in names:  # each in turn: the old weights are let go before the next are packed
+        linear = model.get_submodule(name)
+        model.set_submodule(name, layer(linear.weight, linear.bias))
     return model
 
 
