@@ -81,7 +81,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 of what decides the ids: kind, pattern, specials and every piece; not the name."""
         rules = json.dumps([self.kind, self.pattern, sorted(self.specials.items()), self.vocab_size])
-        return hashlib.sha256(rules.encode() + b"\n" + self._table()).hexdigest()
+        return hashlib.sha256(rules.encode() + b"\n" + self._table).hexdigest()
 
     def save(self, folder) -> list[str]:
         """Write the tokenizer's files into `folder` and return their names. `load_tokenizer(folder)` reads them."""
@@ -96,7 +96,7 @@ class Tokenizer:
         }
         if self.kind == "char":
             about["characters"] = [p.decode() for p in self.pieces if p]
-        files = {"tokenizer.tiktoken": self._table()} if self.kind == "bpe" else {}
+        files = {"tokenizer.tiktoken": self._table} if self.kind == "bpe" else {}
         files["tokenizer.json"] = (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
         for name, content in files.items():  # each complete or absent; tokenizer.json, which load looks for, last
             temporary = Path(folder, name + ".tmp")
@@ -104,6 +104,7 @@ class Tokenizer:
             os.replace(temporary, Path(folder, name))
         return list(files)
 
+    @cached_property
     def _table(self) -> bytes:
         """One line per id that has text, `base64 id`: the .tiktoken format."""
         return b"".join(base64.b64encode(p) + b" %d\n" % i for i, p in enumerate(self.pieces) if p)

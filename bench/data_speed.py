@@ -181,17 +181,20 @@ def measure_prepare(options, work):
 
 def measure_workers(options, work):
     """Bars 2 and 5: two workers against one, and the bytes they write."""
-    source, walls, cpus, hashes = corpus(work), {}, {}, {}
+    walls, cpus, hashes, source = {}, {}, {}, work / "300MB"
+    source.mkdir(exist_ok=True)
+    for copy in range(4):
+        shutil.copy(corpus(work), source / f"{copy}.jsonl")
     for _ in range(options.repeats):
         for workers in (1, 2):
-            more = (f"--tokenizer={options.tokenizer}", f"--workers={workers}", "--shard_tokens=5000000")
+            more = (f"--tokenizer={options.tokenizer}", f"--workers={workers}", "--shard_tokens=20000000")
             cpu, wall, _ = prepare(work / f"w{workers}", source, *more)
             walls[workers] = min(wall, walls.get(workers, 1e9))
             cpus[workers] = min(cpu, cpus.get(workers, 1e9))
-    prepare(work / "w4", source, f"--tokenizer={options.tokenizer}", "--workers=4", "--shard_tokens=5000000")
+    prepare(work / "w4", source, f"--tokenizer={options.tokenizer}", "--workers=4", "--shard_tokens=20000000")
     for workers in (1, 2, 4):
         hashes[workers] = shard_hashes(work / f"w{workers}")
-    tell("2 workers / 1 worker", f"{walls[1] / walls[2]:.2f} x ({walls[1]:.1f} s, {walls[2]:.1f} s wall-clock)")
+    tell("2 workers / 1 worker, 300 MB", f"{walls[1] / walls[2]:.2f} x ({walls[1]:.1f} s, {walls[2]:.1f} s wall-clock)")
     tell("CPU seconds, 1 and 2 workers", f"{cpus[1]:.1f}, {cpus[2]:.1f}")
     same = "identical" if hashes[1] == hashes[2] == hashes[4] else "DIFFERENT"
     tell(f"sha256 of {len(hashes[1])} shards, workers 1, 2, 4", same)

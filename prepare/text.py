@@ -12,17 +12,19 @@ import errno
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -194,9 +196,13 @@ def tokenize_unit(unit, rules, folder, fingerprint) -> Tokens:
     )
 
 
-@lru_cache(maxsize=1)
+_tokenizers = {}  # of this process, by fingerprint
+
+
 def _saved_tokenizer(folder, fingerprint):
-    return load_tokenizer(folder)
+    if fingerprint not in _tokenizers:
+        _tokenizers[fingerprint] = load_tokenizer(folder)
+    return _tokenizers[fingerprint]
 
 
 def measure_unit(unit, rules) -> int:
@@ -217,9 +223,10 @@ def in_order(task, items, workers):
         for item in items:
             yield item, task(item)
         return
-    import multiprocessing
-
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    # Forked workers have the tokenizer at once; but fork is safe only where nothing else runs in this process.
+    alone = sys.platform == "linux" and threading.active_count() == 1 and not {"pyarrow", "torch"} & set(sys.modules)
+    context = multiprocessing.get_context("fork" if alone else "spawn")
+    pool = ProcessPoolExecutor(workers, context, _begin_worker)
     ahead, items = deque(), iter(items)
     try:
         for item in items:
@@ -240,8 +247,6 @@ def in_order(task, items, workers):
 
 def _begin_worker():
     """Leave Ctrl-C to the parent, and do not outlive it, however it ends."""
-    import multiprocessing
-    import threading
 
     def follow(parent):
         parent.join()
@@ -291,6 +296,7 @@ class _Run:
         ]
         seen = _Seen(self.out / "duplicates.tmp", last["seen"]) if self.options.dedup else None
         cut_unit, cut_at = header["cut"] or (None, None)
+        _tokenizers[self.tokenizer.fingerprint] = self.tokenizer
         task = partial(tokenize_unit, rules=self.rules, folder=self.out, fingerprint=self.tokenizer.fingerprint)
         progress, kept = _Progress("tokenizing", self.size), last["kept"]
 
