@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from tiny_run import SMALL, make_dataset
@@ -25,7 +26,7 @@ SKIPPED = {
     r"hf:(?!\.?/)": "needs the network",
     r"prepare/(fineweb_edu|openwebtext|tinystories|wikitext|shakespeare_char)": "needs the network",
     r"--wandb_log": "needs an account; tests/test_metrics.py has it without one",
-    r"\bbench/": "measures for minutes",
+    r"\bbench/(?!pictures)": "measures for minutes",
     r"--interactive": "asks at a terminal; tests/test_sample.py answers",
     r"\b(vllm|llama|docker|transformers-cli|open|xdg-open)\b": "is another project's command",
 }
@@ -49,7 +50,7 @@ COMMANDS = list(dict.fromkeys((path, command) for path in DOCS for command in co
 def workplace(tmp_path_factory):
     """A folder like a checkout after `make run`, only that the model is tiny."""
     folder = tmp_path_factory.mktemp("workplace")
-    for name in [*(p.name for p in ROOT.glob("*.py")), "prepare", "pages", "config", "docs", "README.md"]:
+    for name in [*(p.name for p in ROOT.glob("*.py")), "prepare", "pages", "config", "docs", "bench", "README.md"]:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     python = folder / "bin" / "python"
@@ -108,6 +109,15 @@ def test_a_documented_command_runs(path, command, workplace):
         if not Path(name).exists():
             shutil.copytree("out/quickstart" if name.startswith("out") else "data/python_stdlib", name)
     run(command)
+
+
+@pytest.mark.slow
+def test_the_pictures_of_a_run_are_small_drawings(workplace, tmp_path):
+    run(f"python bench/pictures.py out/quickstart --out={tmp_path}")
+    for name in ("curves", "heads"):
+        path = tmp_path / f"{name}.svg"
+        assert path.stat().st_size < 100_000
+        assert len(list(ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}path"))) >= 4
 
 
 QUOTED = [
