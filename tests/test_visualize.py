@@ -16,6 +16,7 @@ from browser import PROGRAM, Browser
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tiny_run import make_dataset, settings
 from torch.nn import functional as F
 
 import config
@@ -565,6 +566,23 @@ def test_a_browser_that_cannot_unpack_says_so_and_the_tables_stay(pages, browser
 
 
 # --- commands
+
+
+def test_training_leaves_a_page_that_tells_of_every_start(tmp_path):
+    from train import train
+
+    dataset, out = make_dataset(tmp_path / "data"), tmp_path / "run"
+    train(settings(dataset, out, max_steps=10, sample_tokens=4))
+    page = (out / "report.html").read_text()
+    train(settings(dataset, out, max_steps=20, sample_tokens=4, init_from="resume", log_interval=5))
+    (first,), (run,) = unpack(page)["runs"], unpack((out / "report.html").read_text())["runs"]
+    assert first["curves"]["step"] == list(range(1, 11))
+    assert run["curves"]["step"] == [*range(1, 11), 15, 20] and run["evaluations"]["step"] == [10, 20]
+    assert [start["step"] for start in run["starts"]] == [0, 10] and run["summary"]["restarts"] == 1
+    assert run["starts"][0]["command"].startswith("python ") and run["flops_per_token"] > 0
+    assert min(run["curves"]["memory"]) > 0 and run["settings"]["max_steps"] == 20
+    assert {sample["step"] for sample in run["samples"]} == {10, 20}
+    assert "validation loss <b>" in page
 
 
 def command(*words, **environment):
