@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -96,8 +97,7 @@ def find_sources(inputs, format="auto", split="", not_below=None) -> list[Source
             continue
         path = Path(name)
         if path.is_dir():
-            files = [p for p in sorted(path.rglob("*")) if _wanted(p, path, format)]
-            files = [p for p in files if not_below is None or Path(not_below).resolve() not in p.resolve().parents]
+            files = _files_below(name, format, not_below)
         elif path.is_file() or "://" in name:
             files = [name]
         elif any(c in name for c in "*?["):
@@ -111,12 +111,19 @@ def find_sources(inputs, format="auto", split="", not_below=None) -> list[Source
     return list(found.values())
 
 
-def _wanted(path, folder, format):
-    parts = path.relative_to(folder).parts
-    if any(p.startswith(".") or p == "__pycache__" for p in parts) or not path.is_file():
-        return False
-    suffix = _without_compression(path.name)[1]
-    return format != "auto" or suffix in FORMATS or suffix in TEXT_SUFFIXES
+def _files_below(folder, format, not_below):
+    """Files of a folder in a fixed order, without hidden ones; strings, since there may be a million."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
+        if not_below is not None and Path(root).resolve() == Path(not_below).resolve():
+            folders.clear()
+            continue
+        for name in sorted(names):
+            suffix = _without_compression(name)[1]
+            if not name.startswith(".") and (format != "auto" or suffix in FORMATS or suffix in TEXT_SUFFIXES):
+                found.append(os.path.join(root, name))
+    return found
 
 
 def _without_compression(name):

@@ -75,6 +75,9 @@ def prepare(options) -> dict:
     options.tokenizer = options.tokenizer or "bpe:4096"
     if not 0 <= options.val_fraction < 1 and options.val_fraction != -1:
         raise ValueError(f"val_fraction={options.val_fraction} must be at least 0 and below 1")
+    for name, most in (("shard_tokens", 2**31 - 1), ("bpe_sample", 2**31), ("workers", 1024)):
+        if not (name != "workers") <= getattr(options, name) <= most:
+            raise ValueError(f"{name}={getattr(options, name)} must be from {int(name != 'workers')} to {most}")
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; name a folder")
@@ -87,6 +90,9 @@ def prepare(options) -> dict:
             sources.append(_spool_stdin(out, options.format, given))
         try:
             return _prepare(options, sources, out)
+        except KeyboardInterrupt:
+            _say("stopped: run the same command again to continue")
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise

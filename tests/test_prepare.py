@@ -135,7 +135,7 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path):
     out = tmp_path / "in" / "out"  # the folder written to lies inside the folder read
     prepare([tmp_path / "in", tmp_path / "in" / "*.txt"], out, val_fraction=0)
     begins = [d.split()[2] for d in stored_documents(out)]
-    assert begins == ["a.md", "b.txt", "deep/c.py", "e"]
+    assert begins == ["a.md", "b.txt", "e", "deep/c.py"]
     prepare([tmp_path / "in" / "**" / "*.txt*"], tmp_path / "out2", val_fraction=0)
     assert [d.split()[2] for d in stored_documents(tmp_path / "out2")] == [".hidden/d.txt", "b.txt", "e"]
     prepare([tmp_path / "in" / "picture.png"], tmp_path / "out3", val_fraction=0)  # named by itself: taken
@@ -402,6 +402,19 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path, monkeypatch, capsys
     n_units = len(list(sources.units(sources.find_sources([str(path)]), sources.Rules())))
     assert len(tokenized) == n_units - 4
     assert shard_hashes(tmp_path / "out") == shard_hashes(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_workers_and_says_how_to_go_on(corpus, tmp_path):
+    command = [sys.executable, str(ROOT / "prepare" / "text.py"), f"--input={corpus}", f"--out={tmp_path}/out"]
+    process = subprocess.Popen([*command, "--tokenizer=bpe:300", "--workers=2"], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "progress.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and errors.splitlines()[-1].startswith("prepare: stopped: run the same command")
+    assert "Traceback" not in errors
 
 
 def test_a_run_continued_on_changed_input_drops_what_no_longer_holds(tmp_path, monkeypatch):

@@ -151,6 +151,8 @@ def test_options_that_make_no_sense(fails):
     write("a.txt", "some text")
     fails("val_fraction=1.5 must be at least 0 and below 1", "--val_fraction=1.5")
     fails("out=in/a.txt is a file; name a folder", out="in/a.txt")
+    fails("shard_tokens=0 must be from 1 to 2147483647", "--shard_tokens=0")
+    fails("workers=-1 must be from 0 to 1024", "--workers=-1")
 
 
 def test_hub_datasets_that_cannot_be_opened(fails, monkeypatch):
