@@ -572,6 +572,11 @@ class TrainBatches:
         return self.batch_size * self.block_size - int(masked.sum())
 
 
+def count_val_windows(stream, block_size, eval_tokens) -> int:
+    n_windows = math.ceil((stream.n_tokens - 1) / block_size)
+    return min(n_windows, max(1, eval_tokens // block_size)) if eval_tokens else n_windows
+
+
 def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world_size=1, device="cpu"):
     """Batches (x, y), int64 (micro_batch_size, block_size), of validation: always the same windows.
 
@@ -583,8 +588,7 @@ def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world
     n_targets = stream.n_tokens - 1
     if n_targets < 1:
         raise ValueError(f"val has {stream.n_tokens} tokens, need 2: prepare the dataset with a larger --val_fraction")
-    n_windows = math.ceil(n_targets / block_size)
-    count = min(n_windows, max(1, eval_tokens // block_size)) if eval_tokens else n_windows
+    n_windows, count = math.ceil(n_targets / block_size), count_val_windows(stream, block_size, eval_tokens)
     chosen = np.arange(count) * n_windows // count
     step = micro_batch_size * world_size
     length = min(block_size, n_targets)  # a split shorter than a block is one window, masked behind its end

@@ -39,7 +39,8 @@ import torch
 
 import checkpoint
 import runtime
-from data import Dataset, open_dataset, val_windows
+from data import Dataset, count_val_windows, open_dataset, val_windows
+from metrics import with_bar
 from model import GPT, IGNORE
 
 
@@ -60,7 +61,8 @@ def validation(
     sums = torch.zeros(5, dtype=torch.float64)  # nats, targets, nats of text, bytes of text, interruptions
     size = block_size or model.config.block_size
     windows = val_windows(dataset.val, size, eval_tokens, micro_batch_size, run.rank, run.world_size, run.device)
-    for x, y in windows:
+    total = math.ceil(count_val_windows(dataset.val, size, eval_tokens) / micro_batch_size / run.world_size)
+    for x, y in with_bar(windows, "evaluating", total, run.is_main):
         if interrupted():
             sums[4] += 1
             break

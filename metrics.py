@@ -160,6 +160,20 @@ def _duration(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+def _is_terminal(stream):
+    dumb = os.environ.get("TERM") == "dumb" or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return stream.isatty() and not dumb
+
+
+def with_bar(items, what, total, enabled=True):
+    """`items` again; while they are worked through, stderr shows a bar if it is a terminal."""
+    if not (enabled and _is_terminal(sys.stderr)):
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, total=total, leave=False, dynamic_ncols=True)
+
+
 class Progress:
     """A run as seen on stderr: a bar on a terminal, plain lines in a pipe, nothing unless `enabled` (ranks > 0).
 
@@ -172,8 +186,7 @@ class Progress:
 
     def __init__(self, max_steps, start=0, enabled=True):
         self.max_steps, self.start, self.enabled, self.bar = max_steps, start, enabled, None
-        dumb = os.environ.get("TERM") == "dumb" or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-        self.on_terminal = enabled and sys.stderr.isatty() and not dumb
+        self.on_terminal = enabled and _is_terminal(sys.stderr)
 
     def step(self, step):
         if self.on_terminal:

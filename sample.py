@@ -121,6 +121,7 @@ from torch.nn import functional as F
 
 import checkpoint
 import runtime
+from metrics import with_bar
 from model import GPT, KVCache
 from tokenizer import Tokenizer, load_tokenizer
 
@@ -664,7 +665,8 @@ def produce(options: Options, opened: Opened, model: GPT, prompts: list[dict], i
     steps = generate(
         model, ids, N, options.max_new_tokens, options.sampling(), ends, options.batch_size, ended, compiled
     )  # fmt: skip
-    for tokens in steps:
+    n_steps = options.max_new_tokens * -(-len(samples) // options.batch_size)
+    for tokens in with_bar(steps, "sampling", n_steps, not sys.stdout.isatty()):  # a bar would break into shown text
         first = first or time.perf_counter() - began
         for token in tokens:
             sample = samples[token.row]

@@ -229,6 +229,14 @@ def test_a_terminal_without_cursor_gets_lines():
     assert train_line(train_row(2), 3) in shown
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_other_work_has_a_bar_on_a_terminal_only():
+    script = "import metrics\nassert sum(metrics.with_bar(range(4), 'evaluating', 4)) == 6"
+    assert "evaluating: " in (shown := on_terminal(script)) and "0/4" in shown
+    assert on_terminal(script, TERM="dumb") == ""
+    assert process(script, FORCE_COLOR="1").communicate(timeout=30) == ("", "")
+
+
 # --- mirrors
 
 
