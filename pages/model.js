@@ -244,7 +244,7 @@ start((data) => {
     kept = kept.map((keep, i) => keep && raw[i] >= minimum * raw[0]);
     const open = !k && p >= 1 && minimum === 0; // then the tail takes part, too
     const total = raw.reduce((a, x, i) => a + (kept[i] ? x : 0), open ? rest / (stored + rest) : 0);
-    bars($("next-bars"), raw.slice(0, 20).map((x, i) => ({ label: brief(tokens[data.logit_ids[i]]), value: kept[i] ? x / total : 0,
+    bars($("next-bars"), raw.slice(0, 15).map((x, i) => ({ label: brief(tokens[data.logit_ids[i]]), value: kept[i] ? x / total : 0,
       text: kept[i] ? percent(x / total) : "out", out: !kept[i] })));
     const count = kept.filter(Boolean).length + (open ? data.tail.reduce((a, [c]) => a + c, 0) : 0);
     $("next-note").textContent = `${count.toLocaleString()} of ${config.vocab_size.toLocaleString()} tokens can be drawn. `
