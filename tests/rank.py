@@ -1,8 +1,8 @@
 """One rank of a job, for the tests: python rank.py JOBS.json runs its training runs one after the other.
 
 JOBS.json: [{"port", "settings": {name: value}, "fault": [kind, rank, number of a forward pass in training], "from":
-[folder of another run, step]}]. Faults happen to the process for real: its loss becomes NaN, it is killed, it sleeps.
-"from" makes out_dir a copy of that run as it was when the checkpoint of that step was its newest.
+[folder of another run, step]}]. Faults happen to the process for real: its loss becomes NaN or a thousandfold, it is
+killed, it sleeps. "from" makes out_dir a copy of that run as it was when the checkpoint of that step was its newest.
 """
 
 import gc
@@ -33,7 +33,8 @@ def inject(model, kind: str, at: int):
                 time.sleep(3600)
 
     def after(module, args, loss):
-        return loss * float("nan") if kind == "nan" and count == at and module.training else loss
+        factor = {"nan": float("nan"), "spike": 1000.0}.get(kind, 1.0)
+        return loss * factor if count == at and module.training else loss
 
     model.register_forward_pre_hook(before)
     model.register_forward_hook(after)

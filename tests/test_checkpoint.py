@@ -1,4 +1,4 @@
-"""What checkpoint.py promises: a folder with a step's name is whole, and the newest whole one is found, whatever came."""
+"""What checkpoint.py promises: a folder with a step's name is whole, and the newest whole one is found."""
 
 import json
 import os

@@ -1,10 +1,26 @@
 """What several processes promise: the batches, losses and weights of one, however they share the work."""
 
 import math
+import os
+import signal
+import time
 
 import pytest
 import torch
-from tiny_run import ROOT, command, finished, free_ports, job, losses, make_dataset, rows, run_ranks, settings
+from tiny_run import (
+    ROOT,
+    arguments,
+    command,
+    finished,
+    free_ports,
+    job,
+    losses,
+    make_dataset,
+    rows,
+    run_ranks,
+    settings,
+    wait_for_step,
+)
 
 import checkpoint
 import train
@@ -26,8 +42,8 @@ def one_thread():
 def world(tmp_path_factory):
     """Folder with every run of these tests: few jobs of many runs, since starting processes takes the time.
 
-    one-*: one process. ddp2-muon, fsdp2-muon: two ranks, no dropout. drop-ddp-adamw ...: two ranks, dropout, straight; with -resumed
-    behind it the same from step 10 on. nan-*: NaN on rank 1 in step 5. moved-*: across numbers of ranks and kinds.
+    one-*: one process. ddp2-muon, fsdp2-muon: two ranks, no dropout. drop-*: two ranks, dropout, straight; -resumed:
+    the same from step 10 on. nan-*: NaN on rank 1 in step 5. moved-*: across numbers of ranks and kinds.
     """
     here = tmp_path_factory.mktemp("world")
     data = make_dataset(here / "data")
@@ -116,23 +132,29 @@ def test_sharded_ranks_sample_what_one_process_samples(world):
     assert len(texts) == 1 and texts.pop().count("\n") == 6  # 3 samples at steps 10 and 20
 
 
-def test_two_agents_with_a_rendezvous_are_two_nodes(world):
-    """What scripts/slurm.sh starts on two nodes, here as two torchrun processes on one."""
+def test_two_agents_with_a_rendezvous_are_two_nodes_and_stop_at_slurms_signal(world):
+    """What scripts/slurm.sh starts on two nodes, here as two torchrun processes on one, until its time is up."""
     (port,) = free_ports(1)
-    s = vars(settings(str(world / "data"), world / "nodes", max_steps=4))
-    words = [f"--{name}={value}" for name, value in s.items() if value != ""]
+    out = world / "nodes"
     agents = [
         command(
             "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=7", "--rdzv-backend=c10d",
-            f"--rdzv-endpoint=127.0.0.1:{port}", "train.py", *words,
+            f"--rdzv-endpoint=127.0.0.1:{port}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1",
+            "train.py", *arguments(str(world / "data"), out, max_steps=100_000, eval_interval=100_000),
+            env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         )
         for _ in range(2)
     ]  # fmt: skip
+    wait_for_step(agents[0], out, 3)
     for agent in agents:
-        code, out, err = finished(agent, 90)
-        assert code == 0 and out == "", err[-3000:]
-    alone = losses(world / "one-muon")[:2]  # the schedule is that of a shorter run: the warmup is all they share
-    assert len(losses(world / "nodes")) == 4 and losses(world / "nodes")[0] == pytest.approx(alone[0], abs=1e-5)
+        os.kill(agent.pid, signal.SIGUSR1)
+    asked = time.monotonic()
+    said = [finished(agent, 60) for agent in agents]
+    assert time.monotonic() - asked < 15 and not any(out for _, out, _ in said)
+    assert any("SIGUSR1 received" in err and "--init_from=resume continues" in err for _, _, err in said), said
+    path, faults = checkpoint.newest_checkpoint(out)
+    state = checkpoint.read_state(path)
+    assert not faults and state["world_size"] == 2 and state["step"] == rows(out)[-1]["step"]
 
 
 def test_a_batch_that_the_ranks_cannot_share_names_sizes_that_work(world):

@@ -105,7 +105,7 @@ def run_ranks(n: int, folder: Path, *jobs: dict, timeout: float = 120) -> list[t
 
 
 def job(dataset: str, out_dir, fault: tuple | None = None, go_on: tuple | None = None, **changed) -> dict:
-    """A training run for run_ranks. fault: (kind, rank, number of the forward pass); go_on: (run, step), see rank.py."""
+    """A run for run_ranks. fault: (kind, rank, number of the forward pass), go_on: (run, step), as rank.py has them."""
     if go_on:
         changed["init_from"], go_on = "resume", (str(go_on[0]), go_on[1])
     return {

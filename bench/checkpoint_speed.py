@@ -1,0 +1,191 @@
+"""Measure saving and scaling: the cost of a verified checkpoint, how long training waits for it, what a rank more gives.
+
+    python bench/checkpoint_speed.py                     everything: 124M parameters, 6 GB of memory and of disk, minutes
+    python bench/checkpoint_speed.py --only save stall   some of it
+
+save: checkpoint.save (written, forced to disk, read back and compared) against a plain torch.save of the same state, in
+turn. stall: how long the loop waits for a save that is written in the background, and what steps cost meanwhile.
+scaling: tokens per second of two ranks with one thread each against one rank with one thread, the same global batch.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import config
+
+
+@dataclass
+class Options:
+    only: list[str] = field(default_factory=list)  # save, stall, scaling; all where empty
+    n_layer: int = 12  # of the network that is saved
+    n_head: int = 12
+    n_embd: int = 768
+    vocab_size: int = 50257
+    repeats: int = 5  # of each timing; the median is shown
+    steps: int = 8  # of a scaling run
+    parallel: str = "ddp"  # of the scaling run
+    device: str = "auto"
+    work: str = ""  # folder on the disk to measure; a temporary one by default
+
+
+PARSER = dict(prog="bench/checkpoint_speed.py", description=__doc__)
+if __name__ == "__main__":
+    config.parse(Options, **PARSER)
+
+import torch
+
+import checkpoint
+import runtime
+from model import GPT, GPTConfig
+from optimizer import build_optimizers, optimizer_state
+from tokenizer import load_tokenizer
+
+
+def main(argv=None):
+    options = config.parse(Options, argv, **PARSER)
+    device, _ = runtime.choose_device(options.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    print(f"{time.strftime('%Y-%m-%d')}, {name}, {platform.platform(terse=True)}, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory(dir=options.work or None) as work:
+        if not options.only or {"save", "stall"} & set(options.only):
+            model, optimizers = trained_once(options, device)
+            state = {"model": model.state_dict(), "optimizer": optimizer_state(optimizers)}
+            size = sum(t.numel() * t.element_size() for t in checkpoint.tensors_in(state))
+            print(f"state: {model.n_params():,} parameters with AdamW's two moments, {size / 1e9:.2f} GB, on {device}")
+            if not options.only or "save" in options.only:
+                measure_save(options, state, Path(work))
+            if not options.only or "stall" in options.only:
+                measure_stall(options, model, optimizers, state, size, Path(work))
+            del model, optimizers, state
+        if not options.only or "scaling" in options.only:
+            measure_scaling(options, Path(work))
+
+
+def trained_once(options, device):
+    """A network and its optimizer after one step, so that all of the optimizer's state exists."""
+    torch.manual_seed(1)
+    c = GPTConfig(options.vocab_size, 64, options.n_layer, options.n_head, n_embd=options.n_embd)
+    model = GPT(c).to(device)
+    optimizers = build_optimizers(
+        model.named_parameters(), "adamw", 1e-3, 0.02, 0.1, (0.9, 0.95), 0.95, model.fused_rows()
+    )
+    step(model, optimizers)
+    return model, optimizers
+
+
+def step(model, optimizers):
+    x = torch.randint(model.config.vocab_size, (2, 64), device=model.head_weight.device)
+    model(x, x).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def timed(action):
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def measure_save(options, state, work):
+    on_cpu = runtime.full_copy(state, keep=True)
+    tokenizer = load_tokenizer("byte")
+
+    def verified(i):
+        checkpoint.save(work / "run", on_cpu["model"], on_cpu["optimizer"], {"step": i}, tokenizer)
+        checkpoint.prune(work / "run", 1)
+
+    def plain(i):
+        torch.save(on_cpu, work / "plain.pt")
+
+    def flushed(i):
+        plain(i)
+        checkpoint.flush_to_disk(work / "plain.pt")
+
+    seconds = {"torch.save": [], "torch.save and fsync": [], "verified save": []}
+    for i in range(1, options.repeats + 2):
+        for times, action in zip(seconds.values(), (plain, flushed, verified), strict=True):
+            took = timed(lambda i=i, action=action: action(i))
+            if i > 1:  # the first of each warms up
+                times.append(took)
+            os.sync()  # what one has left to the disk is not the next one's to wait for
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, times in seconds.items():
+        print(f"save: {name}: {medians[name]:.2f} s ({', '.join(f'{t:.2f}' for t in times)})")
+    for name in ("torch.save", "torch.save and fsync"):
+        print(f"save: verified / {name}: {medians['verified save'] / medians[name]:.2f}")
+
+
+def measure_stall(options, model, optimizers, state, size, work):
+    tokenizer = load_tokenizer("byte")
+    alone = statistics.median(timed(lambda: step(model, optimizers)) for _ in range(options.repeats))
+    waits, during, written = [], [], []
+    with checkpoint.BackgroundWriter() as writer:
+        for i in range(1, options.repeats + 1):
+            began = time.perf_counter()
+            copy = runtime.full_copy(state, keep=True)
+            waits.append(time.perf_counter() - began)
+
+            def write(copy=copy, i=i):
+                checkpoint.save(work / "stall", copy["model"], copy["optimizer"], {"step": i}, tokenizer)
+                checkpoint.prune(work / "stall", 1)
+
+            began = time.perf_counter()
+            writer.start(write)
+            while writer.thread.is_alive():
+                during.append(timed(lambda: step(model, optimizers)))
+            writer.wait()
+            written.append(time.perf_counter() - began)
+    wait = statistics.median(waits)
+    print(f"stall: training waits {wait:.2f} s a save, {wait / (size / 1e9):.2f} s per GB")
+    print(f"stall: on disk and verified after {statistics.median(written):.1f} s, behind the training")
+    print(f"stall: a step takes {alone:.2f} s alone, {statistics.median(during):.2f} s while a save is written")
+    if torch.cuda.is_available():
+        print(f"stall: most memory on the device {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+
+
+def measure_scaling(options, work):
+    """A network of 25M parameters, eight sequences of 256 a step: beside that the 100 MB of gradients are little."""
+    from data import write_dataset
+
+    sources = sorted((Path(os.__file__).parent).glob("*.py"))[:60]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in sources]
+    write_dataset(work / "data", load_tokenizer("byte"), texts[:-2], texts[-2:])
+    words = [
+        "train.py", f"--dataset={work / 'data'}", "--device=cpu", "--n_layer=8", "--n_head=8", "--n_embd=512",
+        "--block_size=256", "--batch_size=8", "--micro_batch_size=4", f"--max_steps={options.steps}",
+        "--log_interval=1", "--eval_tokens=1024", "--sample_tokens=0", "--compile=false", "--overwrite=true",
+    ]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    speeds = {1: [], 2: []}
+    for repeat in range(3):
+        for ranks in (1, 2):
+            out = work / f"ranks{ranks}-{repeat}"
+            more = [*words, f"--out_dir={out}", f"--parallel={options.parallel if ranks > 1 else 'ddp'}"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, *(launch if ranks > 1 else []), *more]
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            speeds[ranks].append(
+                statistics.median(r["tokens_per_second"] for r in rows if "loss" in r and r["step"] > 2)
+            )
+    one, two = (statistics.median(speeds[ranks]) for ranks in (1, 2))
+    print(f"scaling: {one:,.0f} tokens/s with one rank of one thread, {two:,.0f} with two ({options.parallel})")
+    print(f"scaling: {two / one:.2f} times as fast, efficiency {two / one / 2:.0%}")
+
+
+if __name__ == "__main__":
+    config.run(main)
