@@ -14,6 +14,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from itertools import chain
 from pathlib import Path
@@ -57,7 +58,7 @@ class Block:
 
     label: str
     format: str
-    data: bytes | list  # bytes of whole lines or records; json: texts; parquet: [path, row group, first, end, identity]
+    data: bytes | list  # bytes of whole lines or records; json: texts; parquet: what _parquet_blocks puts there
     offset: int = 0  # of data in the (decompressed) file, in bytes
     line: int = 1  # number of data's first line; json: of its first element
     columns: list = field(default_factory=list)  # of csv and tsv
@@ -302,11 +303,8 @@ def _hash_of_file(source, rules) -> int:
     raw, file = _open(source)
     with raw:
         for offset, data in _cut_file(file, _cut_text):
-            digest.update(
-                _normalize(
-                    _decode(Block(source.label, "text", data, offset), rules, Counter()), rules, Counter()
-                ).encode()
-            )
+            text = _decode(Block(source.label, "text", data, offset), rules, Counter())
+            digest.update(_normalize(text, rules, Counter()).encode())
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -334,6 +332,8 @@ def _json_blocks(source, file, rules):
             value, end = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             end, problem = len(text), error
+            if error.pos < len(text) - 10 and not error.msg.startswith("Unterminated"):  # wrong, not just incomplete
+                end = position
         if end == len(text) and (more := next(chunks, "")):  # cut short, or a number that might go on
             text, position = text[position:] + more, 0
             continue
@@ -372,7 +372,7 @@ def _parquet_blocks(source, file, rules):
         # The contents are read by the workers; these figures stand for them when an interrupted run goes on.
         identity = sha256(repr((column, group, about.num_rows, about.total_byte_size, size, source.size)).encode())
         for first in range(0, about.num_rows, step):
-            rows = [source.path, group, first, min(first + step, about.num_rows), identity.hexdigest()]
+            rows = [source.path, source.size, group, first, min(first + step, about.num_rows), identity.hexdigest()]
             yield Block(source.label, "parquet", rows, offset=first, line=group)
 
 
@@ -430,20 +430,26 @@ def _delimiter(format):
 
 
 def _read_parquet(block, rules, counts):
+    path, size, group, first, end, _ = block.data
+    row = 0
+    batches = _parquet_table(path, size).iter_batches(
+        min(1000, end - first), row_groups=[group], columns=[rules.field], use_threads=False
+    )
+    for batch in batches:
+        for i in range(max(0, first - row), min(len(batch), end - row)):
+            where = f"{block.label}: row {row + i} of row group {group}"
+            yield _text_of({rules.field: batch.column(0)[i].as_py()}, where, rules.field)
+        row += len(batch)
+        if row >= end:
+            return
+
+
+@lru_cache(maxsize=1)
+def _parquet_table(path, size):
+    """A parquet file, kept open from unit to unit, since its table of contents may be large and far away."""
     import pyarrow.parquet
 
-    path, group, first, end, _ = block.data
-    raw, file = _open(Source(path, "parquet", "", 0, path))
-    with raw:
-        row = 0
-        table = pyarrow.parquet.ParquetFile(file)
-        for batch in table.iter_batches(min(1000, end - first), row_groups=[group], columns=[rules.field]):
-            for i in range(max(0, first - row), min(len(batch), end - row)):
-                where = f"{block.label}: row {row + i} of row group {group}"
-                yield _text_of({rules.field: batch.column(0)[i].as_py()}, where, rules.field)
-            row += len(batch)
-            if row >= end:
-                return
+    return pyarrow.parquet.ParquetFile(_open(Source(path, "parquet", "", size, path))[0])
 
 
 def _text_of(value, where, name) -> str:

@@ -121,6 +121,10 @@ def test_missing_and_wrong_parquet_columns(fails):
 def test_damaged_json_and_archives(fails):
     write("a.json", '[{"text": "x"}, {"text": ')
     fails("in/a.json: element 2 is not JSON")
+    write("a.json", '[{"text": "x"}, {"text": x}, ' + '{"text": "more"}, ' * 100)
+    fails("in/a.json: element 2 is not JSON: Expecting value")
+    write("a.json", '{"text": "x"} {"text": "y')
+    fails("in/a.json: element 2 is not JSON: Unterminated string")
     Path("in/a.json").unlink()
     whole = gzip.compress(os.urandom(5000).hex().encode())
     write("a.txt.gz", whole[: len(whole) // 2])
