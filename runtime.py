@@ -415,6 +415,8 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes held so far: on the device if it keeps count, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
+    if os.name == "nt":
+        return 0  # Windows keeps no such count
+    import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
