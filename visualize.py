@@ -290,8 +290,8 @@ def write_report(out_dir: str | Path) -> str | None:
     """Write or refresh out_dir/report.html for a run, in progress or done. Returns what went wrong, or None."""
     try:
         write(Path(out_dir) / "report.html", run_page([out_dir], max_mb=float("inf"), most_points=4000))
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:  # a page is not worth a run
-        return f"report.html is not written: {type(error).__name__}: {error}"
+    except Exception as error:  # whatever it is: no page is worth a run
+        return f"report.html is not written: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 # A model

@@ -119,6 +119,8 @@ def test_a_report_is_written_for_a_run_cut_off_anywhere(tmp_path, cut, missing):
     raw = (folder / "metrics.jsonl").read_bytes()
     (folder / "metrics.jsonl").write_bytes(raw[:cut])
     (folder / "samples.jsonl").write_bytes((folder / "samples.jsonl").read_bytes()[: cut // 10])
+    with open(folder / "starts.jsonl", "a") as file:
+        file.write('{"step": 7}\n{"step":')
     for name in missing:
         (folder / name).unlink()
     assert write_report(folder) is None
