@@ -139,7 +139,11 @@ def _source(path, format, split) -> Source:
     if "://" in path:
         import fsspec
 
-        size = fsspec.url_to_fs(path)[0].size(path) or 0
+        try:
+            size = fsspec.url_to_fs(path)[0].size(path) or 0
+        except Exception as error:  # each file system has its own kinds
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise OSError(f"--input {path}: cannot be opened ({reason})") from error
     else:
         size = Path(path).stat().st_size
     return Source(path, FORMATS.get(suffix, "text") if format == "auto" else format, compression, size, path, split)

@@ -452,8 +452,11 @@ def _finished(out, signature, sources, overwrite):
     path = out / "meta.json"
     if not path.is_file():
         return None
-    meta, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
-    same = all(meta.get("options", {}).get(key) == value for key, value in signature.items())
+    try:
+        meta, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+        same = all(meta["options"][key] == value for key, value in signature.items())
+    except (ValueError, LookupError, TypeError):  # damaged, or of another program
+        meta, written, same = None, 0, False
     if same and not overwrite and all("://" in s.path or Path(s.path).stat().st_mtime < written for s in sources):
         return meta
     if not same and not overwrite:

@@ -156,6 +156,15 @@ def test_datasets_that_the_datasets_library_knows_are_read(name, write, tmp_path
         prepare(f"hf:{tmp_path}/hub:test", tmp_path / "none")
 
 
+def test_files_at_an_address_are_read_where_they_are(tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    for name in ("a.parquet", "a.jsonl"):
+        with fsspec.open(f"memory://lathe/{name}", "wb") as file:
+            file.write(FORMS[name](SENTENCES))
+        prepare(f"memory://lathe/{name}", tmp_path / name)
+        assert sorted(stored_documents(tmp_path / name)) == sorted(SENTENCES)
+
+
 def test_other_fields_and_given_validation_files(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "train me", "text": 3}\n\n{"body": "too"}\n"a text by itself"\n')
     (tmp_path / "b.csv").write_text('id,body\n1,"validate, ""me"""\n')
@@ -446,6 +455,9 @@ def test_running_the_same_command_again_does_nothing_unless_the_input_changed(tm
     with pytest.raises(ValueError, match="holds a dataset of other input or options.*--overwrite"):
         prepare(path, tmp_path / "out", val_fraction=0.5)
     prepare(path, tmp_path / "out", val_fraction=0.5, overwrite=True)
+    (tmp_path / "out" / "meta.json").write_text("{")
+    with pytest.raises(ValueError, match="--overwrite"):
+        prepare(path, tmp_path / "out", val_fraction=0.5)
 
 
 # ------------------------------------------------------------------------------------------------- the other commands

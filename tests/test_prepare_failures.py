@@ -165,6 +165,11 @@ def test_hub_datasets_that_cannot_be_opened(fails, monkeypatch):
     fails("--input hf:in/nothing: datasets cannot open it: ", inputs=["hf:in/nothing"])
 
 
+def test_addresses_that_cannot_be_opened(fails):
+    pytest.importorskip("fsspec")
+    fails(r"--input nowhere://x.jsonl: cannot be opened \(ValueError", inputs=["nowhere://x.jsonl"])
+
+
 def test_two_at_a_time_in_one_folder(fails, tmp_path):
     write("a.txt", "some text")
     (tmp_path / "out").mkdir()
