@@ -156,7 +156,8 @@ def distribution(
     min_p (arXiv 2407.01082).
     """
     V = logits.shape[-1]
-    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64) / temperature
+    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if not 0 < top_k < V:
         total = logits.logsumexp(dim=-1, keepdim=True)
         if top_p == 1:  # a threshold needs no order
