@@ -1,6 +1,6 @@
-"""Measure saving and scaling: the cost of a verified checkpoint, how long training waits for it, what a rank more gives.
+"""Measure saving and scaling: the cost of a verified checkpoint, how long training waits, what a rank more gives.
 
-    python bench/checkpoint_speed.py                     everything: 124M parameters, 6 GB of memory and of disk, minutes
+    python bench/checkpoint_speed.py                     everything, with 124M parameters: 6 GB of memory and disk
     python bench/checkpoint_speed.py --only save stall   some of it
 
 save: checkpoint.save (written, forced to disk, read back and compared) against a plain torch.save of the same state, in
@@ -106,14 +106,13 @@ def measure_save(options, state, work):
 
     def verified(i):
         checkpoint.save(work / "run", on_cpu["model"], on_cpu["optimizer"], {"step": i}, tokenizer)
-        checkpoint.prune(work / "run", 1)
 
     def plain(i):
-        torch.save(on_cpu, work / "plain.pt")
+        torch.save(on_cpu, work / f"plain{i}.pt")  # to a new file, as a run does: to write over one is faster
 
     def flushed(i):
-        plain(i)
-        checkpoint.flush_to_disk(work / "plain.pt")
+        torch.save(on_cpu, work / f"flushed{i}.pt")
+        checkpoint.flush_to_disk(work / f"flushed{i}.pt")
 
     seconds = {"torch.save": [], "torch.save and fsync": [], "verified save": []}
     for i in range(1, options.repeats + 2):
@@ -122,6 +121,9 @@ def measure_save(options, state, work):
             if i > 1:  # the first of each warms up
                 times.append(took)
             os.sync()  # what one has left to the disk is not the next one's to wait for
+        checkpoint.prune(work / "run", 1)
+        for path in work.glob("*.pt"):
+            path.unlink()
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():
         print(f"save: {name}: {medians[name]:.2f} s ({', '.join(f'{t:.2f}' for t in times)})")
