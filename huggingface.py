@@ -105,13 +105,12 @@ def family(c: GPTConfig) -> str:
         faults["GPT2LMHeadModel"].append(f"n_kv_head={c.n_kv_head}")
     if c.n_head * c.head_dim != c.n_embd:
         faults["GPT2LMHeadModel"].append(f"head_dim={c.head_dim}")
-    name = min(faults, key=lambda name: len(faults[name]))
-    if faults[name]:
-        raise ValueError(
-            f"{', '.join(faults[name])} has no exact counterpart in Hugging Face's models: the nearest is {name}, "
-            "which cannot compute it, so nothing was written"
-        )
-    return name
+    fewest = min(map(len, faults.values()))
+    nearest = [name for name, found in faults.items() if len(found) == fewest]
+    if fewest:
+        lacking = " or ".join(f"{', '.join(faults[name])} (not in {name})" for name in nearest)
+        raise ValueError(f"no model of Hugging Face's computes what these settings do: change {lacking}")
+    return nearest[0]
 
 
 def places(c: GPTConfig, architecture: str) -> Iterator[tuple[str, list[str], list[int], bool]]:
@@ -546,9 +545,10 @@ def main(argv: list[str] | None = None) -> int:
     if folder.is_dir():
         shutil.rmtree(folder)
     architecture = export(model, tokenizer, folder, options.dtype, checkpoint.read_state(path))
-    back = load_model(folder)
+    back = load_model(folder)  # in float32, as all that follows
     if options.dtype != "float32":
-        model = model.to(getattr(torch, options.dtype)).float()  # what rounding leaves
+        for parameter in model.parameters():  # what rounding leaves
+            parameter.data = parameter.data.to(getattr(torch, options.dtype)).float()
     difference, largest = largest_difference(model, back, model.config)
     print(f"{folder}: {architecture}, {back.n_params():,} parameters; read back, logits differ by {difference:.1e}",
           file=sys.stderr)  # fmt: skip
