@@ -152,9 +152,23 @@ def test_gpt2s_old_names_without_prefix_and_with_masks_are_read(tmp_path, char_t
 def strings(alphabet=None, n=500):
     """Varied texts: words, numbers, spaces, scripts, emoji, control characters; or made of an alphabet."""
     choice = random.Random(0)
-    parts = ["the", "Don't", "we'll", "I'VE", " x", "  ", "\n", "\n\n", "\t", "\r\n", "123", "4567", "3.14", "naïve",
-             "café", "日本語", "🎉", "e\u0301", "\u200d", "\xa0", "\x00", "(){};", "==", "!!", "_a", "Ünïcödé", "русский",
-             "العربية", "हिन्दी", " \n ", "'s", "'", "<|end", "\\", "def f(x):", "    return", "𝔘", "👩‍💻", "½", "Ⅷ"]  # fmt: skip
+    parts = ["the", "Don't", "we'll", "I'VE", " x", "  ", "\n", "\n\n", "\t", "\r\n", "123", "4567", "3.14", "naïve"]
+    parts += [
+        "café",
+        "日本語",
+        "🎉",
+        "e\u0301",
+        "\u200d",
+        "\xa0",
+        "\x00",
+        "(){};",
+        "==",
+        "!!",
+        "_a",
+        "Ünïcödé",
+        "русский",
+    ]
+    parts += ["العربية", "हिन्दी", " \n ", "'s", "'", "<|end", "\\", "def f(x):", "    return", "𝔘", "👩‍💻", "½", "Ⅷ"]
     if alphabet:
         parts = list(alphabet)
     return ["".join(choice.choices(parts, k=choice.randint(0, 25))) for _ in range(n)]
