@@ -104,8 +104,9 @@ def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state
         with CheckedFile(temporary / "model.safetensors", files) as file:
             write_safetensors(file, weights)
         with CheckedFile(temporary / "optimizer.pt", files) as file:
-            torch.serialization.set_crc32_options(False)  # which nothing ever compares
+            torch.serialization.set_crc32_options(False)  # the zip file's own, which torch.load never compares
             torch.save(optimizer, file)
+            torch.serialization.set_crc32_options(True)
         tokenizer.save(temporary)
         for path in set(temporary.iterdir()) - {temporary / name for name in files}:
             flush_to_disk(path)

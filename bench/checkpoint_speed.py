@@ -11,6 +11,7 @@ scaling: tokens per second of two ranks with one thread each against one rank wi
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -120,10 +121,9 @@ def measure_save(options, state, work):
             took = timed(lambda i=i, action=action: action(i))
             if i > 1:  # the first of each warms up
                 times.append(took)
-            os.sync()  # what one has left to the disk is not the next one's to wait for
-        checkpoint.prune(work / "run", 1)
-        for path in work.glob("*.pt"):
-            path.unlink()
+            for path in work.iterdir():  # each finds the same free memory and disk
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            os.sync()
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():
         print(f"save: {name}: {medians[name]:.2f} s ({', '.join(f'{t:.2f}' for t in times)})")
