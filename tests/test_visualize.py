@@ -545,6 +545,16 @@ def test_sliders_give_the_probabilities_that_the_sampler_would(pages, browser):
     assert browser.problems() == []
 
 
+@pytest.mark.parametrize(
+    "rows", ["", '{"step": 1, "loss": null, "elapsed": 0.1}\n', '{"step": 2, "val_loss": null}\n{"st']
+)
+def test_a_run_that_has_hardly_begun_has_a_page(browser, tmp_path, rows):
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    (tmp_path / "report.html").write_text(run_page([tmp_path]))
+    browser.open(tmp_path / "report.html")
+    assert browser.problems() == [] and "No samples were written" in browser.js("document.body.innerText")
+
+
 def test_hostile_text_is_shown_as_text(pages, browser):
     browser.open(pages["hostile"], 390)
     assert browser.problems() == []
