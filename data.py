@@ -290,7 +290,8 @@ def _why_no_dataset(folder) -> str:
     if (folder / "train.bin").is_file():
         return f"dataset {folder} has no meta.json; for nanoGPT's headerless files write dataset=raw:TOKENIZER:{folder}"
     script = Path(__file__).parent / "prepare" / f"{folder.name}.py"
-    command = f"prepare/{script.name}" if script.is_file() else f"prepare/text.py --input YOUR_TEXT --out {folder}"
+    ready = script.is_file() and folder.name not in ("text", "sources", "verify")
+    command = f"prepare/{script.name}" if ready else f"prepare/text.py --input YOUR_TEXT --out {folder}"
     return f"dataset {folder} does not exist: make it with `python {command}`"
 
 

@@ -370,6 +370,8 @@ def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path, folder):
         open_dataset(tmp_path / "shakespeare_char")
     with pytest.raises(FileNotFoundError, match="prepare/text.py --input YOUR_TEXT --out .*mine`"):
         open_dataset(tmp_path / "mine")
+    with pytest.raises(FileNotFoundError, match="prepare/text.py --input YOUR_TEXT --out .*verify`"):
+        open_dataset(tmp_path / "verify")
     (folder / "meta.json").rename(folder / "progress.jsonl")
     with pytest.raises(FileNotFoundError, match="unfinished.*run the same prepare command again"):
         open_dataset(folder)
