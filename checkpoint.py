@@ -131,6 +131,17 @@ def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state
     return final
 
 
+def publish(out_dir: str | Path, weights: dict, optimizer: dict, state: dict, tokenizer, best: bool, keep: int) -> str:
+    """save, then let `best` name it if it is, and only then delete older ones. Returns a line about it."""
+    began = time.perf_counter()
+    folder = save(out_dir, weights, optimizer, state, tokenizer)
+    if best:
+        mark_best(out_dir, folder)
+    prune(out_dir, keep)
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    return f"saved {folder}: {megabytes:,.1f} MB on disk and verified in {time.perf_counter() - began:.2f} s"
+
+
 class CheckedFile:
     """A new file whose size and checksum, of the bytes as they were in memory, are in files[name] once it is closed and
     on the disk. A context manager with the methods that torch.save asks for. A thread adds up while bytes are written.
@@ -373,6 +384,15 @@ def best_checkpoint(out_dir: str | Path) -> Path | None:
         return None
     path = Path(out_dir) / "checkpoints" / name
     return path if STEP_NAME.fullmatch(name) and path.is_dir() else None
+
+
+def best_val_loss(out_dir: str | Path) -> float:
+    """Of the checkpoint that checkpoints/best names; infinite if there is none, or a damaged one."""
+    path = best_checkpoint(out_dir)
+    try:
+        return math.inf if path is None else verify(path)["val_loss"]
+    except ValueError:
+        return math.inf
 
 
 def find_checkpoint(folder: str | Path, prefer: str = "best") -> Path:

@@ -125,6 +125,31 @@ def git_commit():
     return done.stdout.strip() or None
 
 
+def keep_samples(path, step):
+    """Drop the lines of samples.jsonl of steps that a run at `step` will reach again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and step else []
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
+def farewell(settings, evaluation, seconds):
+    """The last samples in full, what came out, and what to type next."""
+    path = Path(settings.out_dir) / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["step"] == evaluation["step"]]
+    parts = [f"--- sample {r['sample'] + 1} of {len(rows)}\n{r['prompt']}{r['text']}".rstrip() for r in rows]
+    bits = evaluation["val_bits_per_byte"]
+    bits = "" if bits is None else f", {bits:.4f} bits per byte"
+    where, prompt = shlex.quote(settings.out_dir), shlex.quote(settings.sample_prompt or "The ")
+    parts.append(
+        f"---\ndone: validation loss {evaluation['val_loss']:.4f}{bits} at step {evaluation['step']}, {seconds:.0f} s; "
+        f"all of it is in {settings.out_dir}\nnext:\n"
+        f"  python sample.py --out_dir={where} --num_samples=3 --prompt={prompt}\n"
+        f"  python evaluate.py --out_dir={where}\n"
+        f"  python train.py {where}/settings.toml --init_from=resume --max_steps={2 * settings.max_steps}"
+    )
+    return "\n".join(parts)
+
+
 def train_line(row, max_steps):
     """A training row for people; time per step and time left follow from the row itself."""
     width = len(str(max_steps))

@@ -58,9 +58,12 @@ class Runtime:
         """One line: what runs where, and why."""
         return ", ".join(self.reasons) + (f", {self.world_size} processes" if self.world_size > 1 else "")
 
-    def decide_compile(self, name: str, planned_seconds: float = 0.0) -> bool:
-        """choose_compile for this device, with the answer added to the reasons."""
-        answer, reason = choose_compile(name, self.device, planned_seconds)
+    def decide_compile(self, name: str, planned_flops: float) -> bool:
+        """choose_compile for this device and so much work on all ranks, with the answer added to the reasons."""
+        peak = peak_flops(self.device, self.dtype)
+        answer, reason = choose_compile(
+            name, self.device, planned_flops / (0.3 * peak * self.world_size) if peak else 0
+        )
         self.reasons.append(reason)
         return answer
 
@@ -247,6 +250,8 @@ KEPT_OPERATIONS = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_fo
 def checkpoint_activations(blocks: list[nn.Module], mode: str):
     """Trade time for memory: in training, blocks forget their activations (mode "full"), or all of them but the results
     of matrix products and attention ("selective"), and compute them again in the backward pass (arXiv 1604.06174)."""
+    if mode == "none":
+        return
     extra = {}
     if mode == "selective":
         kept = [getattr(torch.ops.aten, name).default for name in KEPT_OPERATIONS]
@@ -284,6 +289,23 @@ def parallelize(model: nn.Module, blocks: list[nn.Module], parallel: str, compil
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
+def dry_pass(network: nn.Module, x: Tensor, y: Tensor, run: Runtime):
+    """One forward and backward pass that leaves no trace, so that compiling is done and a lack of memory shows before
+    the first step."""
+    before = random_state(run.device)
+    with run.autocast():
+        loss = network(x, y, reduction="sum")
+    loss.backward()
+    network.zero_grad(set_to_none=True)
+    set_random_state(before, run.device)
+
+
+def total_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, also where each rank holds a part of them."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 @contextmanager
 def callable_by_method(model: nn.Module, method: str):
     """Inside, a sharded model puts itself together also for model.method(...), not only for model(...)."""
@@ -298,7 +320,7 @@ def callable_by_method(model: nn.Module, method: str):
 
 
 @contextmanager
-def memory_levers(advice: str):
+def memory_levers(micro_batch_size: int):
     """Turn "out of memory" inside into a ValueError that says what would help."""
     try:
         yield
@@ -306,7 +328,10 @@ def memory_levers(advice: str):
         told = str(error).lower()
         if isinstance(error, RuntimeError) and "out of memory" not in told and "allocate memory" not in told:
             raise
-        raise ValueError(f"out of memory ({str(error).strip().splitlines()[0][:120]}): {advice}") from None
+        raise ValueError(
+            f"out of memory ({str(error).strip().splitlines()[0][:120]}): lower --micro_batch_size (now {micro_batch_size}) "
+            "or --block_size, or try --activation_checkpointing=full, --dtype=bfloat16, --parallel=fsdp on more devices"
+        ) from None
 
 
 def seed_everything(seed: int):

@@ -16,13 +16,12 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ import checkpoint
 import runtime
 from data import Dataset, TrainBatches, open_dataset
 from evaluate import validation
-from metrics import MetricsLog, Mirrors, Progress, log_start
+from metrics import MetricsLog, Mirrors, Progress, farewell, keep_samples, log_start
 from model import GPT, GPTConfig
 from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_schedule
 from sample import Sampling, generate
@@ -49,7 +48,7 @@ class TrainState:
     best_val_loss: float = math.inf
     evaluation: dict = field(default_factory=dict)  # the last one: step, val_loss, val_bits_per_byte
     skipped: int = 0  # steps left out because their gradient was not finite, or a spike
-    grad_norms: list = field(default_factory=list)  # of the last 100 updates, where spikes are skipped
+    grad_norms: list = field(default_factory=list)  # of the last 100 updates: what is usual
     wandb_run_id: str = ""
 
 
@@ -62,221 +61,228 @@ def train(s: Settings) -> int:
 
     Raises ValueError or OSError, naming the setting or file, for what a user can put right.
     """
+    with ExitStack() as held:  # what is let go in order however this ends: bar, signals, writer, lock
+        return train_holding(held, s)
+
+
+def train_holding(held: ExitStack, s: Settings) -> int:
     if s.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", 1)) < 2:
         raise ValueError("parallel is fsdp, which shards over processes: torchrun --nproc-per-node=2 train.py ...")
     run = runtime.start(s.device, s.dtype, s.rank_timeout)
     s = replace(s, device=run.device.type, dtype=str(run.dtype).split(".")[1])
     say = Progress(s.max_steps, enabled=run.is_main)
     out = Path(s.out_dir)
-    with ExitStack() as held:  # what is put back in order however this ends: lock, writer, signals, bar
-        dataset = find_dataset(s)
-        # Rank 0 holds the folder and decides where all begin.
-        start = runtime.on_main(lambda: held.enter_context(checkpoint.RunLock(out)) and find_start(s, say))
-        resumed = start is not None and s.init_from in ("resume", "auto")
-        state = TrainState(wandb_run_id=os.urandom(4).hex())
-        if resumed:
-            state = read_position(start, s, dataset)
+    dataset = find_dataset(s)
+    # Rank 0 holds the folder and decides where all begin.
+    start = runtime.on_main(lambda: held.enter_context(checkpoint.RunLock(out)) and find_start(s, say))
+    resumed = start is not None and s.init_from in ("resume", "auto")
+    state = read_position(start, s, dataset) if resumed else TrainState(wandb_run_id=os.urandom(4).hex())
 
-        # Model, optimizer, order of samples
-        runtime.seed_everything(s.seed)
-        model = build_model(s, dataset, start)
-        s.micro_batch_size = s.micro_batch_size or auto_micro_batch(s, model.config, run)
-        batches = TrainBatches(
-            dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, run.device, run.rank, run.world_size
-        )
-        peak = runtime.peak_flops(run.device, run.dtype)
-        tokens_per_step = s.batch_size * s.block_size
-        flops_per_token = model.flops_per_token(s.block_size)
-        planned_flops = (s.max_steps - state.step) * tokens_per_step * flops_per_token
-        compiled = run.decide_compile(s.compile, planned_flops / (0.3 * peak * run.world_size) if peak else 0)
-        s.compile = str(compiled).lower()
-        held.enter_context(runtime.memory_levers(
-            f"lower --micro_batch_size (now {s.micro_batch_size}) or --block_size, or try "
-            "--activation_checkpointing=full, --dtype=bfloat16, or --parallel=fsdp on more devices"
-        ))  # fmt: skip
-        if s.activation_checkpointing != "none":
-            runtime.checkpoint_activations(model.transformer.h, s.activation_checkpointing)
-        network = runtime.parallelize(model.train(), model.transformer.h, s.parallel, compiled, run)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizers = build_optimizers(
-            model.named_parameters(), s.optimizer, s.learning_rate, s.muon_learning_rate, s.weight_decay,
-            (s.beta1, s.beta2), s.muon_momentum, model.fused_rows(),
-        )  # fmt: skip
-        scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-        runtime.seed_everything(s.seed + 1 + run.rank)  # dropout differs between ranks
-        if resumed:
-            restore(start, s, optimizers, scaler, run, say)
+    # Model, optimizer, order of samples
+    runtime.seed_everything(s.seed)
+    model = build_model(s, dataset, start)
+    s.micro_batch_size = s.micro_batch_size or auto_micro_batch(s, model.config, run)
+    batches = TrainBatches(
+        dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, run.device, run.rank, run.world_size
+    )
+    peak = runtime.peak_flops(run.device, run.dtype)
+    tokens_per_step = s.batch_size * s.block_size
+    flops_per_token = model.flops_per_token(s.block_size)
+    compiled = run.decide_compile(s.compile, (s.max_steps - state.step) * tokens_per_step * flops_per_token)
+    s.compile = str(compiled).lower()
+    held.enter_context(runtime.memory_levers(s.micro_batch_size))
+    runtime.checkpoint_activations(model.transformer.h, s.activation_checkpointing)
+    network = runtime.parallelize(model.train(), model.transformer.h, s.parallel, compiled, run)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizers = build_optimizers(
+        model.named_parameters(), s.optimizer, s.learning_rate, s.muon_learning_rate, s.weight_decay,
+        (s.beta1, s.beta2), s.muon_momentum, model.fused_rows(),
+    )  # fmt: skip
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+    runtime.seed_everything(s.seed + 1 + run.rank)  # dropout differs between ranks
+    if resumed:
+        restore(start, s, optimizers, scaler, run, say)
 
-        say.print(run.describe())
-        say.print(
-            f"{model.n_params():,} parameters, {dataset.train.n_tokens:,} training tokens; a step is {tokens_per_step:,}"
-            f" tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
-            f"{batches.micro_steps} accumulated x {run.world_size} device{'s' if run.world_size > 1 else ''}"
-        )
-        log = mirrors = None
-        if run.is_main:
-            (out / "settings.toml").write_text(config.to_toml(replace(s, overwrite=False)), encoding="utf-8")
-            log = held.enter_context(MetricsLog(out / "metrics.jsonl", state.step))
-            mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
-            held.callback(mirrors.close)
-            keep_samples(out / "samples.jsonl", state.step)
-            device = torch.cuda.get_device_name() if run.device.type == "cuda" else run.device.type
-            size = {"parameters": model.n_params(), "flops_per_token": flops_per_token}
-            log_start(out / "starts.jsonl", state.step, device, run.world_size, {"torch": torch.__version__}, **size)
-        progress = held.enter_context(Progress(s.max_steps, state.step, run.is_main))
-        writer = held.enter_context(checkpoint.BackgroundWriter())
-        watchdog = held.enter_context(runtime.Watchdog(s.rank_timeout, run))
-        stop = held.enter_context(runtime.StopSignals(say.print))
-        saved_step = state.step if resumed else None
+    say.print(run.describe())
+    say.print(
+        f"{model.n_params():,} parameters, {dataset.train.n_tokens:,} training tokens; a step is {tokens_per_step:,}"
+        f" tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
+        f"{batches.micro_steps} accumulated x {run.world_size} device{'s' if run.world_size > 1 else ''}"
+    )
+    log = mirrors = None
+    if run.is_main:
+        (out / "settings.toml").write_text(config.to_toml(replace(s, overwrite=False)), encoding="utf-8")
+        log = held.enter_context(MetricsLog(out / "metrics.jsonl", state.step))
+        mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
+        held.callback(mirrors.close)
+        keep_samples(out / "samples.jsonl", state.step)
+        device = torch.cuda.get_device_name() if run.device.type == "cuda" else run.device.type
+        size = {"parameters": model.n_params(), "flops_per_token": flops_per_token}
+        log_start(out / "starts.jsonl", state.step, device, run.world_size, {"torch": torch.__version__}, **size)
+    progress = held.enter_context(Progress(s.max_steps, state.step, run.is_main))
+    writer = held.enter_context(checkpoint.BackgroundWriter())
+    watchdog = held.enter_context(runtime.Watchdog(s.rank_timeout, run))
+    stop = held.enter_context(runtime.StopSignals(say.print))
+    saved_step = state.step if resumed else None
 
-        def stop_asked() -> bool:
-            """Whether a signal reached any rank; all ranks ask at the same time."""
-            watchdog.alive(f"evaluating step {state.step}")
-            return bool(runtime.sum_over_ranks(stop.received is not None)[0])
+    def stop_asked() -> bool:
+        """Whether a signal reached any rank; all ranks ask at the same time."""
+        watchdog.alive(f"evaluating step {state.step}")
+        return bool(runtime.sum_over_ranks(stop.received is not None)[0])
 
-        def save(best: bool = False):
-            nonlocal saved_step
-            if saved_step != state.step:
-                watchdog.alive(f"saving step {state.step}")
-                save_checkpoint(s, state, model, optimizers, scaler, dataset, run, writer, best, progress)
-                saved_step = state.step
-
-        def evaluate_and_sample() -> bool:
-            """False if a signal asked to stop; if it came during the evaluation itself, that is left undone."""
-            nonlocal saved_step
-            found = validation(model, dataset, run, s.micro_batch_size, s.eval_tokens, interrupted=stop_asked)
-            if found is None:
-                return False
-            row = {"step": state.step, "val_loss": found["loss"], "val_bits_per_byte": found["bits_per_byte"]}
-            better = found["loss"] < state.best_val_loss
-            state.best_val_loss, state.evaluation = min(state.best_val_loss, found["loss"]), row
-            report({**row, "elapsed": round(time.time() - STARTED, 3)}, progress.evaluation)
-            if better or not s.checkpoint_interval or state.step == s.max_steps:
-                saved_step = None  # also where this step was saved before it was evaluated
-                save(better)
-            together = s.parallel == "fsdp"  # no rank has the whole network
-            if s.sample_tokens and (run.is_main or together):
-                interrupted = stop_asked if together else lambda: stop.received is not None
-                write_samples(s, state.step, model, dataset, run, out, progress, mirrors, interrupted)
-            if run.is_main:
-                write_page(out, progress)
-                if state.step >= s.max_steps:
-                    mirrors.log({"step": state.step, "report": out / "report.html"})
-            return not stop_asked()
-
-        def report(row: dict, show):
-            if run.is_main:
-                log.log(row)
-                mirrors.log(row)
-                show(row)
-
-        # The loop: evaluate and save where it is time, then one update
-        if resumed and state.step >= s.max_steps:
-            say.print(f"{out} is complete at step {state.step}; --max_steps=N with a larger N goes on")
-        else:
-            watchdog.alive("trying one forward and backward pass")
-            dry_pass(network, batches, state, run)
-        clock, row_tokens = time.perf_counter(), 0  # since the last row, evaluations and saves left out
-        skipped_in_a_row, stopping = 0, False
-        while True:
-            paused, at_end = time.perf_counter(), state.step >= s.max_steps
-            at_eval = at_end or state.step > 0 and state.step % s.eval_interval == 0
-            if at_eval and state.evaluation.get("step") != state.step and not evaluate_and_sample():
-                stopping = True
-            if s.checkpoint_interval and state.step > 0 and state.step % s.checkpoint_interval == 0:
-                save()
-            clock += time.perf_counter() - paused
-            if at_end or stopping:
-                break
-
-            factor = lr_factor(
-                state.step, s.max_steps, s.lr_schedule, s.warmup_steps, s.decay_fraction, s.min_lr_fraction
-            )
-            set_schedule(optimizers, factor, state.step, s.max_steps)
-            # Each target weighs the same, whichever micro-batch or rank it is in; DDP and FSDP average over the ranks.
-            scale = run.world_size / batches.targets(state.samples)
-            loss = torch.zeros((), device=run.device)
-            for micro in range(batches.micro_steps):
-                watchdog.alive(f"training step {state.step + 1}")
-                x, y = batches.fetch(state.samples, micro)
-                last = micro == batches.micro_steps - 1
-                # DDP adds up over ranks once a step; FSDP each time, since no rank has room for a whole gradient.
-                with nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync():
-                    with run.autocast():
-                        part = network(x, y, reduction="sum") * scale
-                    scaler.scale(part).backward()
-                loss += part.detach()
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-            grad_norm = total_norm(parameters)
-            # The only exchange between ranks beside gradients: is the loss finite, is it time to stop, did a save fail?
-            mean_loss, stops, failures = runtime.sum_over_ranks(
-                loss / run.world_size, stop.received is not None, writer.failed
-            )
-            stopping, norm = stops > 0, grad_norm.item()
-            if failures:
-                runtime.on_main(writer.wait)  # raises what went wrong
-            finite = math.isfinite(mean_loss) and math.isfinite(norm)  # the same on every rank
-            usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else 0.0
-            spike = finite and 0 < s.skip_spikes * usual < norm
-            if finite and not spike:
-                if s.grad_clip:
-                    torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, grad_norm, foreach=True)
-                for optimizer in optimizers:
-                    scaler.step(optimizer)
-                scaler.update()
-                skipped_in_a_row = 0
-                if s.skip_spikes:
-                    state.grad_norms = [*state.grad_norms[-99:], norm]
-            else:
-                if scaler.is_enabled():
-                    scaler.update(scaler.get_scale() / 2)
-                state.skipped, skipped_in_a_row = state.skipped + 1, skipped_in_a_row + 1
-                ranks = [r for r, ok in enumerate(runtime.gather(math.isfinite(loss.item()))) if not ok]
-                where = f" (from rank {', '.join(map(str, ranks))})" if ranks else ""
-                what = f"{norm / usual:.0f} times the usual gradient" if spike else f"loss {mean_loss:.4g}{where}"
-                progress.print(
-                    f"step {state.step + 1} skipped: {what}, gradient norm {norm:.4g}; weights are as before"
-                )
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            state.step += 1
-            state.samples += s.batch_size
-            row_tokens += tokens_per_step
-            progress.step(state.step)
-
-            if skipped_in_a_row >= s.max_skipped_steps:
-                newest = runtime.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1]
-                raise ValueError(
-                    f"{skipped_in_a_row} steps in a row were skipped, up to step {state.step} (samples "
-                    f"{state.samples - s.batch_size} to {state.samples - 1}): lower learning_rate, or look at these; "
-                    f"the last good checkpoint is {newest or 'none yet'}"
-                )
-            if state.step % s.log_interval == 0 or state.step == s.max_steps or state.step == 1:
-                now = time.perf_counter()
-                speed = row_tokens / (now - clock)
-                row = {
-                    "step": state.step, "tokens": state.samples * s.block_size, "loss": mean_loss,
-                    "lr": factor * s.learning_rate, "grad_norm": norm, "tokens_per_second": round(speed, 1),
-                    "elapsed": round(time.time() - STARTED, 3), "memory": runtime.peak_memory(run.device),
-                }  # fmt: skip
-                if state.skipped:
-                    row["skipped"] = state.skipped
-                if peak:
-                    row["mfu"] = round(speed * flops_per_token / (peak * run.world_size), 4)
-                report(row, progress.train)
-                clock, row_tokens = now, 0
-            if state.step == 1:
-                gc.collect()
-                gc.freeze()  # what lives now lives to the end: the collector need not look at it again
-        save()
-        watchdog.off()
+    def save(best: bool = False):
+        """Copy all that a restart needs to rank 0's memory; from there it is written while training goes on. Raises
+        OSError, on every rank, if the save before this one failed."""
+        nonlocal saved_step
+        if saved_step == state.step:
+            return
+        watchdog.alive(f"saving step {state.step}")
+        began, saved_step = time.perf_counter(), state.step
         runtime.on_main(writer.wait)
-        stop.received = next(filter(None, runtime.gather(stop.received)), None)  # all ranks exit alike
+        weights = runtime.full_copy(model.state_dict(), run.is_main)
+        rest = {"optimizer": runtime.full_copy(optimizer_state(optimizers), run.is_main), "scaler": scaler.state_dict()}
+        rest["random"] = runtime.gather(runtime.random_state(run.device))
+        about = describe(s, state, model, dataset, run)
+        copied = time.perf_counter()
+
+        def write():
+            said = checkpoint.publish(out, weights, rest, about, dataset.tokenizer(), best, s.keep_checkpoints)
+            progress.print(f"{said}; training waited {copied - began:.2f} s")
+
+        if run.is_main:
+            writer.start(write)
+
+    def evaluate_and_sample() -> bool:
+        """False if a signal asked to stop; if it came during the evaluation itself, that is left undone."""
+        nonlocal saved_step
+        found = validation(model, dataset, run, s.micro_batch_size, s.eval_tokens, interrupted=stop_asked)
+        if found is None:
+            return False
+        row = {"step": state.step, "val_loss": found["loss"], "val_bits_per_byte": found["bits_per_byte"]}
+        better = found["loss"] < state.best_val_loss
+        state.best_val_loss, state.evaluation = min(state.best_val_loss, found["loss"]), row
+        report({**row, "elapsed": round(time.time() - STARTED, 3)}, progress.evaluation)
+        if better or not s.checkpoint_interval or state.step == s.max_steps:
+            saved_step = None  # also where this step was saved before it was evaluated
+            save(better)
+        together = s.parallel == "fsdp"  # no rank has the whole network
+        if s.sample_tokens and (run.is_main or together):
+            ask = stop_asked if together else lambda: stop.received is not None
+            write_samples(s, state.step, model, dataset, run, out, progress, mirrors, interrupted=ask)
+        if run.is_main:
+            write_page(out, progress)
+            if state.step >= s.max_steps:
+                mirrors.log({"step": state.step, "report": out / "report.html"})
+        return not stop_asked()
+
+    def report(row: dict, show):
+        if run.is_main:
+            log.log(row)
+            mirrors.log(row)
+            show(row)
+
+    # The loop: evaluate and save where it is time, then one update
+    if resumed and state.step >= s.max_steps:
+        say.print(f"{out} is complete at step {state.step}; --max_steps=N with a larger N goes on")
+    else:
+        watchdog.alive("trying one forward and backward pass")
+        runtime.dry_pass(network, *batches.fetch(state.samples, 0), run)
+    clock, row_tokens = time.perf_counter(), 0  # since the last row, evaluations and saves left out
+    skipped_in_a_row, stopping = 0, False
+    while True:
+        paused, at_end = time.perf_counter(), state.step >= s.max_steps
+        at_eval = at_end or state.step > 0 and state.step % s.eval_interval == 0
+        if at_eval and state.evaluation.get("step") != state.step and not evaluate_and_sample():
+            stopping = True
+        if s.checkpoint_interval and state.step > 0 and state.step % s.checkpoint_interval == 0:
+            save()
+        clock += time.perf_counter() - paused
+        if at_end or stopping:
+            break
+
+        factor = lr_factor(state.step, s.max_steps, s.lr_schedule, s.warmup_steps, s.decay_fraction, s.min_lr_fraction)
+        set_schedule(optimizers, factor, state.step, s.max_steps)
+        # Each target weighs the same, whichever micro-batch or rank it is in; DDP and FSDP average over the ranks.
+        scale = run.world_size / batches.targets(state.samples)
+        loss = torch.zeros((), device=run.device)
+        for micro in range(batches.micro_steps):
+            watchdog.alive(f"training step {state.step + 1}")
+            x, y = batches.fetch(state.samples, micro)
+            last = micro == batches.micro_steps - 1
+            # DDP adds up over ranks once a step; FSDP each time, since no rank has room for a whole gradient.
+            with nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync():
+                with run.autocast():
+                    part = network(x, y, reduction="sum") * scale
+                scaler.scale(part).backward()
+            loss += part.detach()
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        grad_norm = runtime.total_norm(parameters)
+        # The only exchange between ranks beside gradients: is the loss finite, is it time to stop, did a save fail?
+        mean_loss, stops, failures = runtime.sum_over_ranks(
+            loss / run.world_size, stop.received is not None, writer.failed
+        )
+        stopping, norm = stops > 0, grad_norm.item()
+        if failures:
+            runtime.on_main(writer.wait)  # raises what went wrong
+        finite = math.isfinite(mean_loss) and math.isfinite(norm)  # the same on every rank
+        usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else 0.0
+        spike = finite and 0 < s.skip_spikes * usual < norm
+        if finite and not spike:
+            if s.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, grad_norm, foreach=True)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
+            skipped_in_a_row = 0
+            state.grad_norms = [*state.grad_norms[-99:], norm]
+        else:
+            if scaler.is_enabled():
+                scaler.update(scaler.get_scale() / 2)
+            state.skipped, skipped_in_a_row = state.skipped + 1, skipped_in_a_row + 1
+            ranks = [r for r, ok in enumerate(runtime.gather(math.isfinite(loss.item()))) if not ok]
+            where = f" (from rank {', '.join(map(str, ranks))})" if ranks else ""
+            what = f"{norm / usual:.0f} times the usual gradient" if spike else f"loss {mean_loss:.4g}{where}"
+            progress.print(f"step {state.step + 1} skipped: {what}, gradient norm {norm:.4g}; weights are as before")
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.samples += s.batch_size
+        row_tokens += tokens_per_step
+        progress.step(state.step)
+
+        if skipped_in_a_row >= s.max_skipped_steps:
+            newest = runtime.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1] or "none yet"
+            data = f"samples {state.samples - s.batch_size} to {state.samples - 1}"
+            raise ValueError(
+                f"{skipped_in_a_row} steps in a row were skipped, up to step {state.step} ({data}): lower learning_rate, "
+                f"or look at these; the last good checkpoint is {newest}"
+            )
+        if state.step % s.log_interval == 0 or state.step == s.max_steps or state.step == 1:
+            now = time.perf_counter()
+            speed = row_tokens / (now - clock)
+            row = {
+                "step": state.step, "tokens": state.samples * s.block_size, "loss": mean_loss,
+                "lr": factor * s.learning_rate, "grad_norm": norm, "tokens_per_second": round(speed, 1),
+                "elapsed": round(time.time() - STARTED, 3), "memory": runtime.peak_memory(run.device),
+            }  # fmt: skip
+            if state.skipped:
+                row["skipped"] = state.skipped
+            if peak:
+                row["mfu"] = round(speed * flops_per_token / (peak * run.world_size), 4)
+            report(row, progress.train)
+            clock, row_tokens = now, 0
+        if state.step == 1:
+            gc.collect()
+            gc.freeze()  # what lives now lives to the end: the collector need not look at it again
+    save()
+    watchdog.off()
+    runtime.on_main(writer.wait)
+    stop.received = next(filter(None, runtime.gather(stop.received)), None)  # all ranks exit alike
 
     if run.is_main:
         if state.evaluation.get("step") == state.step >= s.max_steps:
-            say_farewell(s, state, say)
+            say.print(farewell(s, state.evaluation, time.time() - STARTED))
         else:
             write_page(out, say)
             say.print(f"stopped and saved at step {state.step}; --init_from=resume continues")
@@ -296,24 +302,6 @@ def find_dataset(s: Settings) -> Dataset:
 
     runtime.on_main(prepare)
     return open_dataset(s.dataset)
-
-
-def total_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-    """The norm of all gradients together, also where each rank holds a part of them."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def dry_pass(network, batches: TrainBatches, state: TrainState, run: runtime.Runtime):
-    """One forward and backward pass that leaves no trace, so that compiling is done and a lack of memory shows before
-    the first step."""
-    before = runtime.random_state(run.device)
-    x, y = batches.fetch(state.samples, 0)
-    with run.autocast():
-        loss = network(x, y, reduction="sum")
-    loss.backward()
-    network.zero_grad(set_to_none=True)
-    runtime.set_random_state(before, run.device)
 
 
 def find_start(s: Settings, say: Progress) -> Path | None:
@@ -374,12 +362,14 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
 
 def auto_micro_batch(s: Settings, c: GPTConfig, run: runtime.Runtime) -> int:
     """The most sequences that a forward and backward pass should hold: within memory, and no more than helps speed."""
-    share = max(1, s.batch_size // run.world_size)
     # What a layer keeps for its backward pass: about ten vectors of n_embd and three of the MLP's width, per token.
-    per_token = 4 * c.n_layer * (10 * c.n_embd + 3 * c.n_hidden + 2 * c.n_kv_head * c.head_dim)
+    kept = 10 * c.n_embd + 3 * c.n_hidden + 2 * c.n_kv_head * c.head_dim
+    if s.activation_checkpointing == "full":
+        kept = c.n_embd + kept // c.n_layer  # its input, and all of the one that is being redone
     free = torch.cuda.mem_get_info(run.device)[0] if run.device.type == "cuda" else 2 << 30
-    most = max(1, min(int(0.6 * free / per_token), 65536) // s.block_size)
-    fitting = max(m for m in range(1, share + 1) if share % m == 0 and m <= most)
+    most = max(1, min(int(0.6 * free / (4 * c.n_layer * kept)), 65536) // s.block_size)
+    share = max(1, s.batch_size // run.world_size)
+    fitting = min(runtime.gather(max(m for m in range(1, share + 1) if share % m == 0 and m <= most)))
     run.reasons.append(f"micro_batch_size {fitting} (automatic)")
     return fitting
 
@@ -397,10 +387,7 @@ def read_position(start: Path, s: Settings, dataset: Dataset) -> TrainState:
                 "back, or accept a new order of samples with --new_data=true"
             )
     state = TrainState(**about["train"])
-    best = checkpoint.best_checkpoint(s.out_dir)
-    if best is not None and best != start:  # it may be of a later step, whose weights are damaged
-        with suppress(ValueError):
-            state.best_val_loss = min(state.best_val_loss, checkpoint.verify(best)["val_loss"])
+    state.best_val_loss = min(state.best_val_loss, checkpoint.best_val_loss(s.out_dir))  # may be of a later step
     return state
 
 
@@ -412,12 +399,10 @@ def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, 
         scaler.load_state_dict(saved["scaler"])
     if len(saved["random"]) == run.world_size:
         runtime.set_random_state(saved["random"][run.rank], run.device)
-    silent = ("init_from", "out_dir", "overwrite", "new_data")
-    changed = [
-        f"{name} {was[name]} -> {value}"
-        for name, value in asdict(s).items()
-        if name not in silent and was.get(name, value) != value
-    ]
+    now = {
+        name: value for name, value in asdict(s).items() if name not in "init_from out_dir overwrite new_data".split()
+    }
+    changed = [f"{name} {was[name]} -> {value}" for name, value in now.items() if was.get(name, value) != value]
     if len(saved["random"]) != run.world_size:
         changed.append(
             f"processes {len(saved['random'])} -> {run.world_size} (dropout goes on with new random numbers)"
@@ -425,48 +410,15 @@ def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, 
     say.print(f"resuming from {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 
-def save_checkpoint(
-    s: Settings, state: TrainState, model: GPT, optimizers, scaler, dataset: Dataset, run: runtime.Runtime,
-    writer: checkpoint.BackgroundWriter, best: bool, progress: Progress,
-):  # fmt: skip
-    """Copy everything that a restart needs to rank 0's memory; from there it is written while training goes on.
-
-    Raises OSError, on every rank, if the save before this one failed.
-    """
-    began = time.perf_counter()
-    runtime.on_main(writer.wait)
-    weights = runtime.full_copy(model.state_dict(), run.is_main)
-    rest = {"optimizer": runtime.full_copy(optimizer_state(optimizers), run.is_main), "scaler": scaler.state_dict()}
-    rest["random"] = runtime.gather(runtime.random_state(run.device))
-    if not run.is_main:
-        return
-    about = {
+def describe(s: Settings, state: TrainState, model: GPT, dataset: Dataset, run: runtime.Runtime) -> dict:
+    """state.json of a checkpoint."""
+    return {
         "step": state.step, "samples": state.samples, "train": asdict(state), "model": asdict(model.config),
         "settings": asdict(s), "dataset": {"path": s.dataset, "fingerprint": dataset.fingerprint},
         "val_loss": state.evaluation["val_loss"] if state.evaluation.get("step") == state.step else None,
         "tokenizer": {"name": dataset.tokenizer_name, "fingerprint": dataset.tokenizer_fingerprint},
         "versions": {"torch": torch.__version__, "python": platform.python_version()}, "world_size": run.world_size,
     }  # fmt: skip
-    copied = time.perf_counter()
-
-    def write():
-        folder = checkpoint.save(s.out_dir, weights, rest, about, dataset.tokenizer())
-        if best:
-            checkpoint.mark_best(s.out_dir, folder)
-        checkpoint.prune(s.out_dir, s.keep_checkpoints)
-        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-        progress.print(
-            f"saved {folder}: {megabytes:,.1f} MB; training waited {copied - began:.2f} s, on disk and verified "
-            f"{time.perf_counter() - copied:.2f} s later"
-        )
-
-    writer.start(write)
-
-
-def keep_samples(path: Path, step: int):
-    """Drop the lines of steps that this run will reach again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and step else []
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, progress, mirrors, interrupted):
@@ -501,24 +453,6 @@ def write_page(out: Path, progress: Progress):
 
     if fault := write_report(out):
         progress.print(fault)
-
-
-def say_farewell(s: Settings, state: TrainState, say: Progress):
-    """What came out, and what to type next."""
-    val = state.evaluation
-    path = Path(s.out_dir) / "samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for row in [row for row in rows if row["step"] == state.step]:
-        say.print(f"--- sample {row['sample'] + 1} of {s.num_samples}\n{row['prompt']}{row['text']}".rstrip())
-    bits = f", {val['val_bits_per_byte']:.4f} bits per byte" if val.get("val_bits_per_byte") is not None else ""
-    where = shlex.quote(s.out_dir)
-    say.print(
-        f"---\ndone: validation loss {val['val_loss']:.4f}{bits} at step {state.step}, {time.time() - STARTED:.0f} s; "
-        f"all of it is in {s.out_dir}\nnext:\n"
-        f"  python sample.py --out_dir={where} --num_samples=3 --prompt={shlex.quote(s.sample_prompt or 'The ')}\n"
-        f"  python evaluate.py --out_dir={where}\n"
-        f"  python train.py {where}/settings.toml --init_from=resume --max_steps={2 * s.max_steps}"
-    )
 
 
 if __name__ == "__main__":
