@@ -44,13 +44,13 @@ def curves(folder: str) -> str:
     run = read_run(folder, most_points=400)
     train = [p for p in zip(run["curves"]["step"], run["curves"]["loss"], strict=True) if p[1] is not None]
     val = [p for p in zip(run["evaluations"]["step"], run["evaluations"]["val_loss"], strict=True) if p[1] is not None]
-    width, height, left, bottom = 760, 300, 46, 34
+    width, height, left, right, bottom = 760, 310, 46, 24, 44
     last, low, high = (f(p[i] for p in train + val) for f, i in ((max, 0), (min, 1), (max, 1)))
     step = 10 ** math.floor(math.log10((high - low) / 2 or 1))
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
 
     def x(step):
-        return left + (width - left - 12) * step / last
+        return left + (width - left - right) * step / last
 
     def y(loss):
         return 12 + (height - bottom - 12) * (high - loss) / (high - low)
@@ -60,11 +60,11 @@ def curves(folder: str) -> str:
 
     ticks = []
     for value in np.arange(low, high + step / 2, step):
-        ticks.append(f'<path class="grid" d="M{left} {y(value):.1f}H{width - 12}"/>')
+        ticks.append(f'<path class="grid" d="M{left} {y(value):.1f}H{width - right}"/>')
         ticks.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     for value in np.linspace(0, last, 6):
-        ticks.append(f'<text x="{x(value):.1f}" y="{height - 18}" text-anchor="middle">{value:,.0f}</text>')
-    ticks.append(f'<text x="{left}" y="{height - 1}">optimizer steps</text>')
+        ticks.append(f'<text x="{x(value):.1f}" y="{height - 26}" text-anchor="middle">{value:,.0f}</text>')
+    ticks.append(f'<text x="{left}" y="{height - 6}">optimizer steps</text>')
     key = (
         '<path class="train" d="M470 24h28"/><text class="key" x="506" y="28">training loss</text>'
         '<path class="val" d="M470 46h28"/><text class="key" x="506" y="50">'
