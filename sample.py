@@ -627,13 +627,29 @@ class Sample:
     finish_reason: str = ""  # "stop" or "length", once finished
     seconds: float = 0.0
 
+    def add(self, token: Token, ends: tuple[int, ...]):
+        if token.id in ends:
+            self.finish("stop")
+            return
+        self.ids.append(token.id)
+        if token.top is not None:
+            self.logprobs.append(token.logprob)
+            self.top_logprobs.append(token.top)
+        self.text += self.stream.add(token.id)
+        if self.stream.stopped:
+            self.finish_reason = "stop"
+
+    def finish(self, reason: str):
+        self.text += self.stream.end()
+        self.finish_reason = "stop" if self.stream.stopped else reason
+
 
 def produce(options: Options, opened: Opened, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool):
     """Generate and print all samples of all prompts, in order; returns them."""
     N, as_text = options.num_samples, options.format == "text"
     samples = [Sample(TextStream(opened.tokenizer, options.stop)) for _ in range(len(prompts) * N)]
     ends = (*(() if options.ignore_eot else opened.ends), *options.stop_ids)
-    headings = as_text and sys.stdout.isatty()
+    headings = as_text and sys.stdout.isatty() and not options.interactive
     printed, shown, ended, first = 0, 0, set(), None  # shown: characters of the sample that is being printed
     began = time.perf_counter()
 
@@ -667,31 +683,24 @@ def produce(options: Options, opened: Opened, model: GPT, prompts: list[dict], i
         model, ids, N, options.max_new_tokens, options.sampling(), ends, options.batch_size, ended, compiled
     )  # fmt: skip
     n_steps = options.max_new_tokens * -(-len(samples) // options.batch_size)
-    for tokens in with_bar(steps, "sampling", n_steps, not sys.stdout.isatty()):  # a bar would break into shown text
-        first = first or time.perf_counter() - began
-        for token in tokens:
-            sample = samples[token.row]
-            if token.id in ends:
-                sample.finish_reason = "stop"
-            else:
-                sample.ids.append(token.id)
-                if options.logprobs:
-                    sample.logprobs.append(token.logprob)
-                    sample.top_logprobs.append(token.top)
-                sample.text += sample.stream.add(token.id)
-                if sample.stream.stopped:
+    try:
+        for tokens in with_bar(steps, "sampling", n_steps, not sys.stdout.isatty()):  # a bar would break into the text
+            first = first or time.perf_counter() - began
+            for token in tokens:
+                sample = samples[token.row]
+                sample.add(token, ends)
+                if sample.finish_reason:
                     ended.add(token.row)
-                    sample.finish_reason = "stop"
                 elif token.row in ended:
-                    sample.text += sample.stream.end()
-                    sample.finish_reason = "stop" if sample.stream.stopped else "length"
-            if token.id in ends:
-                sample.text += sample.stream.end()
-            if sample.finish_reason:
+                    sample.finish("length")
                 sample.seconds = time.perf_counter() - began
-        show()
+            show()
+    except KeyboardInterrupt:  # a dialogue goes on with what there is
+        if not options.interactive:
+            raise
+        print(file=sys.stderr)
     made, seconds = sum(len(sample.ids) for sample in samples), time.perf_counter() - began
-    print(f"{made:,} tokens, {made / seconds:,.1f} tokens/s, first after {1000 * first:.0f} ms", file=sys.stderr)
+    print(f"{made:,} tokens, {made / seconds:,.1f} tokens/s, first after {1000 * (first or 0):.0f} ms", file=sys.stderr)
     return samples
 
 

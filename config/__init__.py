@@ -171,7 +171,8 @@ _ALSO_CALLED = {
     "tensorboard_log": "tensorboard",
     "evaluate.py": "eval_only",
     "prompt": "start",
-    "max_new_tokens": "max_length max_tokens num_tokens",
+    "max_new_tokens": "max_length max_tokens num_tokens n_predict",
+    "repetition_penalty": "repeat_penalty rep_pen",
     "temperature": "temp",
     "num_samples": "num_return_sequences n_samples",
     "stop": "stop_token stop_sequence",
@@ -185,7 +186,8 @@ ALIASES = {alias: ours for ours, aliases in _ALSO_CALLED.items() for alias in al
 # Where a right name belongs that was given to the wrong command; the fields of Settings belong to train.py.
 ELSEWHERE = {
     "prepare/text.py": "input tokenizer val_fraction workers field",
-    "sample.py": "prompt prompt_file max_new_tokens temperature top_k top_p min_p stop stream format interactive",
+    "sample.py": "prompt prompt_file prompts interactive max_new_tokens temperature top_k top_p min_p stream format "
+    "repetition_penalty frequency_penalty presence_penalty stop stop_ids ignore_eot logprobs",
     "evaluate.py": "tasks",
 }
 

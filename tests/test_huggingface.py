@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import checkpoint
+import evaluate
 import huggingface
 import sample
 import train
 from model import GPT, GPT2, GPTConfig
+from prepare import text as prepare
 from tokenizer import GPT2_PATTERN, Tokenizer, count_pieces, load_tokenizer, train_bpe, train_char
 
 ROOT = Path(__file__).parent.parent
@@ -254,6 +256,21 @@ def test_a_folder_says_the_same_as_the_run_it_came_from(run_folder, exported, ca
     expected = capsys.readouterr().out
     sample.main([f"--model=hf:{exported}", *options])
     assert capsys.readouterr().out == expected
+
+
+def test_a_folder_scores_as_the_run_it_came_from(run_folder, exported, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("abc def, ghi.\n" * 200, encoding="utf-8")
+    tokenizer = checkpoint.find_checkpoint(run_folder)
+    data = tmp_path / "data"
+    prepare.main([str(tmp_path / "text.txt"), f"--out={data}", f"--tokenizer={tokenizer}", "--val_fraction=0.2"])
+    capsys.readouterr()
+    scores = []
+    for model in (f"--out_dir={run_folder}", f"--model=hf:{exported}"):
+        evaluate.main([model, f"--dataset={data}", "--device=cpu"])
+        scores.append(json.loads(capsys.readouterr().out)["loss"])
+    assert scores[0] == scores[1]
+    with pytest.raises(ValueError, match="--dataset"):
+        evaluate.main([f"--model=hf:{exported}"])
 
 
 def test_training_begins_with_the_folders_weights(exported):
