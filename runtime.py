@@ -328,9 +328,10 @@ def memory_levers(micro_batch_size: int):
         told = str(error).lower()
         if isinstance(error, RuntimeError) and "out of memory" not in told and "allocate memory" not in told:
             raise
+        reason = str(error).strip().splitlines()[0][:120]
         raise ValueError(
-            f"out of memory ({str(error).strip().splitlines()[0][:120]}): lower --micro_batch_size (now {micro_batch_size}) "
-            "or --block_size, or try --activation_checkpointing=full, --dtype=bfloat16, --parallel=fsdp on more devices"
+            f"out of memory ({reason}): lower --micro_batch_size (now {micro_batch_size}) or "
+            "--block_size, or try --activation_checkpointing=full, --dtype=bfloat16, --parallel=fsdp on more devices"
         ) from None
 
 
@@ -383,6 +384,10 @@ class StopSignals:
             self.say(f"{self.received.name} received: finishing this step, then saving (again: stop at once)")
         elif time.monotonic() - self._when > 1:  # Ctrl-C reaches a rank from the terminal and again through torchrun
             os._exit(128 + number)
+
+    @property
+    def asked(self) -> bool:
+        return self.received is not None
 
     @property
     def exit_code(self) -> int:

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
+import huggingface
 import runtime
 from data import Dataset, TrainBatches, open_dataset
 from evaluate import validation
@@ -82,9 +83,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     runtime.seed_everything(s.seed)
     model = build_model(s, dataset, start)
     s.micro_batch_size = s.micro_batch_size or auto_micro_batch(s, model.config, run)
-    batches = TrainBatches(
-        dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, run.device, run.rank, run.world_size
-    )
+    place = run.device, run.rank, run.world_size
+    batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
     peak = runtime.peak_flops(run.device, run.dtype)
     tokens_per_step = s.batch_size * s.block_size
     flops_per_token = model.flops_per_token(s.block_size)
@@ -128,7 +128,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     def stop_asked() -> bool:
         """Whether a signal reached any rank; all ranks ask at the same time."""
         watchdog.alive(f"evaluating step {state.step}")
-        return bool(runtime.sum_over_ranks(stop.received is not None)[0])
+        return bool(runtime.sum_over_ranks(stop.asked)[0])
 
     def save(best: bool = False):
         """Copy all that a restart needs to rank 0's memory; from there it is written while training goes on. Raises
@@ -165,9 +165,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         if better or not s.checkpoint_interval or state.step == s.max_steps:
             saved_step = None  # also where this step was saved before it was evaluated
             save(better)
-        together = s.parallel == "fsdp"  # no rank has the whole network
-        if s.sample_tokens and (run.is_main or together):
-            ask = stop_asked if together else lambda: stop.received is not None
+        if s.sample_tokens and (run.is_main or s.parallel == "fsdp"):  # of whose ranks none has the whole network
+            ask = stop_asked if s.parallel == "fsdp" else lambda: stop.asked
             write_samples(s, state.step, model, dataset, run, out, progress, mirrors, interrupted=ask)
         if run.is_main:
             write_page(out, progress)
@@ -192,8 +191,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     while True:
         paused, at_end = time.perf_counter(), state.step >= s.max_steps
         at_eval = at_end or state.step > 0 and state.step % s.eval_interval == 0
-        if at_eval and state.evaluation.get("step") != state.step and not evaluate_and_sample():
-            stopping = True
+        stopping |= at_eval and state.evaluation.get("step") != state.step and not evaluate_and_sample()
         if s.checkpoint_interval and state.step > 0 and state.step % s.checkpoint_interval == 0:
             save()
         clock += time.perf_counter() - paused
@@ -219,9 +217,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             scaler.unscale_(optimizer)
         grad_norm = runtime.total_norm(parameters)
         # The only exchange between ranks beside gradients: is the loss finite, is it time to stop, did a save fail?
-        mean_loss, stops, failures = runtime.sum_over_ranks(
-            loss / run.world_size, stop.received is not None, writer.failed
-        )
+        mean_loss, stops, failures = runtime.sum_over_ranks(loss / run.world_size, stop.asked, writer.failed)
         stopping, norm = stops > 0, grad_norm.item()
         if failures:
             runtime.on_main(writer.wait)  # raises what went wrong
@@ -241,9 +237,10 @@ def train_holding(held: ExitStack, s: Settings) -> int:
                 scaler.update(scaler.get_scale() / 2)
             state.skipped, skipped_in_a_row = state.skipped + 1, skipped_in_a_row + 1
             ranks = [r for r, ok in enumerate(runtime.gather(math.isfinite(loss.item()))) if not ok]
-            where = f" (from rank {', '.join(map(str, ranks))})" if ranks else ""
-            what = f"{norm / usual:.0f} times the usual gradient" if spike else f"loss {mean_loss:.4g}{where}"
-            progress.print(f"step {state.step + 1} skipped: {what}, gradient norm {norm:.4g}; weights are as before")
+            what = (
+                f"{norm / usual:.0f} times the usual" if spike else f"loss {mean_loss:.4g} from ranks {ranks or 'all'}"
+            )
+            progress.print(f"step {state.step + 1} skipped: gradient norm {norm:.4g}, {what}; weights are as before")
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
@@ -253,10 +250,10 @@ def train_holding(held: ExitStack, s: Settings) -> int:
 
         if skipped_in_a_row >= s.max_skipped_steps:
             newest = runtime.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1] or "none yet"
-            data = f"samples {state.samples - s.batch_size} to {state.samples - 1}"
             raise ValueError(
-                f"{skipped_in_a_row} steps in a row were skipped, up to step {state.step} ({data}): lower learning_rate, "
-                f"or look at these; the last good checkpoint is {newest}"
+                f"{skipped_in_a_row} steps in a row were skipped, up to step {state.step} (samples "
+                f"{state.samples - s.batch_size} to {state.samples - 1}): lower learning_rate, or look at these; "
+                f"the last good checkpoint is {newest}"
             )
         if state.step % s.log_interval == 0 or state.step == s.max_steps or state.step == 1:
             now = time.perf_counter()
@@ -324,8 +321,6 @@ def find_start(s: Settings, say: Progress) -> Path | None:
             )
         shutil.rmtree(out / "checkpoints")
     if s.init_from.startswith("hf:"):
-        import huggingface
-
         return huggingface.find(s.init_from)
     return None if s.init_from == "scratch" else checkpoint.find_checkpoint(s.init_from)
 
@@ -336,8 +331,6 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     if start is None:
         return GPT(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
     if s.init_from.startswith("hf:"):
-        import huggingface
-
         state, weights = huggingface.as_checkpoint(start, s.block_size)
     else:
         state, weights = checkpoint.read_state(start), checkpoint.load_weights(start)
@@ -349,12 +342,10 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     held = {name: state["model"][name] for name in names - {"dropout"}}
     asked = asdict(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
     differ = [f"{name} {held[name]} -> {asked[name]}" for name in sorted(held) if held[name] != asked[name]]
-    if s.init_from in ("resume", "auto"):
-        if differ:
-            raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(differ)}")
-    else:
-        for name, value in held.items():
-            setattr(s, name, value)
+    if differ and s.init_from in ("resume", "auto"):
+        raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(differ)}")
+    for name, value in held.items():
+        setattr(s, name, value)
     model = GPT(GPTConfig(**{**state["model"], "dropout": s.dropout}))
     model.load_state_dict(weights)
     return model
@@ -397,16 +388,13 @@ def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, 
     load_optimizer_state(optimizers, saved["optimizer"])
     if saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
+    silent = "init_from out_dir overwrite new_data".split()
+    now = {name: value for name, value in asdict(s).items() if name not in silent}
+    changed = [f"{name} {was[name]} -> {value}" for name, value in now.items() if was.get(name, value) != value]
     if len(saved["random"]) == run.world_size:
         runtime.set_random_state(saved["random"][run.rank], run.device)
-    now = {
-        name: value for name, value in asdict(s).items() if name not in "init_from out_dir overwrite new_data".split()
-    }
-    changed = [f"{name} {was[name]} -> {value}" for name, value in now.items() if was.get(name, value) != value]
-    if len(saved["random"]) != run.world_size:
-        changed.append(
-            f"processes {len(saved['random'])} -> {run.world_size} (dropout goes on with new random numbers)"
-        )
+    else:
+        changed.append(f"processes {len(saved['random'])} -> {run.world_size} (dropout by new random numbers)")
     say.print(f"resuming from {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 

@@ -222,7 +222,7 @@ def test_too_many_skipped_steps_stop_the_run_and_name_data_and_checkpoint(data, 
     last = err.strip().splitlines()[-1]
     assert code == 1 and "Traceback" not in err
     assert "up to step 13 (samples 96 to 103)" in last and "step-0000010" in last
-    assert "step 13 skipped" in err and "from rank 0" in err
+    assert "step 13 skipped" in err and "from ranks [0]" in err
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 13))
 
 
@@ -231,7 +231,7 @@ def test_a_spike_is_skipped_where_asked_and_training_goes_on(data, tmp_path):
     often = dict(checkpoint_interval=1, keep_checkpoints=4)
     jobs = [job(data, tmp_path / "0.0", **spike), job(data, tmp_path / "20.0", skip_spikes=20.0, **spike, **often)]
     ((code, _, err),) = run_ranks(1, tmp_path, *jobs)
-    assert code == 0 and "step 30 skipped" in err and "times the usual gradient" in err
+    assert code == 0 and "step 30 skipped" in err and "times the usual" in err
     before, after = (checkpoint.load_weights(checkpoint.step_path(tmp_path / "20.0", step)) for step in (29, 30))
     assert all((before[name] == after[name]).all() for name in before)
     assert checkpoint.read_state(checkpoint.step_path(tmp_path / "20.0", 32))["train"]["skipped"] == 1
