@@ -21,9 +21,11 @@ class Options:
     dataset: str = ""  # prepared dataset whose validation split is read; empty = the run's own
     eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
     block_size: int = 0  # context of each window; 0 = the model's
-    micro_batch_size: int = 8  # windows per forward pass; no figure depends on it
+    micro_batch_size: int = 8  # windows per forward pass, at least; no figure depends on it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = (
+        "auto"  # of the forward pass; int8: of the weights
+    )
 
 
 PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset.")
@@ -38,10 +40,15 @@ from dataclasses import asdict
 import torch
 
 import checkpoint
+import huggingface
 import runtime
 from data import Dataset, count_val_windows, open_dataset, val_windows
 from metrics import with_bar
 from model import GPT, IGNORE
+from quantize import prepare_weights
+
+
+TOKENS_AT_ONCE = 8192  # at least, where there are so many: without gradients smaller batches are only slower
 
 
 @torch.no_grad()
@@ -60,9 +67,10 @@ def validation(
     lengths = torch.from_numpy(dataset.token_byte_lengths()).to(run.device)
     sums = torch.zeros(5, dtype=torch.float64)  # nats, targets, nats of text, bytes of text, interruptions
     size = block_size or model.config.block_size
-    windows = val_windows(dataset.val, size, eval_tokens, micro_batch_size, run.rank, run.world_size, run.device)
-    total = math.ceil(count_val_windows(dataset.val, size, eval_tokens) / micro_batch_size / run.world_size)
-    for x, y in with_bar(windows, "evaluating", total, run.is_main):
+    of_rank = math.ceil(count_val_windows(dataset.val, size, eval_tokens) / run.world_size)
+    batch = max(1, min(of_rank, max(micro_batch_size, TOKENS_AT_ONCE // size)))
+    windows = val_windows(dataset.val, size, eval_tokens, batch, run.rank, run.world_size, run.device)
+    for x, y in with_bar(windows, "evaluating", math.ceil(of_rank / batch), run.is_main):
         if interrupted():
             sums[4] += 1
             break
@@ -82,8 +90,6 @@ def validation(
 def main(argv: list[str] | None = None) -> int:
     options = config.parse(Options, argv, **PARSER)
     if options.model:
-        import huggingface
-
         if not options.dataset:
             raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
         path, (model, tokenizer) = options.model, huggingface.load(options.model)
@@ -101,8 +107,10 @@ def main(argv: list[str] | None = None) -> int:
     context = state["model"]["block_size"]
     if options.block_size > context:
         raise ValueError(f"block_size is {options.block_size}: the model's context is {context}")
-    run = runtime.start(options.device, options.dtype)
+    run = runtime.start(options.device, "float32" if options.dtype == "int8" else options.dtype)
     model.to(run.device)
+    if options.dtype == "int8":
+        model = prepare_weights(model, "int8")
     found = validation(model, dataset, run, options.micro_batch_size, options.eval_tokens, options.block_size)
     figures = {"loss": found["loss"], "perplexity": math.exp(found["loss"]), "bits_per_byte": found["bits_per_byte"]}
     about = {"checkpoint": str(path), "step": state["step"], "dataset": dataset.path, "split": "val"}
