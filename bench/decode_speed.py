@@ -50,7 +50,8 @@ import evaluate
 import runtime
 from data import open_dataset
 from model import GPT, GPT2, GPTConfig
-from sample import Sampling, choose_weights, generate, prepare_weights
+from quantize import choose_weights, prepare_weights
+from sample import Sampling, generate
 from tokenizer import load_tokenizer
 
 SAMPLING = dict(temperature=0.8, top_k=200)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import checkpoint
 import sample
 from model import CHOICES, GPT, GPT2, GPTConfig
-from sample import Sampling, TextStream, choose, distribution, generate, penalize, prepare_weights
+from quantize import choose_weights, prepare_weights
+from sample import Sampling, TextStream, choose, distribution, generate, penalize
 from tokenizer import GPT2_PATTERN, count_pieces, load_tokenizer, train_bpe, train_char
 
 ROOT = Path(__file__).parent.parent
@@ -247,7 +248,7 @@ def test_200_000_draws_follow_the_distribution(options):
 def test_prepared_weights_compute_the_same_within_their_precision(dtype, tolerance, tied):
     model, idx = tiny_model(tie_weights=tied, bias=True, vocab_size=1030), torch.randint(V, (3, T))
     try:
-        sample.choose_weights(dtype, torch.device("cpu"))
+        choose_weights(dtype, torch.device("cpu"))
     except ValueError as error:
         pytest.skip(str(error))
     with torch.inference_mode():
@@ -414,7 +415,7 @@ def test_a_prompt_longer_than_the_context_is_said_to_be(run_folder, capsys):
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16", "float16", "int8"))
 def test_every_type_of_weights_generates(run_folder, capsys, dtype):
     try:
-        sample.choose_weights(dtype, torch.device("cpu"))
+        choose_weights(dtype, torch.device("cpu"))
     except ValueError as error:
         pytest.skip(str(error))
     out, err = command(run_folder, capsys, "--max_new_tokens=8", f"--dtype={dtype}", "--ignore_eot=true")
