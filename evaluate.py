@@ -23,9 +23,7 @@ class Options:
     block_size: int = 0  # context of each window; 0 = the model's
     micro_batch_size: int = 8  # windows per forward pass, at least; no figure depends on it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = (
-        "auto"  # of the forward pass; int8: of the weights
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the forward pass, or int8 weights
 
 
 PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset.")
@@ -46,7 +44,6 @@ from data import Dataset, count_val_windows, open_dataset, val_windows
 from metrics import with_bar
 from model import GPT, IGNORE
 from quantize import prepare_weights
-
 
 TOKENS_AT_ONCE = 8192  # at least, where there are so many: without gradients smaller batches are only slower
 

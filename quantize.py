@@ -46,9 +46,9 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        scale = weight.float().abs().amax(dim=1).div(127).clamp(min=1e-12)
-        self.weight = (weight / scale.unsqueeze(1)).round().to(torch.int8)
-        self.scale, self.bias = scale.bfloat16() if weight.is_cpu else scale.type_as(weight), bias
+        self.scale = weight.float().abs().amax(dim=1).div(127).clamp(min=1e-12).bfloat16()  # as torch's kernel takes it
+        self.weight = (weight / self.scale.float().unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
