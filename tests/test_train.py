@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank import as_it_was
 from tiny_run import ROOT, arguments, command, finished, losses, make_dataset, rows, settings, wait_for_step
 
 import checkpoint
@@ -338,3 +339,54 @@ def test_importing_train_only_defines(tmp_path):
     code = "import sys, train; assert not sys.argv[1:]; print(sorted(train.__dict__)[:0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+# On a GPU, in bfloat16 and compiled
+
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+ON_GPU = dict(device="cuda", dtype="bfloat16", compile="true", checkpoint_interval=1, keep_checkpoints=30)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # attention's backward pass adds up in any order otherwise
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
+def test_on_a_gpu_a_resume_goes_on_bit_for_bit(dataset, tmp_path, deterministic):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert train.train(settings(dataset, straight, dropout=0.1, **ON_GPU)) == 0
+    as_it_was(str(resumed), str(straight), 10)
+    assert train.train(settings(dataset, resumed, dropout=0.1, init_from="resume", **ON_GPU)) == 0
+    assert losses(resumed) == losses(straight) and same(weights(resumed), weights(straight))
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
+def test_on_a_gpu_a_step_without_a_finite_gradient_is_skipped(dataset, tmp_path, monkeypatch):
+    build, passes = train.build_model, 0
+
+    def faulty(*args):
+        model = build(*args)
+
+        def hook(grad):
+            nonlocal passes
+            passes += 1
+            return grad * float("nan") if passes == 1 + 4 * 4 + 1 else grad  # a dry pass, four a step: in step 5
+
+        model.transformer.wte.weight.register_hook(hook)
+        return model
+
+    monkeypatch.setattr(train, "build_model", faulty)
+    assert train.train(settings(dataset, tmp_path, max_steps=8, **ON_GPU)) == 0
+    held = [checkpoint.load_weights(checkpoint.step_path(tmp_path, step)) for step in range(1, 9)]
+    assert same(held[3], held[4]) and not same(held[4], held[5])
+    assert all(t.isfinite().all() for step in held for t in step.values())
+    assert rows(tmp_path)[-1]["skipped"] == 1
