@@ -121,9 +121,14 @@ def read_bandwidth(device: str = "cpu") -> float:
 def weight_bytes(model: GPT, dtype: str, positions: float) -> float:
     """Bytes that one token reads: the matrices, and keys and values of the positions before it."""
     c = model.config
-    matrices = c.n_layer * (4 * c.n_embd**2 + 2 * c.n_embd * c.n_hidden) + c.n_embd * c.padded_vocab_size
-    element = 4 if model.transformer.wte.weight.is_cpu else 2
-    return matrices * BYTES[dtype] + 2 * c.n_layer * c.n_kv_head * c.head_dim * element * positions
+    on_cpu = model.transformer.wte.weight.is_cpu
+    element, head = 4 if on_cpu else 2, 2 if on_cpu and dtype == "int8" else BYTES[dtype]  # bytes of a cached number
+    matrices = c.n_layer * (4 * c.n_embd**2 + 2 * c.n_embd * c.n_hidden)
+    return (
+        matrices * BYTES[dtype]
+        + c.n_embd * c.padded_vocab_size * head
+        + 2 * c.n_layer * c.n_kv_head * c.head_dim * element * positions
+    )
 
 
 def in_turn(repeats: int, contestants: dict) -> dict[str, list[float]]:
