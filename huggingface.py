@@ -201,7 +201,8 @@ def their_tokenizer(tokenizer: Tokenizer) -> dict:
          "special": True}
         for text, i in sorted(tokenizer.specials.items(), key=lambda item: item[1])
     ]  # fmt: skip
-    out = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": specials, "normalizer": None}
+    normalizer = {"type": tokenizer.normalization} if tokenizer.normalization else None
+    out = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": specials, "normalizer": normalizer}
     if tokenizer.kind == "char":  # WordLevel without an unknown token refuses what it does not know, as ours does
         vocab = {piece.decode(): i for i, piece in enumerate(tokenizer.pieces) if piece}
         split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}

@@ -73,7 +73,7 @@ def choose_weights(name: str, device: torch.device) -> tuple[str, str]:
         dtype, reason = runtime.choose_dtype(name, device)
         return str(dtype).removeprefix("torch."), reason
     if name == "auto":
-        return "float32", "float32 (as trained; --dtype=int8 is faster)"
+        return "float32", f"float32 (as trained; --dtype={'float16' if has_fbgemm() else 'int8'} is faster)"
     bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if name == "bfloat16" and not bf16:
         raise ValueError("dtype is bfloat16, for which this processor has no instructions: use float32 or int8")

@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import json
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from functools import cached_property
 from itertools import pairwise
@@ -27,11 +28,13 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 class Tokenizer:
     """`pieces[i]` is the text of id i in bytes: b"" for special tokens and for ids that the vocabulary leaves out.
 
-    kind: "byte", "char" or "bpe"; specials: {text: id}, always with "<|endoftext|>"; pattern: BPE's cutting rule.
+    kind: "byte", "char" or "bpe"; specials: {text: id}, always with "<|endoftext|>"; pattern: BPE's cutting rule;
+    normalization: Unicode form that text is brought into first ("NFC", as Qwen's), or none.
     """
 
-    def __init__(self, kind, name, pieces, specials, pattern=""):
+    def __init__(self, kind, name, pieces, specials, pattern="", normalization=""):
         self.kind, self.name, self.pieces, self.specials, self.pattern = kind, name, pieces, specials, pattern
+        self.normalization = normalization
         self.vocab_size = len(pieces)  # specials included
         self.eot_id = specials[EOT]
 
@@ -41,6 +44,8 @@ class Tokenizer:
 
     def encode_numpy(self, text: str) -> np.ndarray:
         """`encode` as a uint8 or uint32 array. Halves of surrogate pairs on their own become U+FFFD."""
+        if self.normalization:
+            text = unicodedata.normalize(self.normalization, text)
         if self.kind == "char":
             return self._encode_characters(text)
         if self.kind == "byte":
@@ -80,7 +85,8 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of what decides the ids: kind, pattern, specials and every piece; not the name."""
-        rules = json.dumps([self.kind, self.pattern, sorted(self.specials.items()), self.vocab_size])
+        rules = [self.kind, self.pattern, sorted(self.specials.items()), self.vocab_size]
+        rules = json.dumps(rules + [self.normalization] * bool(self.normalization))
         return hashlib.sha256(rules.encode() + b"\n" + self._table).hexdigest()
 
     def save(self, folder) -> list[str]:
@@ -92,6 +98,7 @@ class Tokenizer:
             "vocab_size": self.vocab_size,
             "specials": self.specials,
             "pattern": self.pattern,
+            "normalization": self.normalization,
             "sha256": self.fingerprint,
         }
         if self.kind == "char":
@@ -169,7 +176,8 @@ def load_tokenizer(spec) -> Tokenizer:
             for line in path.with_name("tokenizer.tiktoken").read_bytes().splitlines():
                 piece, i = line.split()
                 pieces[int(i)] = base64.b64decode(piece)
-        tokenizer = Tokenizer(about["kind"], about["name"], pieces, about["specials"], about["pattern"])
+        normalization = about.get("normalization", "")
+        tokenizer = Tokenizer(about["kind"], about["name"], pieces, about["specials"], about["pattern"], normalization)
         expected = about["sha256"]
     except (KeyError, IndexError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a tokenizer that lathe can read ({type(error).__name__}: {error})") from error
@@ -224,7 +232,8 @@ def _from_hugging_face(about, path) -> Tokenizer:
             f"byte-level BPE, not this ({error!r} is missing)"
         ) from error
     ids = [vocab["".join(merge)] for merge in merges]
-    if model["type"] != "BPE" or len(patterns) != 1 or about.get("normalizer") or ids != sorted(ids):
+    normalization = (about.get("normalizer") or {"type": ""}).get("type")
+    if model["type"] != "BPE" or len(patterns) != 1 or normalization not in ("", "NFC") or ids != sorted(ids):
         raise ValueError(
             f"{path}: this tokenizer's rules (normalizer, several patterns, or ids out of merge order) "
             f"have no equal among byte-level BPEs that tiktoken runs"
@@ -236,7 +245,7 @@ def _from_hugging_face(about, path) -> Tokenizer:
                 f"{path} has no end-of-text token: none of {EOT}, </s>, <|end_of_text|>, <|im_end|>, <eos>"
             )
         added[EOT] = added.pop(candidates[0])
-    return Tokenizer("bpe", path.parent.name or "huggingface", pieces, added, patterns[0])
+    return Tokenizer("bpe", path.parent.name or "huggingface", pieces, added, patterns[0], normalization)
 
 
 def _hugging_face_bytes() -> dict[str, int]:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 
@@ -199,6 +200,18 @@ def test_a_character_tokenizer_gives_equal_ids_in_transformers(tmp_path, char_to
 
 def test_an_own_bpe_gives_equal_ids_in_transformers(tmp_path):
     check_tokenizer(bpe_tokenizer(), tmp_path / "out", strings())
+
+
+def test_a_bpe_with_another_pattern_and_normalization_as_qwens_gives_equal_ids(tmp_path):
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    pattern += r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    own = train_bpe(count_pieces(strings(), pattern), 400, pattern)
+    ours = Tokenizer("bpe", "qwen", own.pieces, own.specials, pattern, "NFC")
+    check_tokenizer(ours, tmp_path / "out", [t for t in strings() if unicodedata.is_normalized("NFC", t)])
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs("cafe\u0301")["input_ids"] == ours.encode("cafe\u0301") == ours.encode("caf\xe9")
+    ours.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == ours.fingerprint != own.fingerprint
 
 
 @pytest.mark.slow
