@@ -64,7 +64,7 @@ class Options:
     # --- samples
     num_samples: int = 1  # samples of each prompt
     max_new_tokens: int = 500  # longest sample, in tokens
-    batch_size: int = 32  # most samples decoded side by side; no text depends on it
+    batch_size: int = 32  # most samples decoded side by side; in float32 no text depends on it
     temperature: float = 0.8  # below 1 safer, above 1 wilder; 0 = always the likeliest token
     top_k: int = 200  # choose among this many likeliest tokens; 0 = all
     top_p: float = 1.0  # choose among the likeliest tokens that together have this probability; 1 = all
