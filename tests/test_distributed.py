@@ -55,10 +55,10 @@ def world(tmp_path_factory):
         train.train(settings(data, here / f"one-{optimizer}", optimizer=optimizer, **OFTEN))
     two = []
     for parallel, optimizer in KINDS:
-        kind = dict(parallel=parallel, optimizer=optimizer, sample_tokens=4 if optimizer == "muon" else 0, **OFTEN)
+        kind = dict(parallel=parallel, optimizer=optimizer, sample_tokens=4 if optimizer == "muon" else 0)
         straight = f"drop-{parallel}-{optimizer}"
         if optimizer == "muon":  # whose state is both Muon's and AdamW's
-            two.append(make(f"{parallel}2-muon", **kind))
+            two.append(make(f"{parallel}2-muon", **kind, **OFTEN))
         two.append(make(straight, dropout=0.1, **kind))
         two.append(make(f"{straight}-resumed", go_on=(here / straight, 10), dropout=0.1, **kind))
     for parallel in ("ddp", "fsdp"):
