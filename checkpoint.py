@@ -99,6 +99,7 @@ def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state
     final = step_path(out_dir, state["step"])
     temporary, replaced = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         files = {}
         with CheckedFile(temporary / "model.safetensors", files) as file:
