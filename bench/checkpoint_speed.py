@@ -35,6 +35,7 @@ class Options:
     vocab_size: int = 50257
     repeats: int = 5  # of each timing; the median is shown
     steps: int = 8  # of a scaling run
+    runs: int = 3  # scaling runs of each kind
     parallel: str = "ddp"  # of the scaling run
     device: str = "auto"
     work: str = ""  # folder on the disk to measure; a temporary one by default
@@ -173,7 +174,7 @@ def measure_scaling(options, work):
     ]  # fmt: skip
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     speeds = {1: [], 2: []}
-    for repeat in range(3):
+    for repeat in range(options.runs):
         for ranks in (1, 2):
             out = work / f"ranks{ranks}-{repeat}"
             more = [*words, f"--out_dir={out}", f"--parallel={options.parallel if ranks > 1 else 'ddp'}"]
