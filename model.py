@@ -23,10 +23,8 @@ GPT2 = dict(position="learned", norm="layernorm", norm_weight=True, activation="
 
 @dataclass
 class GPTConfig:
-    """Shape and parts of a GPT. A 0 in n_kv_head, head_dim or n_hidden is replaced by its usual value.
-
-    Raises ValueError, naming the setting, for values that do not fit together.
-    """
+    """Shape and parts of a GPT. A 0 in n_kv_head, head_dim or n_hidden is replaced by its usual value. Raises
+    ValueError, naming the setting, for values that do not fit together."""
 
     vocab_size: int = 50257
     block_size: int = 1024  # longest context, in tokens
@@ -192,14 +190,15 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, rope, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
         (B, T, _), nh, nkv = x.shape, self.n_head, self.n_kv_head
         qkv = self.c_attn(x).view(B, T, nh + 2 * nkv, self.head_dim)
-        qk, v = qkv.split((nh + nkv, nkv), dim=2)  # queries and keys are normed and turned together: half the kernels
-        if self.qk_norm:
-            qk = rms_norm(qk, None, self.norm_eps)
-            if self.q_norm is not None:
-                qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
-        if rope is not None:
-            qk = rotate(qk, *rope)
-        q, k = qk.split((nh, nkv), dim=2)
+        if self.qk_norm or rope is not None:  # of queries and keys together: half the kernels
+            qk, v = qkv.split((nh + nkv, nkv), dim=2)
+            if self.qk_norm:
+                qk = rms_norm(qk, None, self.norm_eps)
+                if self.q_norm is not None:
+                    qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
+            q, k = (qk if rope is None else rotate(qk, *rope)).split((nh, nkv), dim=2)
+        else:
+            q, k, v = qkv.split((nh, nkv, nkv), dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
         if cache is not None:
             k, v = cache.append(layer, k, v)
