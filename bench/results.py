@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def record(title: str, header: list[str], rows: list[list], notes: str = "", sav
     if not save:
         return
     command = shlex.join(["python", "bench/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = re.sub(r"(^|[ =])/\S*/", r"\1.../", command)  # where things lie on this machine says nothing
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "numpy"))
     about = (
         f"{time.strftime('%Y-%m-%d')}, {machine()}; Python {platform.python_version()}, {versions}; commit {commit()}"
