@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -153,8 +154,12 @@ def _hub_files(spec) -> list[str]:
     """The files of a dataset that `datasets` knows, by hub name or folder; our own readers open them directly."""
     import datasets
 
+    # Its retries are no news: what came of them is in our one line.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     name, *rest = spec.removeprefix("hf:").split(":")
     name, _, revision = name.partition("@")
+    if not name:
+        raise ValueError(f"--input {spec} names no dataset: write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
     try:
         names = datasets.get_dataset_config_names(name, revision=revision or None)
         config = rest.pop(0) if rest and rest[0] in names else None
@@ -163,7 +168,10 @@ def _hub_files(spec) -> list[str]:
         by_split = datasets.load_dataset_builder(name, config, revision=revision or None).config.data_files or {}
     except Exception as error:  # its own kinds, and those of every file system below it
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
-        raise OSError(f"--input {spec}: datasets cannot open it: {reason}") from error
+        raise OSError(
+            f"--input {spec}: datasets cannot open it: {reason}; where the hub is out of reach, download "
+            f"the files of https://huggingface.co/datasets/{name} elsewhere and give --input FOLDER"
+        ) from error
     split = rest[0] if rest else "train"
     if split not in by_split:
         raise ValueError(

@@ -36,7 +36,7 @@ import numpy as np
 import config
 from data import SHARD_TOKENS, SPLITS, ShardWriter, token_dtype, write_meta
 from prepare.sources import UNIT_BYTES, Rules, Source, document_hash, documents, find_sources, units
-from tokenizer import count_pieces, load_tokenizer, train_bpe, train_char
+from tokenizer import TIKTOKEN_ENCODINGS, count_pieces, load_tokenizer, train_bpe, train_char
 
 
 @dataclass
@@ -56,6 +56,16 @@ class Options:
     shard_tokens: int = SHARD_TOKENS  # tokens per shard file
     overwrite: bool = False  # replace another dataset in the same folder
 
+    def __post_init__(self):
+        if not 0 <= self.val_fraction < 1 and self.val_fraction != -1:
+            raise ValueError(f"val_fraction={self.val_fraction} must be at least 0 and below 1")
+        for name, most in (("shard_tokens", 2**31 - 1), ("bpe_sample", 2**31), ("workers", 1024)):
+            if not (name != "workers") <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} must be from {int(name != 'workers')} to {most}")
+        size = self.tokenizer.removeprefix("bpe:")
+        if size != self.tokenizer and not (size.isdecimal() and int(size) >= 257):
+            raise ValueError(f"tokenizer={self.tokenizer}: write bpe:N with N from 257, such as bpe:4096")
+
 
 def main(argv=None, name="text", about=__doc__, **defaults):
     """The command. The others in this folder are this one with `defaults` for input, out, tokenizer or val_input."""
@@ -64,20 +74,25 @@ def main(argv=None, name="text", about=__doc__, **defaults):
         defaults.pop("val_input", None)  # own files instead of the usual ones bring their own validation
     for option, value in defaults.items():
         setattr(options, option, getattr(options, option) or value)
+    if missing := _missing(options):
+        print(f"prepare/{name}.py: error: {missing}", file=sys.stderr)
+        sys.exit(2)
     prepare(options)
+
+
+def _missing(options) -> str:
+    """What to say where --input or --out is not given: only here are the defaults of all commands filled in."""
+    if options.input and options.out:
+        return ""
+    missing = "--out FOLDER" if options.input else "--input FILE..."
+    return f"{missing} is missing: prepare/text.py --input FILE... --out FOLDER"
 
 
 def prepare(options) -> dict:
     """Make the dataset that `options` describe and return its meta. ValueError and OSError with one line for people."""
-    if not options.input or not options.out:
-        missing = "--input FILE..." if not options.input else "--out FOLDER"
-        raise ValueError(f"{missing} is missing: prepare/text.py --input FILE... --out FOLDER")
+    if missing := _missing(options):
+        raise ValueError(missing)
     options.tokenizer = options.tokenizer or "bpe:4096"
-    if not 0 <= options.val_fraction < 1 and options.val_fraction != -1:
-        raise ValueError(f"val_fraction={options.val_fraction} must be at least 0 and below 1")
-    for name, most in (("shard_tokens", 2**31 - 1), ("bpe_sample", 2**31), ("workers", 1024)):
-        if not (name != "workers") <= getattr(options, name) <= most:
-            raise ValueError(f"{name}={getattr(options, name)} must be from {int(name != 'workers')} to {most}")
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; name a folder")
@@ -190,6 +205,7 @@ def tokenize_unit(unit, rules, folder, fingerprint) -> Tokens:
                 lengths.append(len(ids) + has_eot)
                 hashes.append(key)
                 splits.append(side)
+                key ^= 1  # what is behind the cut is no duplicate of what is before it
     return Tokens(
         np.concatenate(arrays) if arrays else eot[:0],
         np.array(lengths, np.int64),
@@ -402,15 +418,16 @@ def _tokenizer(run):
         characters = set().union(*run.each(partial(characters_of_unit, rules=run.rules), "collecting characters"))
         tokenizer = train_char([characters]) if characters else None
     elif spec.startswith("bpe:"):
-        if not spec[4:].isdigit() or int(spec[4:]) < 257:
-            raise ValueError(f"tokenizer={spec}: write bpe:N with N from 257, such as bpe:4096")
         every = max(1, math.ceil(run.size / (run.options.bpe_sample * 10**6)))
         counts = Counter()
         for of_unit in run.each(partial(pieces_of_unit, rules=run.rules), "counting", lambda i: i % every == 0):
             counts.update(of_unit)
         tokenizer = train_bpe(counts, int(spec[4:])) if counts else None
-    else:
+    elif spec in ("byte", *TIKTOKEN_ENCODINGS) or Path(spec).exists():
         tokenizer = load_tokenizer(spec)
+    else:
+        names = ", ".join(("byte", "char", "bpe:N", *TIKTOKEN_ENCODINGS))
+        raise FileNotFoundError(f"tokenizer={spec} is neither one of {names} nor a folder with tokenizer.json")
     if tokenizer is None:
         _no_documents(run.sources, Counter())
     free = shutil.disk_usage(run.out).free
@@ -562,6 +579,10 @@ def _summarize(out, meta, seconds):
         )
     for what, n in meta["counts"].items():
         _say(f"{n:,} {what}")
+    if not meta["totals"]["val"]["tokens"]:
+        _say("no validation text: add --val_fraction or --val_input")
+    if not meta["totals"]["train"]["tokens"]:
+        _say("no text to train on: lower --val_fraction")
     name, ids = meta["tokenizer"]["name"], meta["tokenizer"]["vocab_size"]
     _say(f"{out} is ready in {seconds:.1f} s (tokenizer {name}, {ids:,} ids): python train.py --dataset={out}")
 

@@ -26,11 +26,16 @@ class Options:
     window_tokens: int = 64  # tokens in each
     seed: int = 0  # decides which windows
 
+    def __post_init__(self):
+        if not self.dataset:
+            raise ValueError("no dataset is named: python prepare/verify.py FOLDER")
+        for name, least in (("windows", 0), ("window_tokens", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
 
 def main(argv=None):
     options = config.parse(Options, argv, prog="prepare/verify.py", description=__doc__, positional="dataset")
-    if not options.dataset:
-        raise ValueError("no dataset is named: python prepare/verify.py FOLDER")
     for name in options.dataset:
         print(report(open_dataset(name, verify=True), options))
 

@@ -260,6 +260,26 @@ def test_one_text_is_split_by_position_in_whole_characters(tmp_path, monkeypatch
         assert stored_documents(out) == [clean[:cut], clean[cut:]]
 
 
+def test_leaving_out_duplicates_keeps_both_parts_of_a_text_that_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "UNIT_BYTES", 500)
+    story = "".join(f"line {i}\n" for i in range(300))
+    (tmp_path / "a.txt").write_text(story)
+    prepare(tmp_path / "a.txt", tmp_path / "out", val_fraction=0.25, dedup=True)
+    cut = int(len(story) * 0.75)
+    assert stored_documents(tmp_path / "out") == [story[:cut], story[cut:]]
+    write_jsonl(tmp_path / "b.jsonl", ["one and the same", "one and the same", "another " * 50])
+    prepare(tmp_path / "b.jsonl", tmp_path / "b", val_fraction=1e-9, dedup=True)  # by hash, all go to train
+    assert stored_documents(tmp_path / "b", "train")[0] == "one and the same"
+    assert "".join(stored_documents(tmp_path / "b")) == "one and the same" + "another " * 50
+
+
+def test_an_empty_part_is_told(tmp_path, capsys):
+    prepare(write_jsonl(tmp_path / "a.jsonl", SENTENCES), tmp_path / "out", val_fraction=0)
+    assert "no validation text: add --val_fraction or --val_input" in capsys.readouterr().err
+    prepare(tmp_path / "a.jsonl", tmp_path / "both", val_fraction=0.3)
+    assert "no validation text" not in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------- large texts
 
 
@@ -541,3 +561,10 @@ def test_verifying_shows_what_is_in_a_dataset(tmp_path, capsys):
     train_char(SENTENCES).save(tmp_path / "out")
     with pytest.raises(ValueError, match="the tokenizer beside the shards is char .* were made with byte"):
         verify.main([str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("option", ["--windows=-3", "--window_tokens=0"])
+def test_verifying_refuses_windows_that_make_no_sense(option, capsys):
+    with pytest.raises(SystemExit) as end:
+        verify.main(["out", option])
+    assert end.value.code == 2 and option.strip("-").split("=")[0] + " is" in capsys.readouterr().err

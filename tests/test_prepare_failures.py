@@ -18,14 +18,14 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def fails(tmp_path, capsys, monkeypatch):
-    """Runs prepare/text.py on the files of tmp_path/in and asserts one line on stderr that matches, and exit code 1."""
+    """Runs prepare/text.py on the files of tmp_path/in and asserts one matching line on stderr and the exit code."""
     monkeypatch.chdir(tmp_path)
 
-    def run(match, *arguments, inputs=("in",), out="out"):
+    def run(match, *arguments, inputs=("in",), out="out", code=1):
         with pytest.raises(SystemExit) as end:
             config.run(lambda: text.main(["--input", *inputs, f"--out={out}", "--tokenizer=byte", *arguments]))
         printed = capsys.readouterr()
-        assert end.value.code == 1 and printed.out == ""
+        assert end.value.code == code and printed.out == ""
         assert re.search(match, printed.err), printed.err
         assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
         assert not (tmp_path / out / "meta.json").exists()
@@ -138,8 +138,8 @@ def test_damaged_json_and_archives(fails):
 
 def test_tokenizers_that_do_not_exist_or_cannot_be_reached(fails, monkeypatch, tmp_path):
     write("a.txt", "some text")
-    fails("tokenizer 'gtp2' is neither one of byte, gpt2", "--tokenizer=gtp2")
-    fails("tokenizer=bpe:lots: write bpe:N with N from 257", "--tokenizer=bpe:lots")
+    fails("tokenizer=gtp2 is neither one of byte, char, bpe:N, gpt2", "--tokenizer=gtp2")
+    fails("tokenizer=bpe:lots: write bpe:N with N from 257", "--tokenizer=bpe:lots", code=2)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     fails("gpt2: its files cannot be reached .*vocab.bpe as .*TIKTOKEN_CACHE_DIR", "--tokenizer=gpt2")
@@ -153,16 +153,24 @@ def test_a_character_tokenizer_of_another_text(fails, tmp_path):
 
 def test_options_that_make_no_sense(fails):
     write("a.txt", "some text")
-    fails("val_fraction=1.5 must be at least 0 and below 1", "--val_fraction=1.5")
+    fails("val_fraction=1.5 must be at least 0 and below 1", "--val_fraction=1.5", code=2)
     fails("out=in/a.txt is a file; name a folder", out="in/a.txt")
-    fails("shard_tokens=0 must be from 1 to 2147483647", "--shard_tokens=0")
-    fails("workers=-1 must be from 0 to 1024", "--workers=-1")
+    fails("shard_tokens=0 must be from 1 to 2147483647", "--shard_tokens=0", code=2)
+    fails("workers=-1 must be from 0 to 1024", "--workers=-1", code=2)
+    fails("--out FOLDER is missing", "--out=", code=2)
+
+
+def test_no_input_given_is_wrong_use(capsys):
+    with pytest.raises(SystemExit) as end:
+        text.main(["--out=out"])
+    assert end.value.code == 2 and "--input FILE... is missing" in capsys.readouterr().err
 
 
 def test_hub_datasets_that_cannot_be_opened(fails, monkeypatch):
     pytest.importorskip("datasets")
     Path("in/nothing").mkdir()
-    fails("--input hf:in/nothing: datasets cannot open it: ", inputs=["hf:in/nothing"])
+    fails("--input hf:in/nothing: datasets cannot open it: .*give --input FOLDER", inputs=["hf:in/nothing"])
+    fails("--input hf: names no dataset: write hf:NAME", inputs=["hf:"])
 
 
 def test_addresses_that_cannot_be_opened(fails):
