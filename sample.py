@@ -103,7 +103,7 @@ class Options:
 
 PARSER = dict(prog="sample.py", description="Generate text with a trained model.")
 if __name__ == "__main__":
-    config.parse(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    config.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
 
 import codecs
 import json
@@ -470,7 +470,7 @@ def read_prompts(options: Options) -> list[dict]:
     """[{"prompt": text, ...}] as the options say. Raises ValueError, naming the line, for JSONL that is not such."""
     if options.prompts:
         rows = []
-        for n, line in enumerate(read_text(options.prompts).splitlines(), 1):
+        for n, line in enumerate(read_text(options.prompts).removeprefix("\ufeff").split("\n"), 1):
             try:
                 row = json.loads(line) if line.strip() else None
             except json.JSONDecodeError as error:

@@ -391,6 +391,13 @@ def test_prompts_come_from_files_standard_input_and_jsonl(run_folder, capsys, tm
     assert [row["id"] for row in rows] == [17, 18] and rows[0]["text"] + "\n" == expected
 
 
+def test_prompts_may_hold_unicode_line_ends_and_begin_with_a_mark(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes('\ufeff{"prompt": "a\u2028b\x85"}\r\n{"prompt": "c"}\n'.encode())
+    rows = sample.read_prompts(sample.Options(prompts=str(path)))
+    assert [row["prompt"] for row in rows] == ["a\u2028b\x85", "c"]
+
+
 def test_a_stop_string_is_never_printed(run_folder, capsys):
     options = ("--prompt=abc", "--max_new_tokens=60", "--temperature=0", "--ignore_eot=true")
     whole, _ = command(run_folder, capsys, *options)
