@@ -27,14 +27,15 @@ class Options:
 
     def __post_init__(self):
         if self.command != ["export"]:
-            raise ValueError(f"command is {' '.join(self.command) or 'missing'}: the one there is is `export`")
+            found = f"`{' '.join(self.command)}` is no command" if self.command else "no command is given"
+            raise ValueError(f"{found}: the one there is is `export`")
         if not self.to:
             raise ValueError("to is empty: give the folder to write with --to=FOLDER")
 
 
 PARSER = dict(prog="huggingface.py", description="Write a model as a Hugging Face folder.", positional="command")
 if __name__ == "__main__":
-    config.parse(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    config.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
 
 import json
 import shutil
@@ -279,13 +280,21 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
 """
 
 
-def export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "float32", state: dict | None = None) -> str:
-    """Write model and tokenizer as a new Hugging Face folder; returns the architecture.
+def export(
+    model: GPT,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: str = "float32",
+    state: dict | None = None,
+    check: Callable[[Path], None] = lambda written: None,
+) -> str:
+    """Write model and tokenizer as a Hugging Face folder; returns the architecture.
 
-    state: a checkpoint's, whose figures go to the model card. Raises ValueError, naming the setting, for what cannot be
-    written without loss, and OSError; the folder is then absent.
+    state: a checkpoint's, whose figures go to the model card. check: called with the written folder before it takes the
+    place of what was there. Raises ValueError, naming the setting, for what cannot be written without loss, OSError,
+    and what `check` raises; the folder is then as it was before.
     """
-    c, architecture = model.config, family(model.config)
+    c, architecture, folder = model.config, family(model.config), folder.resolve()
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -307,11 +316,27 @@ def export(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: str = "float32
             samples=state.get("samples", 0), val_loss="not measured" if loss is None else f"{loss:.4f} nats per token",
         )  # fmt: skip
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        temporary.rename(folder)
+        check(temporary)
+        replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return architecture
+
+
+def replace_folder(new: Path, folder: Path):
+    """Rename `new` to `folder`; what was there is removed once that is done."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 # Import
@@ -541,37 +566,52 @@ def main(argv: list[str] | None = None) -> int:
     if folder.exists() and (any(folder.iterdir()) if folder.is_dir() else True):
         if not options.overwrite or not (folder / "config.json").is_file():
             raise ValueError(f"to is {folder}, which exists: choose another, or --overwrite=true for an old export")
-    model, tokenizer = checkpoint.load_model(path), lathe_tokenizer.load_tokenizer(path)
-    family(model.config)  # refuse before anything is deleted
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    architecture = export(model, tokenizer, folder, options.dtype, checkpoint.read_state(path))
-    back = load_model(folder)  # in float32, as all that follows
-    if options.dtype != "float32":
-        for parameter in model.parameters():  # what rounding leaves
-            parameter.data = parameter.data.to(getattr(torch, options.dtype)).float()
-    difference, largest = largest_difference(model, back, model.config)
-    print(f"{folder}: {architecture}, {back.n_params():,} parameters; read back, logits differ by {difference:.1e}",
-          file=sys.stderr)  # fmt: skip
-    if difference > 1e-5 * max(1.0, largest):
-        raise ValueError(f"{folder} does not compute what {path} does: logits differ by {difference:.1e}")
     if options.verify:
         try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            import transformers  # noqa: F401 - whether it is there is asked before the work begins
         except ImportError:
             raise ValueError("verify needs the transformers library: pip install transformers") from None
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
-        print(f"max |difference of logits| through transformers: {difference:.1e}", file=sys.stderr)
-        text = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
-        text = "".join(character for character in text if encodable(tokenizer, character))
-        same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == tokenizer.encode(text)
-        if difference > 1e-4 * max(1.0, largest) or not same:
-            raise ValueError(f"{folder} is another model in transformers: logits differ by {difference:.1e}, "
-                             f"token ids are {'equal' if same else 'different'}")  # fmt: skip
-        print("token ids are equal", file=sys.stderr)
+    model, tokenizer = checkpoint.load_model(path), lathe_tokenizer.load_tokenizer(path)
+
+    def check(written):
+        print(f"{folder}: {family(model.config)}, {model.n_params():,} parameters", file=sys.stderr)
+        if options.dtype != "float32":
+            for parameter in model.parameters():  # what rounding leaves
+                parameter.data = parameter.data.to(getattr(torch, options.dtype)).float()
+        check_logits(model, written, path)
+        if options.verify:
+            check_in_transformers(model, tokenizer, written)
+
+    export(model, tokenizer, folder, options.dtype, checkpoint.read_state(path), check)
     print(folder)
     return 0
+
+
+def check_logits(model: GPT, folder: Path, path: Path):
+    """Read the folder back; ValueError if it does not compute what `model`, of the checkpoint `path`, does."""
+    difference, largest = largest_difference(model, load_model(folder), model.config)  # in float32
+    print(f"read back, logits differ by {difference:.1e}", file=sys.stderr)
+    if difference > 1e-5 * max(1.0, largest):
+        raise ValueError(f"the export does not compute what {path} does: logits differ by {difference:.1e}")
+
+
+def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
+    """ValueError if the transformers library makes other logits or token ids of the folder than we do."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it fills pipes with carriage returns
+    logging.set_verbosity_error()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
+    print(f"max |difference of logits| through transformers: {difference:.1e}", file=sys.stderr)
+    text = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
+    text = "".join(character for character in text if encodable(tokenizer, character))
+    same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == tokenizer.encode(text)
+    if difference > 1e-4 * max(1.0, largest) or not same:
+        raise ValueError(f"the export is another model in transformers: logits differ by {difference:.1e}, "
+                         f"token ids are {'equal' if same else 'different'}")  # fmt: skip
+    print("token ids are equal", file=sys.stderr)
 
 
 def encodable(tokenizer: Tokenizer, character: str) -> bool:

@@ -251,6 +251,7 @@ def test_export_verifies_and_writes_a_card(run_folder, tmp_path, capsys):
     huggingface.main([*arguments, "--verify=true"])
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'out'}\n" and "through transformers: " in err and "token ids are equal" in err
+    assert "\r" not in err
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "2.5000 nats" in card and "data/letters" in card and "Qwen3ForCausalLM" in card
     with pytest.raises(ValueError, match="exists"):
@@ -261,6 +262,29 @@ def test_export_verifies_and_writes_a_card(run_folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="exists"):
         huggingface.main([*arguments[:2], f"--to={tmp_path / 'mine'}", "--overwrite=true"])
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_the_old_export_stays_until_the_new_one_is_checked(tmp_path, char_tokenizer):
+    model, folder = tiny_model(char_tokenizer), tmp_path / "out"
+    huggingface.export(model, char_tokenizer, folder)
+    before = (folder / "model.safetensors").read_bytes()
+
+    def refuse(written):
+        assert (folder / "model.safetensors").read_bytes() == before and (written / "model.safetensors").is_file()
+        raise ValueError("not the same")
+
+    with pytest.raises(ValueError, match="not the same"):
+        huggingface.export(model, char_tokenizer, folder, "bfloat16", check=refuse)
+    assert (folder / "model.safetensors").read_bytes() == before and list(tmp_path.iterdir()) == [folder]
+    huggingface.export(model, char_tokenizer, folder, "bfloat16")
+    assert len((folder / "model.safetensors").read_bytes()) < len(before) and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_wrong_command_is_named_once(capsys):
+    with pytest.raises(SystemExit) as end:
+        huggingface.main(["foo"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "huggingface.py: error: `foo` is no command: the one there is is `export`\n"
 
 
 def test_a_folder_says_the_same_as_the_run_it_came_from(run_folder, exported, capsys):
