@@ -154,12 +154,13 @@ def _hub_files(spec) -> list[str]:
     """The files of a dataset that `datasets` knows, by hub name or folder; our own readers open them directly."""
     import datasets
 
-    # Its retries are no news: what came of them is in our one line.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line per retry: our own says what came of them
     name, *rest = spec.removeprefix("hf:").split(":")
     name, _, revision = name.partition("@")
     if not name:
         raise ValueError(f"--input {spec} names no dataset: write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
+    if not (local := Path(name).is_dir()):
+        print(f"prepare: asking the Hugging Face Hub for {name}", file=sys.stderr, flush=True)
     try:
         names = datasets.get_dataset_config_names(name, revision=revision or None)
         config = rest.pop(0) if rest and rest[0] in names else None
@@ -168,10 +169,10 @@ def _hub_files(spec) -> list[str]:
         by_split = datasets.load_dataset_builder(name, config, revision=revision or None).config.data_files or {}
     except Exception as error:  # its own kinds, and those of every file system below it
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
-        raise OSError(
-            f"--input {spec}: datasets cannot open it: {reason}; where the hub is out of reach, download "
-            f"the files of https://huggingface.co/datasets/{name} elsewhere and give --input FOLDER"
-        ) from error
+        if not local:
+            reason += f"; if it cannot be reached, download the files of https://huggingface.co/datasets/{name} "
+            reason += "elsewhere and give --input FOLDER"
+        raise OSError(f"--input {spec}: datasets cannot open it: {reason}") from error
     split = rest[0] if rest else "train"
     if split not in by_split:
         raise ValueError(

@@ -55,7 +55,7 @@ def report(dataset, options) -> str:
         lines += ["", f"{split}: {len(stream.shards)} shards, {stream.n_tokens:,} tokens"]
         if stream.n_tokens:
             lines += _contents(stream, tokenizer, dataset.token_byte_lengths())
-    if dataset.train.n_tokens > options.window_tokens:
+    if options.windows and dataset.train.n_tokens > options.window_tokens:
         lines += ["", f"{options.windows} windows of {options.window_tokens} tokens of train:"]
         starts = SampleOrder(dataset.train.n_tokens, options.window_tokens, options.seed).starts(0, options.windows)
         for start in starts.tolist():

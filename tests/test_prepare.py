@@ -556,6 +556,8 @@ def test_verifying_shows_what_is_in_a_dataset(tmp_path, capsys):
     assert "all checks passed" in page and "1 empty documents skipped" in page
     assert "2,500 tokens at" in page and "'long long long long '" in page
     assert page.count("--- at token") == 3
+    verify.main([str(tmp_path / "out"), "--windows=0"])
+    assert "--- at token" not in capsys.readouterr().out
     documents = sum(int(n) for n in re.findall(r"^(\d+) documents", page, re.M))
     assert documents == 401
     train_char(SENTENCES).save(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What prepare says when something is wrong: one line with the file, the place and the fix, and exit code 1."""
+"""What prepare says when something is wrong: one line with the file, the place and the fix, and an exit code."""
 
 import gzip
 import json
@@ -12,6 +12,7 @@ import pytest
 
 import config
 from prepare import text
+from prepare.sources import find_sources
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,8 +170,12 @@ def test_no_input_given_is_wrong_use(capsys):
 def test_hub_datasets_that_cannot_be_opened(fails, monkeypatch):
     pytest.importorskip("datasets")
     Path("in/nothing").mkdir()
-    fails("--input hf:in/nothing: datasets cannot open it: .*give --input FOLDER", inputs=["hf:in/nothing"])
+    fails("--input hf:in/nothing: datasets cannot open it: ", inputs=["hf:in/nothing"])
     fails("--input hf: names no dataset: write hf:NAME", inputs=["hf:"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="https://huggingface.co/datasets/nobody/nothing elsewhere.*--input FOLDER"):
+        find_sources(["hf:nobody/nothing"])
 
 
 def test_addresses_that_cannot_be_opened(fails):
