@@ -15,11 +15,13 @@ import os
 import re
 import shutil
 import socket
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -421,11 +423,13 @@ def find_checkpoint(folder: str | Path, prefer: str = "best") -> Path:
         try:
             verify(best, optimizer=False)
             return best
-        except ValueError:
-            pass
+        except ValueError as error:
+            print(f"skipped: {error}", file=sys.stderr)
     path, faults = newest_checkpoint(folder)
     if path is None:
         raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(faults)}")
+    for fault in faults:
+        print(f"skipped: {fault}", file=sys.stderr)
     return path
 
 
@@ -492,9 +496,17 @@ def without_weights(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
+def model_config(state: dict, path: Path) -> GPTConfig:
+    """The network's settings in a state.json; those that came up since have their defaults. Raises ValueError for
+    settings that this code does not have."""
+    if unknown := set(state["model"]) - {f.name for f in fields(GPTConfig)}:
+        raise ValueError(f"{path} was written by code that has the setting {min(unknown)}, which this code lacks")
+    return GPTConfig(**state["model"])
+
+
 def load_model(path: Path) -> GPT:
     """The network of a checkpoint, in evaluation mode on the CPU. Raises ValueError if the weights do not fit."""
-    model = without_weights(GPTConfig(**read_state(path)["model"]))
+    model = without_weights(model_config(read_state(path), path))
     try:
         model.load_state_dict(load_weights(path), assign=True)
     except RuntimeError as error:

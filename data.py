@@ -186,6 +186,15 @@ class Stream:
         self.ends = np.cumsum([len(s) for s in self.shards], dtype=np.int64).tolist()
         self.n_tokens = self.ends[-1] if self.ends else 0
         self.dtype = np.result_type(*self.shards) if self.shards else np.dtype("<u2")
+        self.vocab_size, self.path = None, ""  # of the dataset, once it is known
+
+    def check(self, rows):
+        """ValueError if a token just read is outside the vocabulary: shards that are damaged or another tokenizer's."""
+        if self.vocab_size and int(rows.max()) >= self.vocab_size:
+            raise ValueError(
+                f"dataset {self.path} has token id {rows.max()}, outside its tokenizer's {self.vocab_size:,} ids: "
+                f"python prepare/verify.py {self.path} shows where; copy or prepare it again"
+            )
 
     def read(self, start, count, out):
         """Copy tokens start .. start + count - 1 into the array `out`, which may have a wider type."""
@@ -210,6 +219,8 @@ class Dataset:
         self.path, self.meta, self.val, self.parts, self.fingerprint = path, meta, val, parts, fingerprint
         self.train = Stream([shard for stream, _ in parts for shard in stream.shards])
         self.vocab_size = meta["tokenizer"]["vocab_size"]
+        for stream in (self.train, self.val):
+            stream.vocab_size, stream.path = self.vocab_size, path
         self.tokenizer_name, self.tokenizer_fingerprint = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
         self._tokenizer_from = tokenizer_from
 
@@ -553,6 +564,7 @@ class TrainBatches:
         starts, masked = self.order.windows(np.arange(first, first + self.micro_batch_size))
         for row, start in zip(self._rows, starts.tolist(), strict=True):
             self.stream.read(start, self.block_size + 1, row)
+        self.stream.check(self._rows)
         self._turn = 1 - self._turn
         buffer, array, copied = self._buffers[self._turn], self._arrays[self._turn], self._copied[self._turn]
         if copied is not None:
@@ -600,6 +612,7 @@ def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world
         for b, i in enumerate(chosen[first + rank : first + step : world_size].tolist()):
             start = min(i * block_size, n_targets - length)
             stream.read(start, length + 1, row)
+            stream.check(row)
             x[b, :length], y[b, :length] = row[:-1], row[1:]
             y[b, : i * block_size - start] = -1
         yield torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)

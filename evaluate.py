@@ -25,10 +25,17 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the forward pass, or int8 weights
 
+    def __post_init__(self):
+        for name, least in (("eval_tokens", 0), ("block_size", 0), ("micro_batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+        if self.model and not self.model.startswith("hf:"):
+            raise ValueError(f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for a run")
+
 
 PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset.")
 if __name__ == "__main__":
-    config.parse(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    config.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
 
 import json
 import math
@@ -98,8 +105,9 @@ def main(argv: list[str] | None = None) -> int:
     dataset = open_dataset(options.dataset or state["settings"]["dataset"])
     if dataset.tokenizer_fingerprint != state["tokenizer"]["fingerprint"]:
         raise ValueError(
-            f"dataset {dataset.path} was prepared with tokenizer {dataset.tokenizer_name}, the model speaks "
-            f"{state['tokenizer']['name']}: prepare it with --tokenizer={path}"
+            f"dataset {dataset.path} was prepared with tokenizer {dataset.tokenizer_name} "
+            f"({dataset.tokenizer_fingerprint[:12]}), the model speaks {state['tokenizer']['name']} "
+            f"({state['tokenizer']['fingerprint'][:12]}): prepare it with --tokenizer={path}"
         )
     context = state["model"]["block_size"]
     if options.block_size > context:

@@ -127,17 +127,31 @@ def git_commit():
 
 def keep_samples(path, step):
     """Drop the lines of samples.jsonl of steps that a run at `step` will reach again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and step else []
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+    rows = read_samples(path) if step else []
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step), encoding="utf-8")
+
+
+def read_samples(path):
+    """Rows of samples.jsonl; a line that was half-written when the power went is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def resume_command(settings, more=""):
+    """What to type to go on with a run."""
+    return f"python train.py {shlex.quote(settings.out_dir)}/settings.toml --init_from=resume{more}"
 
 
 def farewell(settings, evaluation, seconds):
     """The last samples in full, what came out, and what to type next."""
-    path = Path(settings.out_dir) / "samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["step"] == evaluation["step"]]
+    rows = [r for r in read_samples(Path(settings.out_dir) / "samples.jsonl") if r["step"] == evaluation["step"]]
     parts = [f"--- sample {r['sample'] + 1} of {len(rows)}\n{r['prompt']}{r['text']}".rstrip() for r in rows]
-    bits = evaluation["val_bits_per_byte"]
+    bits, step = evaluation["val_bits_per_byte"], evaluation["step"]
     bits = "" if bits is None else f", {bits:.4f} bits per byte"
     where, prompt = shlex.quote(settings.out_dir), shlex.quote(settings.sample_prompt or "The ")
     parts.append(
@@ -145,7 +159,7 @@ def farewell(settings, evaluation, seconds):
         f"all of it is in {settings.out_dir}\nnext:\n"
         f"  python sample.py --out_dir={where} --num_samples=3 --prompt={prompt}\n"
         f"  python evaluate.py --out_dir={where}\n"
-        f"  python train.py {where}/settings.toml --init_from=resume --max_steps={2 * settings.max_steps}"
+        f"  {resume_command(settings, f' --max_steps={2 * step}')}"
     )
     return "\n".join(parts)
 

@@ -319,8 +319,26 @@ def callable_by_method(model: nn.Module, method: str):
         vars(model).pop(method, None)
 
 
+def auto_micro_batch(settings, c, run: Runtime) -> int:
+    """The most sequences that a forward and backward pass should hold: within memory, and no more than helps speed.
+
+    c: the model's GPTConfig. The answer divides each rank's share of settings.batch_size, and is the same on all ranks.
+    """
+    # What a layer keeps for its backward pass: about ten vectors of n_embd and three of the MLP's width, per token.
+    kept = 10 * c.n_embd + 3 * c.n_hidden + 2 * c.n_kv_head * c.head_dim
+    if settings.activation_checkpointing == "full":
+        kept = c.n_embd + kept // c.n_layer  # its input, and all of the one that is being redone
+    free = torch.cuda.mem_get_info(run.device)[0] if run.device.type == "cuda" else 2 << 30
+    most = max(1, min(int(0.6 * free / (4 * c.n_layer * kept)), 65536) // settings.block_size)
+    share = max(1, settings.batch_size // run.world_size)
+    fitting = min(gather(max(m for m in range(1, share + 1) if share % m == 0 and m <= most)))
+    why = "all of a step" if fitting == share else "the most that memory and speed suggest"
+    run.reasons.append(f"micro_batch_size {fitting} ({why})")
+    return fitting
+
+
 @contextmanager
-def memory_levers(micro_batch_size: int):
+def memory_levers(settings):
     """Turn "out of memory" inside into a ValueError that says what would help."""
     try:
         yield
@@ -330,7 +348,7 @@ def memory_levers(micro_batch_size: int):
             raise
         reason = str(error).strip().splitlines()[0][:120]
         raise ValueError(
-            f"out of memory ({reason}): lower --micro_batch_size (now {micro_batch_size}) or "
+            f"out of memory ({reason}): lower --micro_batch_size (now {settings.micro_batch_size or 'automatic'}) or "
             "--block_size, or try --activation_checkpointing=full, --dtype=bfloat16, --parallel=fsdp on more devices"
         ) from None
 

@@ -9,7 +9,7 @@ from config import Settings
 
 PARSER = dict(prog="train.py", description="Train a GPT.", presets=True, default_preset="quickstart")
 if __name__ == "__main__":
-    config.parse(Settings, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    config.check(Settings, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
 
 import gc
 import json
@@ -30,9 +30,9 @@ import torch
 import checkpoint
 import huggingface
 import runtime
-from data import Dataset, TrainBatches, open_dataset
+from data import Dataset, TrainBatches, open_dataset, val_windows
 from evaluate import validation
-from metrics import MetricsLog, Mirrors, Progress, farewell, keep_samples, log_start
+from metrics import MetricsLog, Mirrors, Progress, farewell, keep_samples, log_start, resume_command
 from model import GPT, GPTConfig
 from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_schedule
 from sample import Sampling, generate
@@ -78,11 +78,12 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     start = runtime.on_main(lambda: held.enter_context(checkpoint.RunLock(out)) and find_start(s, say))
     resumed = start is not None and s.init_from in ("resume", "auto")
     state = read_position(start, s, dataset) if resumed else TrainState(wandb_run_id=os.urandom(4).hex())
+    held.enter_context(runtime.memory_levers(s))
 
     # Model, optimizer, order of samples
     runtime.seed_everything(s.seed)
     model = build_model(s, dataset, start)
-    s.micro_batch_size = s.micro_batch_size or auto_micro_batch(s, model.config, run)
+    s.micro_batch_size = s.micro_batch_size or runtime.auto_micro_batch(s, model.config, run)
     place = run.device, run.rank, run.world_size
     batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
     peak = runtime.peak_flops(run.device, run.dtype)
@@ -90,7 +91,6 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     flops_per_token = model.flops_per_token(s.block_size)
     compiled = run.decide_compile(s.compile, (s.max_steps - state.step) * tokens_per_step * flops_per_token)
     s.compile = str(compiled).lower()
-    held.enter_context(runtime.memory_levers(s.micro_batch_size))
     runtime.checkpoint_activations(model.transformer.h, s.activation_checkpointing)
     network = runtime.parallelize(model.train(), model.transformer.h, s.parallel, compiled, run)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -102,6 +102,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     runtime.seed_everything(s.seed + 1 + run.rank)  # dropout differs between ranks
     if resumed:
         restore(start, s, optimizers, scaler, run, say)
+        s.init_from = checkpoint.read_state(start)["settings"]["init_from"]  # how the run began
 
     say.print(run.describe())
     say.print(
@@ -111,7 +112,10 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     )
     log = mirrors = None
     if run.is_main:
-        (out / "settings.toml").write_text(config.to_toml(replace(s, overwrite=False)), encoding="utf-8")
+        if not resumed:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # with --overwrite, and only now that all else fits
+        if state.step < s.max_steps:
+            (out / "settings.toml").write_text(config.to_toml(replace(s, overwrite=False)), encoding="utf-8")
         log = held.enter_context(MetricsLog(out / "metrics.jsonl", state.step))
         mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
         held.callback(mirrors.close)
@@ -282,7 +286,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             say.print(farewell(s, state.evaluation, time.time() - STARTED))
         else:
             write_page(out, say)
-            say.print(f"stopped and saved at step {state.step}; --init_from=resume continues")
+            say.print(f"stopped and saved at step {state.step}; to continue: {resume_command(s)}")
     runtime.stop()
     return stop.exit_code
 
@@ -298,7 +302,9 @@ def find_dataset(s: Settings) -> Dataset:
                 raise ValueError(f"{s.dataset} could not be prepared: run python prepare/{script.name} to see why")
 
     runtime.on_main(prepare)
-    return open_dataset(s.dataset)
+    dataset = open_dataset(s.dataset)
+    next(val_windows(dataset.val, s.block_size, 1, 1)), dataset.tokenizer()  # evaluations need them: better missed now
+    return dataset
 
 
 def find_start(s: Settings, say: Progress) -> Path | None:
@@ -313,16 +319,19 @@ def find_start(s: Settings, say: Progress) -> Path | None:
             what = "no whole checkpoint" if faults else "no checkpoint"
             raise FileNotFoundError(f"init_from={s.init_from}, but {out} holds {what}: --init_from=scratch starts anew")
         return path
-    if checkpoint.list_checkpoints(out):
-        if not s.overwrite:
-            raise ValueError(
-                f"out_dir {out} already holds a run: --init_from=resume continues it, --overwrite=true starts over, "
-                "another --out_dir keeps both"
-            )
-        shutil.rmtree(out / "checkpoints")
-    if s.init_from.startswith("hf:"):
-        return huggingface.find(s.init_from)
-    return None if s.init_from == "scratch" else checkpoint.find_checkpoint(s.init_from)
+    if checkpoint.list_checkpoints(out) and not s.overwrite:
+        raise ValueError(
+            f"out_dir {out} already holds a run: --init_from=resume continues it, --overwrite=true starts over, "
+            "another --out_dir keeps both"
+        )
+    if s.init_from.startswith("hf:") or s.init_from == "scratch":
+        return huggingface.find(s.init_from) if s.init_from != "scratch" else None
+    start = checkpoint.find_checkpoint(s.init_from)
+    if out.resolve() in start.resolve().parents:
+        raise ValueError(
+            f"init_from {start} lies in out_dir {out}, which would be written over: choose another --out_dir"
+        )
+    return start
 
 
 def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
@@ -339,40 +348,28 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
             f"dataset {s.dataset} has tokenizer {dataset.tokenizer_name}, the checkpoint {start} "
             f"{state['tokenizer']['name']} (or another version of it): prepare the data with --tokenizer={start}"
         )
-    held = {name: state["model"][name] for name in names - {"dropout"}}
+    was = asdict(checkpoint.model_config(state, start))
+    held = {name: was[name] for name in names - {"dropout"}}
     asked = asdict(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
     differ = [f"{name} {held[name]} -> {asked[name]}" for name in sorted(held) if held[name] != asked[name]]
     if differ and s.init_from in ("resume", "auto"):
         raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(differ)}")
     for name, value in held.items():
         setattr(s, name, value)
-    model = GPT(GPTConfig(**{**state["model"], "dropout": s.dropout}))
+    model = GPT(GPTConfig(**{**was, "dropout": s.dropout}))
     model.load_state_dict(weights)
     return model
-
-
-def auto_micro_batch(s: Settings, c: GPTConfig, run: runtime.Runtime) -> int:
-    """The most sequences that a forward and backward pass should hold: within memory, and no more than helps speed."""
-    # What a layer keeps for its backward pass: about ten vectors of n_embd and three of the MLP's width, per token.
-    kept = 10 * c.n_embd + 3 * c.n_hidden + 2 * c.n_kv_head * c.head_dim
-    if s.activation_checkpointing == "full":
-        kept = c.n_embd + kept // c.n_layer  # its input, and all of the one that is being redone
-    free = torch.cuda.mem_get_info(run.device)[0] if run.device.type == "cuda" else 2 << 30
-    most = max(1, min(int(0.6 * free / (4 * c.n_layer * kept)), 65536) // s.block_size)
-    share = max(1, s.batch_size // run.world_size)
-    fitting = min(runtime.gather(max(m for m in range(1, share + 1) if share % m == 0 and m <= most)))
-    run.reasons.append(f"micro_batch_size {fitting} (automatic)")
-    return fitting
 
 
 def read_position(start: Path, s: Settings, dataset: Dataset) -> TrainState:
     """Where the run in a checkpoint was. Raises ValueError if dataset or seed are others, so that it has no meaning."""
     about = checkpoint.read_state(start)
+    of = about["dataset"]
     for name, was, now in (
-        ("dataset", about["dataset"]["fingerprint"], dataset.fingerprint),
+        ("dataset", f"{of['path']} ({of['fingerprint'][:12]})", f"{s.dataset} ({dataset.fingerprint[:12]})"),
         ("seed", about["settings"]["seed"], s.seed),
     ):
-        if was != now and not s.new_data:
+        if was != now and not s.new_data and (name == "seed" or of["fingerprint"] != dataset.fingerprint):
             raise ValueError(
                 f"cannot resume {s.out_dir}: {name} was {was}, is now {now}, so other samples would follow; put it "
                 "back, or accept a new order of samples with --new_data=true"

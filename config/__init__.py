@@ -107,10 +107,15 @@ class Settings:
             if name in positive.split() and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
             if isinstance(value, int | float) and not 0 <= value < 2**63:  # nan fails too
-                raise ValueError(f"{name} is {value}; it must be a finite number, not below 0")
-        for name in ("dropout", "decay_fraction", "min_lr_fraction", "beta1", "beta2", "muon_momentum"):
+                raise ValueError(f"{name} is {value}; it must be a number from 0 to 2^63")
+        for name in ("dropout", "beta1", "beta2", "muon_momentum"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        for name in ("decay_fraction", "min_lr_fraction"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if not self.out_dir.strip():
+            raise ValueError("out_dir is empty; name the folder that the run writes to")
 
 
 # The settings above and of other commands -> what users of nanoGPT, llm.c, Hugging Face and others call them.
@@ -190,7 +195,6 @@ ELSEWHERE = {
     "prepare/text.py": "input tokenizer val_fraction workers field",
     "sample.py": "prompt prompt_file prompts interactive max_new_tokens temperature top_k top_p min_p stream format "
     "repetition_penalty frequency_penalty presence_penalty stop stop_ids ignore_eot logprobs",
-    "evaluate.py": "tasks",
 }
 
 
@@ -450,12 +454,21 @@ def _end_for_closed_pipe():
     sys.exit(141)
 
 
+def check(cls, **parser):
+    """parse() for its errors and --help alone, before slow imports, in which Ctrl-C then just ends the process."""
+    parse(cls, **parser)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(main):
     """Call main() as this process's command and exit with what it returns (None = 0).
 
     ValueError and OSError are the user's to mend: one line on stderr and exit code 1; LATHE_TRACEBACK=1 shows where
     they came from. Ctrl-C exits with 130 and a closed pipe (`| head`) with 141, both silently.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main()
         sys.stdout.flush()
