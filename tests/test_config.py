@@ -270,7 +270,7 @@ def test_a_setting_without_default_is_asked_for(mistake):
         (["--learning_rate=nan"], "--learning_rate: learning_rate is nan"),
         (["--weight_decay=-1"], "weight_decay is -1.0"),
         (["--max_steps=1e30"], "max_steps is 1"),
-        (["--dropout=1.5"], "dropout is 1.5; it must lie between 0 and 1"),
+        (["--dropout=1.5"], "dropout is 1.5; it must be at least 0 and below 1"),
     ],
 )
 def test_a_wrong_value_names_setting_value_and_what_is_expected(mistake, argv, said):
