@@ -79,7 +79,7 @@ def test_out_of_memory_becomes_advice_and_other_errors_stay():
         runtime.memory_levers(SimpleNamespace(micro_batch_size=4)),
     ):
         torch.empty(1 << 50)
-    with pytest.raises(RuntimeError, match="shapes"), runtime.memory_levers(SimpleNamespace(micro_batch_size=4)):
+    with pytest.raises(RuntimeError, match="shapes"), runtime.memory_levers(settings):
         nn.Linear(3, 3)(torch.ones(4))
 
 
