@@ -74,10 +74,8 @@ def test_copies_for_saving_are_copies():
 
 
 def test_out_of_memory_becomes_advice_and_other_errors_stay():
-    with (
-        pytest.raises(ValueError, match="micro_batch_size .now 4."),
-        runtime.memory_levers(SimpleNamespace(micro_batch_size=4)),
-    ):
+    settings = SimpleNamespace(micro_batch_size=4)
+    with pytest.raises(ValueError, match="micro_batch_size .now 4."), runtime.memory_levers(settings):
         torch.empty(1 << 50)
     with pytest.raises(RuntimeError, match="shapes"), runtime.memory_levers(settings):
         nn.Linear(3, 3)(torch.ones(4))
