@@ -434,9 +434,13 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_all_workers_and_says_how_to_go_on(corpus, tmp_path):
-    command = [sys.executable, str(ROOT / "prepare" / "text.py"), f"--input={corpus}", f"--out={tmp_path}/out"]
-    process = subprocess.Popen([*command, "--tokenizer=bpe:300", "--workers=2"], stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_stops_all_workers_and_says_how_to_go_on(tmp_path):
+    large = write_jsonl(
+        tmp_path / "large.jsonl", SENTENCES * (40_000_000 // len("".join(SENTENCES)))
+    )  # seconds of work
+    command = [sys.executable, str(ROOT / "prepare" / "text.py"), f"--input={large}", f"--out={tmp_path}/out"]
+    command += ["--tokenizer=bpe:300", "--bpe_sample=1", "--workers=2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out" / "progress.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.02)
