@@ -441,7 +441,8 @@ def test_ctrl_c_stops_all_workers_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, str(ROOT / "prepare" / "text.py"), f"--input={large}", f"--out={tmp_path}/out"]
     command += ["--tokenizer=bpe:300", "--bpe_sample=1", "--workers=2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / "progress.jsonl").exists():
+    journal = tmp_path / "out" / "progress.jsonl"
+    while not journal.exists() or journal.read_text().count("\n") < 2:  # until a unit is done
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
