@@ -402,8 +402,8 @@ def best_val_loss(out_dir: str | Path) -> float:
         return math.inf
 
 
-def find_checkpoint(folder: str | Path, prefer: str = "best") -> Path:
-    """The checkpoint meant by a run's folder (its best, or with prefer="newest" its newest) or by a checkpoint's own.
+def find_checkpoint(folder: str | Path) -> Path:
+    """The checkpoint meant by a run's folder (its best) or by a checkpoint's own.
 
     For its weights: optimizer state is not looked at. A damaged best is replaced by the newest whole one. Raises
     FileNotFoundError or ValueError, saying what was found.
@@ -418,7 +418,7 @@ def find_checkpoint(folder: str | Path, prefer: str = "best") -> Path:
         )
     if not list_checkpoints(folder):
         raise FileNotFoundError(f"{folder} holds no checkpoints (expected {folder}/checkpoints/step-N)")
-    best = best_checkpoint(folder) if prefer == "best" else None
+    best = best_checkpoint(folder)
     if best is not None:
         try:
             verify(best, optimizer=False)

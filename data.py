@@ -222,10 +222,12 @@ class Dataset:
         for stream in (self.train, self.val):
             stream.vocab_size, stream.path = self.vocab_size, path
         self.tokenizer_name, self.tokenizer_fingerprint = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
-        self._tokenizer_from = tokenizer_from
+        self._tokenizer_from, self._tokenizer = tokenizer_from, None
 
     def tokenizer(self):
-        return load_tokenizer(self._tokenizer_from)
+        if self._tokenizer is None:  # loaded once: every evaluation and every save asks for it
+            self._tokenizer = load_tokenizer(self._tokenizer_from)
+        return self._tokenizer
 
     def token_byte_lengths(self) -> np.ndarray:
         """(vocab_size,) int64: bytes of text that each id stands for. Summed over targets: the bytes they predict."""

@@ -102,7 +102,6 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     runtime.seed_everything(s.seed + 1 + run.rank)  # dropout differs between ranks
     if resumed:
         restore(start, s, optimizers, scaler, run, say)
-        s.init_from = checkpoint.read_state(start)["settings"]["init_from"]  # how the run began
 
     say.print(run.describe())
     say.print(
@@ -303,7 +302,8 @@ def find_dataset(s: Settings) -> Dataset:
 
     runtime.on_main(prepare)
     dataset = open_dataset(s.dataset)
-    next(val_windows(dataset.val, s.block_size, 1, 1)), dataset.tokenizer()  # evaluations need them: better missed now
+    dataset.tokenizer()  # what evaluations need is better missed now than then
+    next(val_windows(dataset.val, s.block_size, 1, 1))
     return dataset
 
 
@@ -380,7 +380,7 @@ def read_position(start: Path, s: Settings, dataset: Dataset) -> TrainState:
 
 
 def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, say: Progress):
-    """Bring optimizer, loss scale and random state back, and print which settings changed."""
+    """Bring optimizer, loss scale, random state and how the run began back, and print which settings changed."""
     saved, was = checkpoint.load_optimizer(start), checkpoint.read_state(start)["settings"]
     load_optimizer_state(optimizers, saved["optimizer"])
     if saved["scaler"]:
@@ -392,6 +392,7 @@ def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, 
         runtime.set_random_state(saved["random"][run.rank], run.device)
     else:
         changed.append(f"processes {len(saved['random'])} -> {run.world_size} (dropout by new random numbers)")
+    s.init_from = was["init_from"]
     say.print(f"resuming from {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 

@@ -39,17 +39,7 @@ configs = st.builds(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(1337)
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def with_gradients(*shapes: tuple[int, int]) -> list[torch.Tensor]:
