@@ -43,7 +43,58 @@ def is_sharded(p: Tensor) -> bool:
     return hasattr(p, "to_local")
 
 
-class Muon(torch.optim.Optimizer):
+class Optimizer:
+    """Parameters in groups, each a dict of `params` and how they are updated, and a dict of tensors for each parameter.
+
+    The part of torch.optim.Optimizer that training needs (a GradScaler takes it too). That class imports torch's
+    compiler at its first use, a whole second, which in a run of seconds is much (bench/LOG.md).
+    """
+
+    def __init__(self, groups: Iterable[dict], **defaults):
+        self.param_groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
+        self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+
+    def zero_grad(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101), in torch's fused kernel.
+
+    Raises nothing of its own; moments are of the parameters' dtype, and sharded as they are.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):  # fmt: skip
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    step = torch.zeros((), dtype=torch.float32, device=p.device)
+                    self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            if not params:
+                continue
+            states = [self.state[p] for p in params]
+            steps = [state["step"] for state in states]
+            columns = params, [p.grad for p in params], *([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq"))
+            columns = [[t.to_local() if is_sharded(t) else t for t in column] for column in columns]
+            torch._foreach_add_(steps, 1.0)
+            beta1, beta2 = group["betas"]
+            torch._fused_adamw_(
+                *columns, [], steps, lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
+                eps=group["eps"], amsgrad=False, maximize=False,
+            )  # fmt: skip
+
+
+class Muon(Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024; Bernstein & Newhouse, arXiv 2409.20325), for 2-D parameters.
 
     A step moves W (m, n) by lr sqrt(max(1, m/n)) times an orthogonal matrix, so that one rate fits every width. Weight
@@ -65,7 +116,7 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             if p.dim() != 2:
                 raise ValueError(f"Muon updates matrices, not a parameter of shape {tuple(p.shape)}")
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__([dict(params=params)], lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.rows, self.coefficients, self.cautious, self.dtype = rows or {}, coefficients, cautious, dtype
 
     @torch.no_grad()
@@ -168,7 +219,7 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     named_params: Iterable[tuple[str, Tensor]], optimizer: str, learning_rate: float, muon_learning_rate: float,
     weight_decay: float, betas: tuple[float, float], muon_momentum: float, fused_rows: dict[str, tuple[int, ...]],
-) -> list[torch.optim.Optimizer]:  # fmt: skip
+) -> list[Optimizer]:  # fmt: skip
     """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names`, `base_lr` and Muon's `base_momentum`.
 
     fused_rows: see GPT.fused_rows. Raises ValueError for an unknown optimizer.
@@ -186,7 +237,7 @@ def build_optimizers(
         )
         if part
     ]
-    built: list[torch.optim.Optimizer] = []
+    built: list[Optimizer] = []
     if hidden:
         rows = {i: fused_rows[n] for i, (n, _) in enumerate(hidden) if n in fused_rows}
         muon = Muon([p for _, p in hidden], muon_learning_rate, muon_momentum, weight_decay, rows)
@@ -197,13 +248,13 @@ def build_optimizers(
     if groups:
         # The small eps lets rows that are rarely seen (rare tokens) move as far as the others.
         eps = 1e-8 if optimizer == "adamw" else 1e-10
-        built.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True))
+        built.append(AdamW(groups, learning_rate, betas, eps))
     grouped = [p for o in built for g in o.param_groups for p in g["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(named), "a parameter is in no group, or in two"
     return built
 
 
-def set_schedule(optimizers: list[torch.optim.Optimizer], factor: float, step: int, max_steps: int):
+def set_schedule(optimizers: list[Optimizer], factor: float, step: int, max_steps: int):
     """Give every group its rate for this step: base_lr * factor. Muon's momentum warms up from 0.85 over 300 steps or a
     tenth of the run, since its early average is of directions soon left behind (modded-nanogpt's records)."""
     warm = min(1.0, step / max(1.0, min(300, max_steps / 10)))
@@ -237,7 +288,7 @@ def lr_factor(
     raise ValueError(f"lr_schedule is {schedule!r}: choose wsd, cosine or constant")
 
 
-def optimizer_state(optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
+def optimizer_state(optimizers: list[Optimizer]) -> dict[str, dict[str, Tensor]]:
     """{parameter name: its tensors}: what must survive a restart, whatever the grouping."""
     return {
         name: optimizer.state[p]
@@ -248,7 +299,7 @@ def optimizer_state(optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[s
     }
 
 
-def load_optimizer_state(optimizers: list[torch.optim.Optimizer], state: dict[str, dict[str, Tensor]]):
+def load_optimizer_state(optimizers: list[Optimizer], state: dict[str, dict[str, Tensor]]):
     """Inverse of optimizer_state. Tensors go to their parameter's device.
 
     The empty state of a run before its first update is accepted. Raises ValueError, naming a parameter, if the state is

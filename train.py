@@ -245,7 +245,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             )
             progress.print(f"step {state.step + 1} skipped: gradient norm {norm:.4g}, {what}; weights are as before")
         for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         state.step += 1
         state.samples += s.batch_size
         row_tokens += tokens_per_step

@@ -11,7 +11,9 @@ from model import CHOICES, GPT, GPT2, GPTConfig
 from optimizer import (
     CLASSIC,
     POLAR_EXPRESS,
+    AdamW,
     Muon,
+    Optimizer,
     build_optimizers,
     load_optimizer_state,
     lr_factor,
@@ -56,7 +58,7 @@ def copies(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
     return twins
 
 
-def built(model: GPT, kind: str = "muon", **changes) -> list[torch.optim.Optimizer]:
+def built(model: GPT, kind: str = "muon", **changes) -> list[Optimizer]:
     rest = dict(learning_rate=3e-3, muon_learning_rate=0.02, weight_decay=0.1, betas=(0.9, 0.95), muon_momentum=0.95)
     return build_optimizers(model.named_parameters(), kind, **{**rest, **changes}, fused_rows=model.fused_rows())
 
@@ -108,6 +110,48 @@ def test_orthogonalisation_knows_neither_side_nor_size_nor_sign(m, n, scale, coe
     torch.testing.assert_close(orthogonalize(x.mT, coefficients).mT, y, rtol=0, atol=1e-3)
     torch.testing.assert_close(orthogonalize(x * scale, coefficients), y, rtol=0, atol=1e-3)
     torch.testing.assert_close(orthogonalize(-x, coefficients), -y, rtol=0, atol=1e-5)
+
+
+# ---- AdamW ----
+
+
+def test_adamw_equals_torchs_also_without_some_gradients():
+    ours = [p.requires_grad_() for p in (torch.randn(24, 16), torch.randn(16), torch.randn(8, 3))]
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    a, b = (
+        kind([dict(params=p[:1], weight_decay=0.1), dict(params=p[1:], weight_decay=0.0)], lr=3e-3, betas=(0.8, 0.95))
+        for kind, p in ((AdamW, ours), (torch.optim.AdamW, theirs))
+    )
+    for step in range(6):
+        for p, twin in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            twin.grad = p.grad.clone()
+        if step == 3:
+            ours[2].grad = theirs[2].grad = None
+        a.step()
+        b.step()
+    for p, twin in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, twin, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(a.state[p]["exp_avg_sq"], b.state[twin]["exp_avg_sq"])
+    a.zero_grad()
+    assert all(p.grad is None for p in ours)
+
+
+def test_a_gradient_scaler_drives_our_optimizers():
+    (p,), scaler = with_gradients((8, 8)), torch.amp.GradScaler("cpu", init_scale=16.0)
+    start, unscaled, optimizer = p.detach().clone(), p.grad.clone(), AdamW([dict(params=[p])])
+    p.grad = p.grad * scaler.scale(torch.ones(()))
+    scaler.unscale_(optimizer)
+    torch.testing.assert_close(p.grad, unscaled)
+    scaler.step(optimizer)
+    scaler.update()
+    stepped = p.detach().clone()
+    assert not torch.equal(stepped, start)
+    p.grad[0, 0] = math.inf
+    scaler.scale(torch.ones(()))
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert torch.equal(p, stepped)  # a gradient that is not finite is left out
 
 
 # ---- Muon ----
@@ -293,7 +337,7 @@ def test_an_unknown_optimizer_is_refused_with_the_known_ones():
 # ---- saved states ----
 
 
-def train(model: GPT, optimizers: list[torch.optim.Optimizer], steps: range):
+def train(model: GPT, optimizers: list[Optimizer], steps: range):
     for step in steps:
         idx = torch.randint(61, (4, 17), generator=torch.Generator().manual_seed(step))
         set_schedule(optimizers, lr_factor(step, 8, "wsd", 2, 0.5, 0.1), step, 8)
