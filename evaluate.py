@@ -1,12 +1,13 @@
-"""How good a model is: loss, perplexity and bits per byte on a prepared dataset.
+"""How good a model is: loss, perplexity and bits per byte on a prepared dataset, scores in tasks.
 
     python evaluate.py --out_dir=RUN [--dataset=FOLDER]
+    python evaluate.py --model=hf:gpt2 --tasks hellaswag lambada
 
 One JSON object goes to stdout. Bits per byte compare across tokenizers: the nats of all predicted text over ln 2 and
 over the bytes of that text; end-of-text tokens count in neither sum.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import config
@@ -18,7 +19,9 @@ class Options:
 
     out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
     model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
-    dataset: str = ""  # prepared dataset whose validation split is read; empty = the run's own
+    dataset: str = ""  # prepared dataset whose validation split is read; empty = the run's own, or none with tasks
+    tasks: list[str] = field(default_factory=list)  # NAME (fetched) or NAME:FILE.jsonl, such as hellaswag:val.jsonl
+    limit: int = 0  # items of each task, from its beginning; 0 = all
     eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
     block_size: int = 0  # context of each window; 0 = the model's
     micro_batch_size: int = 8  # windows per forward pass, at least; no figure depends on it
@@ -26,31 +29,32 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the forward pass, or int8 weights
 
     def __post_init__(self):
-        for name, least in (("eval_tokens", 0), ("block_size", 0), ("micro_batch_size", 1)):
+        for name, least in (("limit", 0), ("eval_tokens", 0), ("block_size", 0), ("micro_batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
         if self.model and not self.model.startswith("hf:"):
             raise ValueError(f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for a run")
 
 
-PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset.")
+PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset, or in tasks.")
 if __name__ == "__main__":
     config.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 import checkpoint
-import huggingface
 import runtime
 from data import Dataset, count_val_windows, open_dataset, val_windows
 from metrics import with_bar
 from model import GPT, IGNORE
 from quantize import prepare_weights
+from sample import open_model
+from tasks import open_tasks
 
 TOKENS_AT_ONCE = 8192  # at least, where there are so many: without gradients smaller batches are only slower
 
@@ -93,34 +97,36 @@ def validation(
 
 def main(argv: list[str] | None = None) -> int:
     options = config.parse(Options, argv, **PARSER)
-    if options.model:
-        if not options.dataset:
-            raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
-        path, (model, tokenizer) = options.model, huggingface.load(options.model)
-        about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
-        state = {"model": asdict(model.config), "tokenizer": about, "step": None}
-    else:
-        path = checkpoint.find_checkpoint(options.out_dir)
-        state, model = checkpoint.read_state(path), checkpoint.load_model(path)
-    dataset = open_dataset(options.dataset or state["settings"]["dataset"])
-    if dataset.tokenizer_fingerprint != state["tokenizer"]["fingerprint"]:
+    if options.model and not (options.dataset or options.tasks):
+        raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
+    opened = open_model(options)
+    state = {} if options.model else checkpoint.read_state(Path(opened.name))
+    dataset, tokenizer = options.dataset or ("" if options.tasks else state["settings"]["dataset"]), opened.tokenizer
+    if dataset and (dataset := open_dataset(dataset)).tokenizer_fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"dataset {dataset.path} was prepared with tokenizer {dataset.tokenizer_name} "
-            f"({dataset.tokenizer_fingerprint[:12]}), the model speaks {state['tokenizer']['name']} "
-            f"({state['tokenizer']['fingerprint'][:12]}): prepare it with --tokenizer={path}"
+            f"({dataset.tokenizer_fingerprint[:12]}), the model speaks {tokenizer.name} "
+            f"({tokenizer.fingerprint[:12]}): prepare it with --tokenizer={opened.name}"
         )
-    context = state["model"]["block_size"]
+    model = opened.load().float()
+    context = model.config.block_size
     if options.block_size > context:
         raise ValueError(f"block_size is {options.block_size}: the model's context is {context}")
     run = runtime.start(options.device, "float32" if options.dtype == "int8" else options.dtype)
+    tasks = open_tasks(options.tasks, tokenizer, opened.begin, context, options.limit)
     model.to(run.device)
     if options.dtype == "int8":
         model = prepare_weights(model, "int8")
-    found = validation(model, dataset, run, options.micro_batch_size, options.eval_tokens, options.block_size)
-    figures = {"loss": found["loss"], "perplexity": math.exp(found["loss"]), "bits_per_byte": found["bits_per_byte"]}
-    about = {"checkpoint": str(path), "step": state["step"], "dataset": dataset.path, "split": "val"}
+    found = {"checkpoint": opened.name, "step": state.get("step")}
+    if dataset:
+        val = validation(model, dataset, run, options.micro_batch_size, options.eval_tokens, options.block_size)
+        found |= {"dataset": dataset.path, "split": "val", "loss": val["loss"], "perplexity": math.exp(val["loss"])}
+        found |= {"bits_per_byte": val["bits_per_byte"], "tokens": val["tokens"]}
+        found["block_size"] = options.block_size or context
+    if tasks:
+        found["tasks"] = {name: task.measure(model, run, opened.ends) for name, task in tasks.items()}
     if run.is_main:
-        print(json.dumps({**about, **figures, "tokens": found["tokens"], "block_size": options.block_size or context}))
+        print(json.dumps(found))
     runtime.stop()
     return 0
 

@@ -13,8 +13,9 @@ FLOORS = [
     {"model", "optimizer", "tokenizer", "runtime", "metrics", "config"},
     {"data", "checkpoint", "quantize"},
     {"huggingface"},
-    {"sample", "evaluate", "prepare"},
-    {"visualize"},
+    {"sample", "prepare"},
+    {"tasks"},
+    {"evaluate", "visualize"},
     {"train"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

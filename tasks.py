@@ -1,0 +1,396 @@
+"""Test sets with right answers: multiple choice, the last word, and exact match.
+
+A task is named NAME, which fetches the published test set through `datasets`, or NAME:FILE for JSON lines with the
+fields of that test set. Prompts and figures are those of lm-evaluation-harness without examples in the prompt (0-shot),
+so scores compare with published ones; hellaswag_nanogpt is the way of build-nanogpt's script.
+"""
+
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import runtime
+from metrics import with_bar
+from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
+from sample import Sample, Sampling, TextStream, generate
+from tokenizer import Tokenizer
+
+TOKENS_AT_ONCE = 8192  # in one forward pass, padding included, and in the cache of one batch of answers
+MORE_TOKENS = 8  # an answer may be longer than the right one by this: spaces, other tokens for the same text, the end
+
+
+@dataclass
+class Item:
+    """One question: `choices` are the texts that may follow `context`; one for the last word and exact match."""
+
+    context: str
+    choices: list[str]
+    answer: int = 0
+    stop: str = ""  # exact match: text that ends an answer, beside end-of-text
+    where: str = ""  # file and line
+
+
+# Formats
+
+
+def clean(text: str) -> str:
+    """HellaSwag without the marks of the pages that its sentences came from."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def hellaswag(row: dict) -> Item:
+    context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+    return Item(context, [clean(ending) for ending in row["endings"]], int(row["label"]))
+
+
+def arc(row: dict) -> Item:
+    question, choices, key = row["question"], row.get("choices"), row["answerKey"]
+    if isinstance(question, dict):  # AI2's own files; `datasets` has columns
+        question, choices = question["stem"], {k: [c[k] for c in question["choices"]] for k in ("label", "text")}
+    choices = row["choices"] if choices is None else choices
+    if key not in choices["label"]:
+        raise ValueError(f"answerKey is {key!r}, the choices are {', '.join(choices['label'])}")
+    return Item(f"Question: {question}\nAnswer:", list(choices["text"]), choices["label"].index(key))
+
+
+def mmlu(row: dict) -> Item:
+    about = f"The following are multiple choice questions (with answers) about {row['subject'].replace('_', ' ')}."
+    letters = "ABCD"[: len(row["choices"])]
+    lines = [f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"], strict=True)]
+    context = "\n".join([about, "", row["question"].strip(), *lines, "Answer:"])
+    return Item(context, list(letters), int(row["answer"]))
+
+
+def last_word(row: dict) -> Item:
+    context, _, word = row["text"].rpartition(" ")
+    return Item(context, [word])
+
+
+class Format(NamedTuple):
+    """How a row becomes an item, where the test set is (path, configuration and split in `datasets`), what its figures
+    are. norm: acc_norm divides a choice's log-probability by its "characters" or "tokens"."""
+
+    read: Callable[[dict], Item]
+    source: tuple[str, str | None, str] | None
+    about: str
+    norm: str = ""
+
+
+HARNESS = "lm-evaluation-harness, 0-shot"
+PER_CHARACTER = f"{HARNESS}; acc_norm per character"
+FORMATS = {
+    "hellaswag": Format(hellaswag, ("Rowan/hellaswag", None, "validation"), PER_CHARACTER, "characters"),
+    "hellaswag_nanogpt": Format(
+        lambda row: Item(row["ctx"], list(row["endings"]), int(row["label"])), ("Rowan/hellaswag", None, "validation"),
+        "build-nanogpt; acc by the sum, acc_norm by the mean over tokens", "tokens",
+    ),
+    "arc_easy": Format(arc, ("allenai/ai2_arc", "ARC-Easy", "test"), PER_CHARACTER, "characters"),
+    "arc_challenge": Format(arc, ("allenai/ai2_arc", "ARC-Challenge", "test"), PER_CHARACTER, "characters"),
+    "piqa": Format(
+        lambda row: Item(f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], int(row["label"])),
+        ("baber/piqa", None, "validation"), PER_CHARACTER, "characters",
+    ),
+    "mmlu": Format(mmlu, ("cais/mmlu", "all", "test"), f"{HARNESS}; the choices are letters"),
+    "lambada": Format(
+        last_word, ("EleutherAI/lambada_openai", "default", "test"),
+        f"{HARNESS}; every token of the last word the likeliest; perplexity per word",
+    ),
+    "exact_match": Format(
+        lambda row: Item(row["prompt"], [row["completion"]], stop=row.get("stop", "")), None,
+        "the likeliest text up to its end, equal but for spaces around it",
+    ),
+}  # fmt: skip
+
+
+def read_items(spec: str, limit: int = 0) -> list[Item]:
+    """The items of a task NAME or NAME:FILE, the first `limit` of them (0 = all). Raises ValueError or OSError for an
+    unknown name and, with file and line, for a row without the fields or an answer that is none of the choices."""
+    name, _, file = spec.partition(":")
+    if name not in FORMATS:
+        raise ValueError(f"tasks: {name!r} is none of {', '.join(FORMATS)}; a file of your own is NAME:FILE")
+    rows, items = read_lines(name, Path(file)) if file else fetch_rows(name), []
+    for where, row in rows[: limit or None]:
+        try:
+            item = FORMATS[name].read(row)
+            texts = [item.context, item.stop, *item.choices]
+        except KeyError as error:
+            found = ", ".join(row) or "none"
+            raise ValueError(f"{where}: no field {error}, which {name} needs; the fields there are {found}") from None
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{where} is no row of {name}: {error}") from None
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{where} is no row of {name}: what should be text is not")
+        if not 0 <= item.answer < len(item.choices):
+            raise ValueError(f"{where}: the answer is {item.answer}, the choices are 0 to {len(item.choices) - 1}")
+        if not all(choice.strip() for choice in item.choices):
+            raise ValueError(f"{where}: an answer to choose or to give is empty")
+        item.where = where
+        items.append(item)
+    if not items:
+        raise ValueError(f"tasks: {spec} has no items")
+    return items
+
+
+def read_lines(name: str, path: Path) -> list[tuple[str, dict]]:
+    """[(where, row)] of a JSONL file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"tasks: {name}:{path}: there is no such file")
+    rows = []
+    for n, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {n} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {n} is not a JSON object")
+        rows.append((f"{path}, line {n}", row))
+    return rows
+
+
+def fetch_rows(name: str) -> list[tuple[str, dict]]:
+    """[(where, row)] of a published test set."""
+    if FORMATS[name].source is None:
+        raise ValueError(f"tasks: {name} has no test set of its own: give a file, {name}:FILE")
+    path, configuration, split = FORMATS[name].source
+    try:
+        from datasets import load_dataset
+
+        rows = load_dataset(path, configuration, split=split)
+    except Exception as error:  # no package, no network, no such split: `datasets` raises what it likes
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"tasks: {name} cannot be fetched ({reason}): where there is a network, save the {split} split of {path}"
+            f"{f' ({configuration})' if configuration else ''} as JSON lines (`datasets`: to_json), and give it as "
+            f"{name}:FILE"
+        ) from None
+    return [(f"{path}, {split} row {n}", row) for n, row in enumerate(rows)]
+
+
+# Scores of given texts
+
+
+class BehindContexts:
+    """What a forward pass over continuations sees of their contexts: row r goes on behind context source[r], whose
+    keys and values `filled` holds, `lengths` tokens of each. Contexts are read once, whatever follows them."""
+
+    def __init__(self, filled: KVCache, lengths: list[int], source: list[int], block_size: int):
+        self.filled, self.block_size, device = filled, block_size, filled.k.device
+        self.source = torch.tensor(source, device=device)
+        self.begins = torch.tensor(lengths, device=device)[self.source]  # (R,)
+
+    def advance(self, T: int) -> torch.Tensor:
+        steps, P = torch.arange(T, device=self.begins.device), self.filled.k.shape[3]
+        before = torch.arange(P, device=self.begins.device) < self.begins[:, None, None]  # (R, 1, P)
+        among = steps <= steps[:, None]  # (T, T)
+        rows = len(self.begins)
+        self.mask = torch.cat((before.expand(rows, T, P), among.expand(rows, T, T)), dim=2).unsqueeze(1)
+        return (self.begins[:, None] + steps).clamp(max=self.block_size - 1)  # only padding is ever beyond
+
+    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        held = (x[layer][self.source].to(k.dtype) for x in (self.filled.k, self.filled.v))
+        return tuple(torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
+
+
+@torch.no_grad()
+def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    """(log-probability, whether every token is the likeliest one) of each continuation behind its context.
+
+    pairs: (context, continuation) ids, at least one each, together at most block_size + 1.
+    """
+    c, device = model.config, model.transformer.wte.weight.device
+    kind = device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.transformer.wte.weight.dtype
+    contexts = {context: i for i, context in enumerate(dict.fromkeys(tuple(context) for context, _ in pairs))}
+    lengths = [len(context) - 1 for context in contexts]  # the last token is read with what follows it
+
+    def padded(rows, fill=0):
+        length = max(map(len, rows))
+        return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], device=device)
+
+    filled = KVCache(c, len(contexts), max(lengths), device, dtype)
+    if max(lengths):
+        model.features(padded([context[:-1] for context in contexts]), filled)
+    behind = BehindContexts(filled, lengths, [contexts[tuple(context)] for context, _ in pairs], c.block_size)
+    x = model.features(padded([(context[-1], *ids[:-1]) for context, ids in pairs]), behind)
+    targets = padded([ids for _, ids in pairs], IGNORE)
+    scored = targets != IGNORE
+    nats, likeliest = torch.zeros(targets.shape, device=device), torch.ones_like(scored)
+    rows = max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
+    found = []
+    for features, target in zip(x[scored].split(rows), targets[scored].split(rows), strict=True):
+        logits = model.logits(features)
+        own = logits.gather(1, target[:, None]).squeeze(1)
+        found.append((own - logits.logsumexp(dim=-1), logits.argmax(dim=-1) == target))
+    nats[scored], likeliest[scored] = (torch.cat(part) for part in zip(*found, strict=True))
+    return list(zip(nats.double().sum(dim=1).tolist(), likeliest.all(dim=1).tolist(), strict=True))
+
+
+def batches_of_pairs(pairs: list[tuple[list[int], list[int]]]) -> list[list[int]]:
+    """Numbers of the pairs in batches, longest first; those with one context stay together."""
+    groups = {}
+    for i, (context, _) in enumerate(pairs):
+        groups.setdefault(tuple(context), []).append(i)
+    longest = {context: max(len(pairs[i][1]) for i in group) for context, group in groups.items()}
+    batches, contexts, most = [], 0, 0
+    for context in sorted(groups, key=lambda context: (-len(context), -longest[context])):
+        group, most, contexts = groups[context], max(most, longest[context]), contexts + 1
+        rows = len(group) + (len(batches[-1]) if batches else 0)
+        if not batches or contexts * len(pairs[batches[-1][0]][0]) + rows * most > TOKENS_AT_ONCE:
+            batches.append([])
+            contexts, most = 1, longest[context]
+        batches[-1] += group
+    return batches
+
+
+# Answers
+
+
+@torch.no_grad()
+def answers(
+    model: GPT, tokenizer: Tokenizer, prompts: list[list[int]], limits: list[int], stops: list[str], ends: tuple
+) -> list[str]:
+    """The likeliest text behind each prompt, up to its end (one of `ends`, or its stop text) or its limit of tokens."""
+    samples = [Sample(TextStream(tokenizer, [stop] if stop else [])) for stop in stops]
+    ended = set()
+    steps = generate(model, prompts, 1, max(limits), Sampling(temperature=0), ends, len(prompts), ended)
+    for token in (token for tokens in steps for token in tokens):
+        sample = samples[token.row]
+        if not sample.finish_reason:
+            sample.add(token, ends)
+            if len(sample.ids) == limits[token.row] and not sample.finish_reason:
+                sample.finish("length")
+            if sample.finish_reason:
+                ended.add(token.row)
+    return [sample.text for sample in samples]
+
+
+# Tasks
+
+
+class Task:
+    """A test set, encoded once: measure() may be called many times.
+
+    Items longer than the context lose their beginning; `cut` counts them. begin: ids before a prompt to be answered;
+    texts to choose among stand alone, as in the harness. Raises ValueError for text that has no ids.
+    """
+
+    def __init__(self, spec: str, tokenizer: Tokenizer, begin: list[int], block_size: int, limit: int = 0):
+        self.name, self.tokenizer, self.begin = spec.partition(":")[0], tokenizer, begin
+        self.items = runtime.on_main(lambda: read_items(spec, limit))
+        self.exact = self.name == "exact_match"
+        self.pairs, self.of_item, self.cut = [], [], 0  # (context, continuation) ids; numbers of each item's pairs
+        for item in self.items:
+            try:
+                pairs = self.encode(item)
+            except ValueError as error:
+                raise ValueError(f"{item.where}: {error}") from None
+            room = [max(1, block_size + (not self.exact) - len(ids)) for _, ids in pairs]
+            self.cut += any(len(context) > n for (context, _), n in zip(pairs, room, strict=True))
+            self.of_item.append(range(len(self.pairs), len(self.pairs) + len(pairs)))
+            self.pairs += [(context[-n:], ids[-block_size:]) for (context, ids), n in zip(pairs, room, strict=True)]
+
+    def encode(self, item: Item) -> list[tuple[list[int], list[int]]]:
+        """(context, continuation) ids of each choice."""
+        encode, nothing = self.tokenizer.encode, [self.tokenizer.eot_id]
+        if self.exact:
+            return [([*self.begin, *encode(item.context)] or nothing, encode(item.choices[0]))]
+        text = item.context.rstrip()  # spaces at its end belong to what follows: BPE joins them with it
+        context = encode(text)
+        wholes = [encode(f"{item.context} {choice}") for choice in item.choices]
+        return [(context or nothing, whole[len(context) :]) for whole in wholes]
+
+    def batches(self) -> list[list[int]]:
+        """Numbers of pairs that are worked on together."""
+        if not self.exact:
+            return batches_of_pairs(self.pairs)
+        order = sorted(range(len(self.pairs)), key=lambda i: -len(self.pairs[i][0]))
+        longest = len(self.pairs[order[0]][0]) + max(len(ids) for _, ids in self.pairs) + MORE_TOKENS
+        rows = max(1, min(256, TOKENS_AT_ONCE // longest))
+        return [order[i : i + rows] for i in range(0, len(order), rows)]
+
+    def work(self, model: GPT, batch: list[int], ends: tuple[int, ...]) -> list:
+        pairs = [self.pairs[i] for i in batch]
+        if not self.exact:
+            return score(model, pairs)
+        limits = [len(ids) + MORE_TOKENS for _, ids in pairs]
+        stops = [self.items[i].stop for i in batch]
+        return answers(model, self.tokenizer, [prompt for prompt, _ in pairs], limits, stops, ends)
+
+    def measure(
+        self, model: GPT, run: runtime.Runtime, ends: tuple[int, ...] = (), sharded: bool = False,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> dict | None:  # fmt: skip
+        """{"format", "items", "cut", "acc", "acc_stderr", ...}; None if interrupted() became true on any rank.
+
+        The ranks share the batches, or do all of them together where each holds a shard of the weights. ends: ids that
+        end an answer.
+        """
+        began, was_training = time.perf_counter(), model.training
+        model.eval()
+        batches, found = self.batches(), {}
+        mine = batches if sharded else batches[run.rank :: run.world_size]
+        turns = len(batches) if sharded else math.ceil(len(batches) / run.world_size)  # as many on every rank
+        with run.autocast(), runtime.callable_by_method(model, "features"):
+            for i in with_bar(range(turns), self.name, turns, run.is_main):
+                if stopped := interrupted():
+                    break
+                for batch in mine[i : i + 1]:
+                    found |= zip(batch, self.work(model, batch, ends), strict=True)
+        model.train(was_training)
+        if stopped:
+            return None
+        found = {i: value for part in runtime.gather(found) for i, value in part.items()}
+        figures = self.answered(found) if self.exact else self.scored(found)
+        about = {"format": FORMATS[self.name].about, "items": len(self.items), "cut": self.cut}
+        return {**about, **figures, "items_per_second": round(len(self.items) / (time.perf_counter() - began), 2)}
+
+    def answered(self, texts: dict[int, str]) -> dict:
+        right = [texts[i].strip() == item.choices[0].strip() for i, item in enumerate(self.items)]
+        return accuracy("acc", right)
+
+    def scored(self, scores: dict[int, tuple[float, bool]]) -> dict:
+        """Figures of multiple choice, or of the last word. Of equally likely choices the first counts."""
+        norm = FORMATS[self.name].norm
+        if self.name == "lambada":
+            nats = [-scores[i][0] for i in range(len(self.items))]
+            perplexity = math.exp(min(700.0, statistics.fmean(nats)))
+            error = perplexity * standard_error(nats)  # of the mean, carried through exp
+            right = accuracy("acc", [scores[i][1] for i in range(len(self.items))])
+            return right | {"perplexity": perplexity, "perplexity_stderr": error}
+        right, right_norm = [], []
+        for item, numbers in zip(self.items, self.of_item, strict=True):
+            sums = [scores[i][0] for i in numbers]
+            lengths = [len(self.pairs[i][1]) for i in numbers] if norm == "tokens" else list(map(len, item.choices))
+            means = [a / n for a, n in zip(sums, lengths, strict=True)]
+            right.append(sums.index(max(sums)) == item.answer)
+            right_norm.append(means.index(max(means)) == item.answer)
+        return accuracy("acc", right) | (accuracy("acc_norm", right_norm) if norm else {})
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of independent values; 0 for a single one, of which nothing is known."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def accuracy(name: str, right: list[bool]) -> dict[str, float]:
+    right = [float(r) for r in right]
+    return {name: statistics.fmean(right), f"{name}_stderr": standard_error(right)}
+
+
+def open_tasks(
+    specs: list[str], tokenizer: Tokenizer, begin: list[int], block_size: int, limit: int = 0
+) -> dict[str, Task]:
+    """{name: Task}, by its whole NAME:FILE where a name comes twice."""
+    names = [spec.partition(":")[0] for spec in specs]
+    keys = [name if names.count(name) == 1 else spec for name, spec in zip(names, specs, strict=True)]
+    return {key: Task(spec, tokenizer, begin, block_size, limit) for key, spec in zip(keys, specs, strict=True)}
