@@ -11,7 +11,7 @@ run: install
 test: install-dev
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --dist loadfile
 
 install: $(VENV)/.installed
 

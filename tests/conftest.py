@@ -1,7 +1,15 @@
 """What several test files ask for: pytest.mark.usefixtures("one_thread", "seeded")."""
 
+import os
+import signal
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; their threads would only wait
+
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # behind nohup; what the tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
