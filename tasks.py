@@ -63,10 +63,11 @@ def arc(row: dict) -> Item:
 
 def mmlu(row: dict) -> Item:
     about = f"The following are multiple choice questions (with answers) about {row['subject'].replace('_', ' ')}."
-    letters = "ABCD"[: len(row["choices"])]
-    lines = [f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"], strict=True)]
+    if len(row["choices"]) != 4:
+        raise ValueError(f"it has {len(row['choices'])} choices, not 4")
+    lines = [f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True)]
     context = "\n".join([about, "", row["question"].strip(), *lines, "Answer:"])
-    return Item(context, list(letters), int(row["answer"]))
+    return Item(context, list("ABCD"), int(row["answer"]))
 
 
 def last_word(row: dict) -> Item:
