@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import lora
 from model import GPT, GPTConfig
 
 FORMAT = 1
@@ -436,10 +437,14 @@ def find_checkpoint(folder: str | Path) -> Path:
 # Loading
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Names and tensors on the CPU. Raises ValueError if the file cannot be read."""
+def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:
+    """Names and tensors on the CPU; LoRA's are added to what they adapt unless merged is False. Raises ValueError if
+    the file cannot be read."""
     file = path / "model.safetensors"
-    return {name: read_tensor(file, entry) for name, entry in safetensors_table(file).items()}
+    weights = {name: read_tensor(file, entry) for name, entry in safetensors_table(file).items()}
+    if merged and any(name.endswith(lora.A) for name in weights):
+        return lora.merge(weights, read_state(path)["settings"]["lora_alpha"])
+    return weights
 
 
 def safetensors_table(path: Path) -> dict[str, tuple[torch.dtype, list[int], int, int]]:

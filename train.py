@@ -29,6 +29,7 @@ import torch
 
 import checkpoint
 import huggingface
+import lora
 import runtime
 from data import Dataset, TrainBatches, open_dataset, val_windows
 from evaluate import validation
@@ -88,7 +89,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
     peak = runtime.peak_flops(run.device, run.dtype)
     tokens_per_step = s.batch_size * s.block_size
-    flops_per_token = model.flops_per_token(s.block_size)
+    flops_per_token = model.flops_per_token(s.block_size, training=False) * (2 if s.lora_rank else 3)
     compiled = run.decide_compile(s.compile, (s.max_steps - state.step) * tokens_per_step * flops_per_token)
     s.compile = str(compiled).lower()
     runtime.checkpoint_activations(model.transformer.h, s.activation_checkpointing)
@@ -104,9 +105,11 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         restore(start, s, optimizers, scaler, run, say)
 
     say.print(run.describe())
+    n_params, trained = model.n_params(), sum(p.numel() for p in parameters)
+    share = f" ({trained:,} of them trained, {trained / n_params:.2%})" if s.lora_rank else ""
     say.print(
-        f"{model.n_params():,} parameters, {dataset.train.n_tokens:,} training tokens; a step is {tokens_per_step:,}"
-        f" tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
+        f"{n_params:,} parameters{share}, {dataset.train.n_tokens:,} training tokens; a step is "
+        f"{tokens_per_step:,} tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
         f"{batches.micro_steps} accumulated x {run.world_size} device{'s' if run.world_size > 1 else ''}"
     )
     log = mirrors = None
@@ -120,8 +123,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         held.callback(mirrors.close)
         keep_samples(out / "samples.jsonl", state.step)
         device = torch.cuda.get_device_name() if run.device.type == "cuda" else run.device.type
-        size = {"parameters": model.n_params(), "flops_per_token": flops_per_token}
-        log_start(out / "starts.jsonl", state.step, device, run.world_size, {"torch": torch.__version__}, **size)
+        log_start(out / "starts.jsonl", state.step, device, run.world_size, {"torch": torch.__version__},
+                  parameters=n_params, flops_per_token=flops_per_token)  # fmt: skip
     progress = held.enter_context(Progress(s.max_steps, state.step, run.is_main))
     writer = held.enter_context(checkpoint.BackgroundWriter())
     watchdog = held.enter_context(runtime.Watchdog(s.rank_timeout, run))
@@ -240,10 +243,9 @@ def train_holding(held: ExitStack, s: Settings) -> int:
                 scaler.update(scaler.get_scale() / 2)
             state.skipped, skipped_in_a_row = state.skipped + 1, skipped_in_a_row + 1
             ranks = [r for r, ok in enumerate(runtime.gather(math.isfinite(loss.item()))) if not ok]
-            what = (
-                f"{norm / usual:.0f} times the usual" if spike else f"loss {mean_loss:.4g} from ranks {ranks or 'all'}"
-            )
-            progress.print(f"step {state.step + 1} skipped: gradient norm {norm:.4g}, {what}; weights are as before")
+            why = f"loss {mean_loss:.4g} from ranks {ranks or 'all'}"
+            why = f"{norm / usual:.0f} times the usual" if spike else why
+            progress.print(f"step {state.step + 1} skipped: gradient norm {norm:.4g}, {why}; weights are as before")
         for optimizer in optimizers:
             optimizer.zero_grad()
         state.step += 1
@@ -328,21 +330,22 @@ def find_start(s: Settings, say: Progress) -> Path | None:
         return huggingface.find(s.init_from) if s.init_from != "scratch" else None
     start = checkpoint.find_checkpoint(s.init_from)
     if out.resolve() in start.resolve().parents:
-        raise ValueError(
-            f"init_from {start} lies in out_dir {out}, which would be written over: choose another --out_dir"
-        )
+        raise ValueError(f"init_from {start} lies in out_dir {out}, which is written over: choose another --out_dir")
     return start
 
 
 def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     """A new network, or the one in a checkpoint, whose shape then replaces the settings' (fine-tuning)."""
     names = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
+    if start is None and s.lora_rank:
+        raise ValueError(f"lora_rank is {s.lora_rank} without a model to adapt: give --init_from=RUN or hf:NAME")
     if start is None:
         return GPT(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
+    resumed = s.init_from in ("resume", "auto")
     if s.init_from.startswith("hf:"):
         state, weights = huggingface.as_checkpoint(start, s.block_size)
     else:
-        state, weights = checkpoint.read_state(start), checkpoint.load_weights(start)
+        state, weights = checkpoint.read_state(start), checkpoint.load_weights(start, merged=not resumed)
     if state["tokenizer"]["fingerprint"] != dataset.tokenizer_fingerprint:
         raise ValueError(
             f"dataset {s.dataset} has tokenizer {dataset.tokenizer_name}, the checkpoint {start} "
@@ -351,12 +354,16 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     was = asdict(checkpoint.model_config(state, start))
     held = {name: was[name] for name in names - {"dropout"}}
     asked = asdict(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
+    for name in ("lora_rank", "lora_alpha") if resumed else ():
+        held[name], asked[name] = state["settings"].get(name, getattr(Settings, name)), getattr(s, name)
     differ = [f"{name} {held[name]} -> {asked[name]}" for name in sorted(held) if held[name] != asked[name]]
-    if differ and s.init_from in ("resume", "auto"):
+    if differ and resumed:
         raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(differ)}")
-    for name, value in held.items():
-        setattr(s, name, value)
+    vars(s).update(held)
     model = GPT(GPTConfig(**{**was, "dropout": s.dropout}))
+    if s.lora_rank:
+        s.optimizer = "adamw"  # Muon's steps have full rank in mind
+        weights = lora.adapt(model, s.lora_rank, s.lora_alpha) | weights
     model.load_state_dict(weights)
     return model
 
@@ -385,8 +392,7 @@ def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, 
     load_optimizer_state(optimizers, saved["optimizer"])
     if saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
-    silent = "init_from out_dir overwrite new_data".split()
-    now = {name: value for name, value in asdict(s).items() if name not in silent}
+    now = {k: v for k, v in asdict(s).items() if k not in ("init_from", "out_dir", "overwrite", "new_data")}
     changed = [f"{name} {was[name]} -> {value}" for name, value in now.items() if was.get(name, value) != value]
     if len(saved["random"]) == run.world_size:
         runtime.set_random_state(saved["random"][run.rank], run.device)

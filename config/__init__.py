@@ -84,6 +84,10 @@ class Settings:
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
     min_lr_fraction: float = 0.05  # wsd and cosine: last rate as a share of the peak
 
+    # --- fine-tuning
+    lora_rank: int = 0  # rank of the corrections that alone are trained (LoRA), for init_from; 0 = train all weights
+    lora_alpha: float = 16.0  # corrections are multiplied by this over lora_rank
+
     # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
@@ -139,6 +143,7 @@ _ALSO_CALLED = {
     "beta1 beta2": "betas",
     "muon_momentum": "momentum",
     "grad_clip": "clip max_grad_norm clip_grad_norm",
+    "lora_rank": "lora lora_r",
     "n_layer": "num_layers num_hidden_layers layers depth",
     "n_head": "num_heads num_attention_heads heads",
     "n_kv_head": "num_key_value_heads num_kv_heads n_query_groups",
