@@ -20,6 +20,8 @@ import json
 import math
 import mmap
 import os
+import subprocess
+import sys
 from bisect import bisect_right
 from pathlib import Path
 
@@ -32,6 +34,7 @@ LATHE_TAG = 0x4854414C
 FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 SPLITS = ("train", "val")
 SHARD_TOKENS = 100_000_000
+OWN_DATA = {"data/python_stdlib": "prepare/python_stdlib.py"}  # what any machine can make by itself, and by what
 MIXTURE_BLOCK = 1024  # samples in which a mixture's proportions are exact
 FEISTEL_ABOVE = 2**27  # windows (137 billion tokens at block_size 1024) from which an epoch's order is not stored
 
@@ -306,6 +309,16 @@ def _why_no_dataset(folder) -> str:
     ready = script.is_file() and folder.name not in ("text", "sources", "verify")
     command = f"prepare/{script.name}" if ready else f"prepare/text.py --input YOUR_TEXT --out {folder}"
     return f"dataset {folder} does not exist: make it with `python {command}`"
+
+
+def prepare_own(path):
+    """Prepare a dataset of OWN_DATA if it is missing. ValueError if that fails."""
+    if str(path) not in OWN_DATA or Path(path, "meta.json").exists():
+        return
+    script, *words = OWN_DATA[str(path)].split()
+    print(f"dataset {path} is missing: running python {OWN_DATA[str(path)]}", file=sys.stderr, flush=True)
+    if subprocess.run([sys.executable, Path(__file__).parent / script, *words, f"--out={path}"]).returncode:
+        raise ValueError(f"{path} could not be prepared: run python {OWN_DATA[str(path)]} to see why")
 
 
 def _map_tokens(path, dtype, offset) -> np.ndarray:

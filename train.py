@@ -18,8 +18,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -31,7 +29,7 @@ import checkpoint
 import huggingface
 import lora
 import runtime
-from data import Dataset, TrainBatches, open_dataset, val_windows
+from data import Dataset, TrainBatches, open_dataset, prepare_own, val_windows
 from evaluate import validation
 from metrics import MetricsLog, Mirrors, Progress, farewell, keep_samples, log_start, resume_command
 from model import GPT, GPTConfig
@@ -293,16 +291,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
 
 
 def find_dataset(s: Settings) -> Dataset:
-    """Open the dataset. The one that every Python has on board, its own library's source, is prepared if missing."""
-    script = Path(__file__).parent / "prepare" / "python_stdlib.py"
-
-    def prepare():
-        if s.dataset == "data/python_stdlib" and not (Path(s.dataset) / "meta.json").exists():
-            print(f"dataset {s.dataset} is missing: running python prepare/{script.name}", file=sys.stderr, flush=True)
-            if subprocess.run([sys.executable, str(script), f"--out={s.dataset}"]).returncode:
-                raise ValueError(f"{s.dataset} could not be prepared: run python prepare/{script.name} to see why")
-
-    runtime.on_main(prepare)
+    """Open the dataset; one that any machine can make by itself is prepared if it is missing."""
+    runtime.on_main(lambda: prepare_own(s.dataset))
     dataset = open_dataset(s.dataset)
     dataset.tokenizer()  # what evaluations need is better missed now than then
     next(val_windows(dataset.val, s.block_size, 1, 1))

@@ -84,7 +84,7 @@ class Settings:
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
     min_lr_fraction: float = 0.05  # wsd and cosine: last rate as a share of the peak
 
-    # --- fine-tuning
+    # --- adaptation
     lora_rank: int = 0  # rank of the corrections that alone are trained (LoRA), for init_from; 0 = train all weights
     lora_alpha: float = 16.0  # corrections are multiplied by this over lora_rank
 

@@ -11,7 +11,7 @@ import checkpoint
 import huggingface
 import lora
 import train
-from model import GPT2, GPT, GPTConfig
+from model import GPT, GPT2, GPTConfig
 from tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
