@@ -45,6 +45,7 @@ class GPTConfig:
     tie_weights: bool = False  # the head is the embedding table
     logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118); 0 = off
     dropout: float = 0.0
+    document_token: int = -1  # id that begins a document, whose tokens then see none before it; -1 = off
     zero_init: bool = True  # output projections and an untied head start at zero; False: GPT-2's initialisation
 
     def __post_init__(self):
@@ -75,8 +76,7 @@ class GPTConfig:
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps), gradient by hand: faster on a CPU, several times, than F.rms_norm, which is many
-    small kernels there."""
+    """y = x / sqrt(mean(x^2) + eps), gradient by hand: on a CPU F.rms_norm is many small kernels, and far slower."""
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
@@ -163,15 +163,23 @@ def causal_mask(T: int, total: int, device) -> Tensor:
     return torch.ones(T, total, dtype=torch.bool, device=device).tril(total - T)
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """softmax(q k^T / sqrt(hd)) v under a causal mask, step by step: what the fused kernel computes but never holds.
+def documents(idx: Tensor, token: int) -> tuple[Tensor, Tensor]:
+    """ids (B, T), `token` where documents begin -> places in them (B, T), and who may look at whom: booleans
+    (B, 1, T, T), written out, since kernels on every device take that."""
+    place = torch.arange(idx.shape[1], device=idx.device)
+    begin = torch.where(idx == token, place, 0).cummax(dim=1).values
+    same = begin.unsqueeze(2) == begin.unsqueeze(1)
+    return place - begin, (same & causal_mask(len(place), len(place), idx.device)).unsqueeze(1)
 
-    q (B, nh, T, hd), k and v (B, nkv, S, hd). Returns the output (B, nh, T, hd) and the steps, each (B, nh, T, S).
-    """
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """softmax(q k^T / sqrt(hd)) v under a causal mask, step by step: what the fused kernel computes but never holds.
+    q (B, nh, T, hd), k and v (B, nkv, S, hd). Returns the output (B, nh, T, hd) and the steps, each (B, nh, T, S)."""
+    mask = causal_mask(q.shape[2], k.shape[2], q.device) if mask is None else mask
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # a group's queries share one head
     scores = q @ k.transpose(-2, -1)  # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
     scaled = scores / math.sqrt(q.shape[-1])
-    masked = scaled.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), float("-inf"))
+    masked = scaled.masked_fill(~mask, float("-inf"))
     weights = masked.softmax(dim=-1)
     return weights @ v, {"scores": scores, "scaled": scaled, "masked": masked, "weights": weights}
 
@@ -187,7 +195,7 @@ class CausalSelfAttention(nn.Module):
         self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) if gains else None for _ in range(2))
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
+    def forward(self, x: Tensor, rope, mask, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
         (B, T, _), nh, nkv = x.shape, self.n_head, self.n_kv_head
         qkv = self.c_attn(x).view(B, T, nh + 2 * nkv, self.head_dim)
         if self.qk_norm or rope is not None:  # of queries and keys together: half the kernels
@@ -203,10 +211,10 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(layer, k, v)
         if trace is not None:
-            y, steps = explicit_attention(q, k, v)
+            y, steps = explicit_attention(q, k, v, mask)
             trace.update(steps, q=q, k=k, v=v)
         else:
-            mask, dropout = cache and cache.mask, self.dropout * self.training
+            dropout = self.dropout * self.training
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
         y = y.transpose(1, 2).reshape(B, T, nh * self.head_dim)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
@@ -236,13 +244,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.ln_1 = make_norm(config)
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = make_norm(config)
-        self.mlp = MLP(config)
+        self.ln_1, self.attn = make_norm(config), CausalSelfAttention(config)
+        self.ln_2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x: Tensor, rope, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rope, cache, layer, trace)
+    def forward(self, x: Tensor, rope, mask, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rope, mask, cache, layer, trace)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -252,15 +258,12 @@ def softcapped(logits: Tensor, cap: float) -> Tensor:
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of x W^T against targets, some rows of logits at a time; exact, summed in float32.
-
     x (N, C), weight (V padded, C), targets (N,). The gradient is known as soon as the logits are, so it is computed in
-    the same pass: nothing is done twice, and no more than LOGITS_AT_ONCE logits exist at any time.
-    """
+    the same pass: nothing is done twice, and no more than LOGITS_AT_ONCE logits exist at any time."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, dtype: torch.dtype):
-        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
-        w = weight.to(dtype)
+        rows, w = max(1, LOGITS_AT_ONCE // weight.shape[0]), weight.to(dtype)
         total = torch.zeros((), device=x.device)
         dx, dw = torch.empty_like(x), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(x), rows):
@@ -321,21 +324,21 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.5 / math.sqrt(p.shape[1]))
 
     @property
-    def head_weight(self) -> Tensor:
-        """(V padded, C), the matrix that turns features into logits."""
+    def head_weight(self) -> Tensor:  # (V padded, C), the matrix that turns features into logits
         return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def features(self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None) -> Tensor:
         """(B, T) token ids -> (B, T, C), normed, ready for the head.
-
-        With a cache, idx holds only the new tokens, and the cache grows by them. With a trace (an empty list),
-        attention runs step by step and one dict a layer is appended: q, k, v, scores, scaled, masked, weights, and
-        `residual`, the stream behind the block. Raises ValueError for more tokens than the context.
-        """
+        With a cache, idx holds only the new tokens, and the cache grows by them; all in it is one document. With a
+        trace (an empty list), attention runs step by step and one dict a layer is appended: q, k, v, scores, scaled,
+        masked, weights, and `residual`, the stream behind the block. ValueError for more tokens than the context."""
         c = self.config
         if cache is None and idx.shape[1] > c.block_size:
             raise ValueError(f"{idx.shape[1]} tokens are more than the context of {c.block_size} (block_size)")
         where = slice(0, idx.shape[1]) if cache is None else cache.advance(idx.shape[1])
+        mask = cache and cache.mask
+        if cache is None and c.document_token >= 0:
+            where, mask = documents(idx, c.document_token)
         x = self.transformer.wte(idx)
         if c.position == "learned":
             x = x + self.transformer.wpe.weight[where]
@@ -345,7 +348,7 @@ class GPT(nn.Module):
         rope = self.table[:, where] if c.position == "rope" else None
         for layer, block in enumerate(self.transformer.h):
             steps = None if trace is None else {}
-            x = block(x, rope, cache, layer, steps)
+            x = block(x, rope, mask, cache, layer, steps)
             if trace is not None:
                 trace.append({**steps, "residual": x})
         return self.transformer.ln_f(x)
@@ -356,10 +359,8 @@ class GPT(nn.Module):
         return softcapped(logits[..., : self.config.vocab_size].float(), self.config.logit_softcap)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
-        """idx (B, T) -> logits (B, T, V); with targets (B, T), their cross-entropy in nats.
-
-        reduction: "mean" or "sum" over the targets that are not -1; or "none": (B, T), 0 where the target is -1.
-        """
+        """idx (B, T) -> logits (B, T, V); with targets (B, T), their cross-entropy in nats. reduction: "mean" or "sum"
+        over the targets that are not -1; or "none": (B, T), 0 where the target is -1."""
         c, x = self.config, self.features(idx)
         if targets is None:
             return self.logits(x)
@@ -381,11 +382,9 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, context: int | None = None, training: bool = True) -> int:
-        """Floating-point operations of the matrix products for one token at `context` tokens (default block_size).
-
-        A multiplication and an addition for each weight; attention 4 context nh hd a layer, the masked half included,
-        by the convention of PaLM (arXiv 2204.02311, appendix B). A backward pass costs twice a forward one.
-        """
+        """Floating-point operations of the matrix products for one token at `context` tokens (default block_size): two
+        for each weight, and in attention 4 context nh hd a layer, the masked half included, by the convention of PaLM
+        (arXiv 2204.02311, appendix B). A backward pass costs twice a forward one."""
         c = self.config
         weights = sum(p.numel() for p in self.transformer.h.parameters() if p.dim() == 2) + self.head_weight.numel()
         forward = 2 * weights + 4 * c.n_layer * (context or c.block_size) * c.n_head * c.head_dim

@@ -1,6 +1,7 @@
 """What model.py promises, over the grid of its settings: small random models in float32 on one CPU thread."""
 
 import dataclasses
+import itertools
 import math
 import shutil
 
@@ -258,6 +259,40 @@ def test_greedy_decoding_past_the_context_is_the_same_with_and_without_cache(pos
 
 
 @over_the_grid
+@given(configs, st.lists(st.integers(1, T), min_size=1, max_size=6), st.booleans())
+def test_documents_packed_into_a_window_are_as_if_each_were_alone(config, lengths, explicit):
+    """Per-token losses and gradients; the window may begin and end within a document."""
+    model = randomized(GPT(config))
+    idx = 1 + tokens(2, T + 1, vocab_size=V - 1)  # 0 begins a document
+    begins = [0, *(b for b in itertools.accumulate(lengths) if b < T), T]
+    idx[:, begins[1:-1]] = 0
+    alone = [model(idx[:, a:b], idx[:, a + 1 : b + 1], reduction="none") for a, b in itertools.pairwise(begins)]
+    alone = torch.cat(alone, dim=1)
+    config.document_token = 0
+    packed = model(idx[:, :-1], idx[:, 1:], reduction="none")
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+    expected, found = gradients(model, alone.sum()), gradients(model, packed.sum())
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
+    if explicit:
+        with torch.no_grad():
+            shown = model.features(idx[:, :-1], trace=(trace := []))
+            torch.testing.assert_close(shown, model.features(idx[:, :-1]), rtol=0, atol=1e-4)
+        assert all((step["weights"][:, :, b:, :b] == 0).all() for step in trace for b in begins[1:-1])
+
+
+def test_a_cache_is_one_document():
+    """Sampling reads a dialogue as a whole, also where the model was trained on documents apart."""
+    model = randomized(GPT(GPTConfig(**MODERN, document_token=0)))
+    idx = tokens(1, T)
+    idx[0, 5] = 0
+    with torch.no_grad():
+        cached = model.features(idx, KVCache(model.config, 1, T))
+        model.config.document_token = -1
+        torch.testing.assert_close(cached, model.features(idx), rtol=0, atol=1e-5)
+
+
+@over_the_grid
 @given(configs)
 def test_explicit_attention_equals_the_fused_and_shows_each_step(config):
     model, idx, trace = randomized(GPT(config)), tokens(2, T), []
@@ -307,7 +342,7 @@ def test_dropout_falls_on_embeddings_weights_of_attention_and_both_outputs():
     block.attn.resid_dropout.eval()
     x = torch.randn(2, T, 32)
     rope = model.table[:, :T]
-    assert not torch.equal(block.attn(x, rope, None, 0, None), block.attn(x, rope, None, 0, None))
+    assert not torch.equal(block.attn(x, rope, None, None, 0, None), block.attn(x, rope, None, None, 0, None))
 
 
 # ---- loss ----
