@@ -10,6 +10,9 @@ tokenizer's files. Every document begins with the end-of-text token, so a scan f
             3  0x4854414C ("LATH"), zero in others' shards                     11  0 train, 1 val
             4  bytes per token
 
+A dataset of prompts and completions has a file more per shard, NAME.mask: a byte per token, 1 where it is scored as a
+target and 0 in prompts. One more end-of-text stands behind its last document, for the model to learn where that stops.
+
 Training reads one infinite sequence of samples: epoch after epoch, each a seeded permutation of all windows of
 block_size tokens, such that every token is a target once per epoch. Sample number g is a pure function of
 (seed, g), so the whole position of a run is one integer, and ranks and micro-batches only cut the sequence up.
@@ -55,23 +58,24 @@ class ShardWriter:
     def __init__(self, folder, split, tokenizer, shard_tokens=SHARD_TOKENS, position=0):
         self.folder, self.split, self.tokenizer = Path(folder), split, tokenizer
         self.shard_tokens, self.n_tokens = shard_tokens, position
-        self.dtype, self.file = token_dtype(tokenizer.vocab_size), None
-        digits = "[0-9]" * 6
-        for path in self.folder.glob(f"{split}_{digits}.bin"):  # named by a `finish` that did not end
-            path.rename(f"{path}.tmp")
-        for path in self.folder.glob(f"{split}_{digits}.bin.tmp"):
-            before = int(path.name.split("_")[1][:6]) * shard_tokens
-            if before >= position:
-                path.unlink()
-            else:
-                keep = min(position - before, shard_tokens)
-                os.truncate(path, HEADER_BYTES + keep * self.dtype.itemsize)
+        self.dtype, self.file, self.mask_file = token_dtype(tokenizer.vocab_size), None, None
+        for suffix, header, itemsize in ((".bin", HEADER_BYTES, self.dtype.itemsize), (".mask", 0, 1)):
+            name = f"{split}_{'[0-9]' * 6}{suffix}"
+            for path in self.folder.glob(name):  # named by a `finish` that did not end
+                path.rename(f"{path}.tmp")
+            for path in self.folder.glob(f"{name}.tmp"):
+                before = int(path.name.split("_")[1][:6]) * shard_tokens
+                if before >= position:
+                    path.unlink()
+                else:
+                    os.truncate(path, header + min(position - before, shard_tokens) * itemsize)
 
-    def path(self, shard) -> Path:
-        return self.folder / f"{self.split}_{shard:06d}.bin"
+    def path(self, shard, suffix=".bin") -> Path:
+        return self.folder / f"{self.split}_{shard:06d}{suffix}"
 
-    def append(self, tokens: np.ndarray):
-        """Store tokens; they are on the disk for good only after `sync`."""
+    def append(self, tokens: np.ndarray, scored: np.ndarray | None = None):
+        """Store tokens, and which of them are scored (uint8, for all tokens of the dataset or none); they are on the
+        disk for good only after `sync`."""
         if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:  # a cast to uint16 would wrap silently
             raise ValueError(f"token id {tokens.max()} is outside the vocabulary of {self.tokenizer.vocab_size} ids")
         while len(tokens):
@@ -80,25 +84,32 @@ class ShardWriter:
                 self.file = open(f"{self.path(shard)}.tmp", "ab")
                 if not filled:
                     self.file.write(bytes(HEADER_BYTES))
+                if scored is not None:
+                    self.mask_file = open(f"{self.path(shard, '.mask')}.tmp", "ab")
             here = tokens[: self.shard_tokens - filled]
             self.file.write(np.ascontiguousarray(here, self.dtype))
+            if scored is not None:
+                self.mask_file.write(np.ascontiguousarray(scored[: len(here)], np.uint8))
+                scored = scored[len(here) :]
             self.n_tokens += len(here)
             tokens = tokens[len(here) :]
             if filled + len(here) == self.shard_tokens:
-                self.sync()
-                self.file.close()
-                self.file = None
+                self.close()
 
     def sync(self):
-        if self.file is not None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+        for file in filter(None, (self.file, self.mask_file)):
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self):
+        self.sync()
+        for file in filter(None, (self.file, self.mask_file)):
+            file.close()
+        self.file = self.mask_file = None
 
     def finish(self) -> list[dict]:
         """Give every shard its header and name; returns what meta.json says about them, in order."""
-        self.sync()
-        if self.file is not None:
-            self.file.close()
+        self.close()
         about, lengths = [], self.tokenizer.token_byte_lengths()
         for shard in range(math.ceil(self.n_tokens / self.shard_tokens)):
             count = min(self.shard_tokens, self.n_tokens - shard * self.shard_tokens)
@@ -122,6 +133,13 @@ class ShardWriter:
                     "sha256": digest.hexdigest(),
                 }
             )
+            mask = Path(f"{self.path(shard, '.mask')}.tmp")
+            if mask.is_file():
+                scored = sum(int(chunk.sum()) for chunk in _chunks(np.memmap(mask, np.uint8, "r")))
+                about[-1] |= {"scored": scored, "mask_sha256": file_sha256(mask)}
+                os.replace(mask, self.path(shard, ".mask"))
+        if about and "scored" in about[-1]:
+            about[-1]["documents"] -= 1  # none begins with the last end-of-text
         return about
 
     def _header(self, count) -> bytes:
@@ -139,6 +157,8 @@ def write_meta(folder, tokenizer, shards, **about) -> dict:
     for split in SPLITS:
         of_split = [s for s in shards if s["split"] == split]
         totals[split] = {key: sum(s[key] for s in of_split) for key in ("tokens", "documents", "bytes")}
+        if any("scored" in s for s in shards):
+            totals[split]["scored"] = sum(s["scored"] for s in of_split)
     keys = ("name", "kind", "vocab_size", "eot_id", "fingerprint")
     identity = {key.replace("fingerprint", "sha256"): getattr(tokenizer, key) for key in keys}
     meta = {"format": "lathe-tokens", "version": 1, "tokenizer": identity | {"file": "tokenizer.json"}}
@@ -182,14 +202,23 @@ def _chunks(tokens, size=2**22):
 
 
 class Stream:
-    """The tokens of shards, one after the other, as one sequence. `shards`: arrays, usually memory maps."""
+    """The tokens of shards, one after the other, as one sequence. `shards`: arrays, usually memory maps; `masks`: as
+    long, of uint8, 0 where a token is not scored as a target, or none."""
 
-    def __init__(self, shards):
-        self.shards = list(shards)
+    def __init__(self, shards, masks=()):
+        self.shards, self.mask, self._spans = list(shards), Stream(masks) if masks else None, {}
         self.ends = np.cumsum([len(s) for s in self.shards], dtype=np.int64).tolist()
         self.n_tokens = self.ends[-1] if self.ends else 0
         self.dtype = np.result_type(*self.shards) if self.shards else np.dtype("<u2")
-        self.vocab_size, self.path = None, ""  # of the dataset, once it is known
+        self.vocab_size, self.eot_id, self.path = None, None, ""  # of the dataset, once it is known
+
+    @classmethod
+    def joined(cls, streams):
+        shards, masks = [shard for stream in streams for shard in stream.shards], []
+        if any(stream.mask for stream in streams):
+            for s in streams:
+                masks += s.mask.shards if s.mask else [np.broadcast_to(np.uint8(1), len(shard)) for shard in s.shards]
+        return cls(shards, masks)
 
     def check(self, rows):
         """ValueError if a token just read is outside the vocabulary: shards that are damaged or another tokenizer's."""
@@ -211,6 +240,46 @@ class Stream:
         out[:done] = tokens
         self.read(start + done, count - done, out[done:])
 
+    def spans(self, block_size):
+        """Windows that cut no document in two: (n, 2) int64, first input token and what follows the last; and how many
+        documents are longer than block_size. None for a stream without a mask, whose windows lie at equal distances.
+
+        Each window takes the next documents as long as they fit. A longer one is cut into blocks from its end, so that
+        a completion that fits is in one window with the end of its prompt. Windows with nothing to score are left out.
+        """
+        if self.mask is None:
+            return None, 0
+        if block_size not in self._spans:
+            offsets, positions, scored = [0, *self.ends], [], []
+            for offset, shard, mask in zip(offsets, self.shards, self.mask.shards, strict=False):
+                positions.append(np.flatnonzero(shard == self.eot_id) + offset)
+                scored.append(np.flatnonzero(mask) + offset)
+            begins = np.unique(np.concatenate([[0], *positions, [self.n_tokens - 1]])).tolist()
+            at, n_longer, found = 0, 0, []
+            while at < len(begins) - 1:
+                begin, fits = begins[at], bisect_right(begins, begins[at] + block_size) - 1
+                end = begins[max(fits, at + 1)]
+                first = end - (end - begin - 1) // block_size * block_size  # where the first block ends
+                found += [(max(e - block_size, begin), e) for e in range(first, end + 1, block_size)]
+                n_longer += fits == at
+                at = max(fits, at + 1)
+            found, scored = np.array(found, np.int64).reshape(-1, 2), np.concatenate([[0], *scored])
+            any_scored = np.diff(np.searchsorted(scored, found + 1), axis=1)[:, 0] > 0
+            self._spans[block_size] = found[any_scored], n_longer
+        return self._spans[block_size]
+
+    def scored(self, start, begin, end) -> np.ndarray:
+        """Which of the targets begin .. end - 1 of the window at token `start` are scored: uint8, 0 or 1."""
+        found = np.ones(end - begin, np.uint8)
+        if self.mask is not None:
+            self.mask.read(start + 1 + begin, len(found), found)
+        return found
+
+    def hide(self, targets, start, begin, end):
+        """Put -1 in the targets (block_size,) of the window at token `start` that are not scored or not its own."""
+        targets[:begin], targets[end:] = -1, -1
+        targets[begin:end][self.scored(start, begin, end) == 0] = -1
+
 
 class Dataset:
     """What `open_dataset` found: `.train` and `.val` streams, `.meta`, tokenizer and identity.
@@ -220,11 +289,12 @@ class Dataset:
 
     def __init__(self, path, meta, val, parts, fingerprint, tokenizer_from):
         self.path, self.meta, self.val, self.parts, self.fingerprint = path, meta, val, parts, fingerprint
-        self.train = Stream([shard for stream, _ in parts for shard in stream.shards])
+        self.train = Stream.joined([stream for stream, _ in parts])
         self.vocab_size = meta["tokenizer"]["vocab_size"]
-        for stream in (self.train, self.val):
-            stream.vocab_size, stream.path = self.vocab_size, path
+        for stream in (self.train, self.val, *(stream for stream, _ in parts)):
+            stream.vocab_size, stream.eot_id, stream.path = self.vocab_size, meta["tokenizer"].get("eot_id"), path
         self.tokenizer_name, self.tokenizer_fingerprint = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
+        self.template = meta.get("template", "")  # of chats, see tokenizer.py; "plain": prompts and completions as are
         self._tokenizer_from, self._tokenizer = tokenizer_from, None
 
     def tokenizer(self):
@@ -261,7 +331,7 @@ def open_dataset(path, verify=False) -> Dataset:
     return Dataset(
         str(path),
         first.meta,
-        Stream([shard for d in datasets for shard in d.val.shards]),
+        Stream.joined([d.val for d in datasets]),
         [(d.train, weight) for d, weight in zip(datasets, weights, strict=True)],
         hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         first._tokenizer_from,
@@ -286,18 +356,22 @@ def _open_one(path, verify) -> Dataset:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["format"] != "lathe-tokens" or meta["version"] != 1:
             raise ValueError(f"{folder}/meta.json has version {meta['version']}, this lathe reads 1; prepare it again")
-        streams = {split: [] for split in SPLITS}
+        streams, masks = ({split: [] for split in SPLITS} for _ in range(2))
         for shard in meta["shards"]:
             tokens = _open_shard(folder / shard["name"], meta, shard, verify)
             streams[shard["split"]].append(tokens)
-        hashes = "\n".join(shard["sha256"] for shard in meta["shards"])
+            if "mask_sha256" in shard:
+                masks[shard["split"]].append(_open_mask(folder / shard["name"], shard, verify))
+        names = ("sha256", "mask_sha256")
+        hashes = "\n".join(shard[name] for shard in meta["shards"] for name in names if name in shard)
         meta["tokenizer"]["vocab_size"], meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare it again"
         ) from error
     fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
-    return Dataset(str(path), meta, Stream(streams["val"]), [(Stream(streams["train"]), 1.0)], fingerprint, folder)
+    train, val = (Stream(streams[split], masks[split]) for split in SPLITS)
+    return Dataset(str(path), meta, val, [(train, 1.0)], fingerprint, folder)
 
 
 def _why_no_dataset(folder) -> str:
@@ -363,6 +437,19 @@ def _open_shard(path, meta, shard, verify) -> np.ndarray:
     if verify and meta:
         _check_ids(path, tokens, meta["tokenizer"]["vocab_size"])
     return tokens
+
+
+def _open_mask(path, shard, verify) -> np.ndarray:
+    """Which tokens of the shard at `path` are scored: uint8, one per token."""
+    path = path.with_suffix(".mask")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, though meta.json names it: copy or prepare the dataset again")
+    if path.stat().st_size != shard["tokens"] or verify and file_sha256(path) != shard["mask_sha256"]:
+        raise ValueError(
+            f"{path} is truncated or changed: it has {path.stat().st_size:,} bytes, {shard['tokens']:,} tokens make as "
+            f"many, and its sha256 is to be {shard['mask_sha256'][:16]}...; copy or prepare the dataset again"
+        )
+    return _map_tokens(path, np.dtype(np.uint8), 0)
 
 
 def _check_ids(path, tokens, vocab_size):
@@ -432,26 +519,25 @@ class SampleOrder:
     """Which window of `n_tokens` tokens each sample number is: every target once per epoch, reshuffled each epoch.
 
     Window i of n reads block_size + 1 tokens from min(i * block_size, n_tokens - 1 - block_size); the last one
-    overlaps the one before, and its targets that were that one's already are masked.
+    overlaps the one before, and its targets that were that one's already are masked. `spans`: see Stream.spans.
     """
 
-    def __init__(self, n_tokens, block_size, seed):
-        if n_tokens < block_size + 1:
+    def __init__(self, n_tokens, block_size, seed, spans=None):
+        if n_tokens < (block_size + 1 if spans is None else 2):
             fix = f"use block_size={n_tokens - 1} at most, or more text" if n_tokens > 1 else "prepare more text"
             raise ValueError(f"train has {n_tokens} tokens, block_size={block_size} needs {block_size + 1}: {fix}")
-        self.n_tokens, self.block_size, self.seed = n_tokens, block_size, seed
-        self.n_windows = math.ceil((n_tokens - 1) / block_size)
+        self.n_tokens, self.block_size, self.seed, self.spans = n_tokens, block_size, seed, spans
+        self.n_windows = math.ceil((n_tokens - 1) / block_size) if spans is None else len(spans)
         self._epochs = {}  # the orders of the last two epochs asked for: steps at the border need both
 
     def windows(self, samples: np.ndarray):
-        """(starts, masked) of the samples with these numbers, int64: first token, and leading targets to leave out."""
+        """(starts, begins, ends) of the samples with these numbers, int64: first token, and which targets count."""
         index = np.empty_like(samples)
         epochs, slots = np.divmod(samples, self.n_windows)
         for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
             here = epochs == epoch
             index[here] = self._permuted(epoch, slots[here])
-        starts = np.minimum(index * self.block_size, self.n_tokens - 1 - self.block_size)
-        return starts, index * self.block_size - starts
+        return place(index, self.n_tokens, self.block_size, self.spans)
 
     def starts(self, first, count) -> np.ndarray:
         return self.windows(np.arange(first, first + count))[0]
@@ -465,6 +551,18 @@ class SampleOrder:
             # All hashes differ, so the result does not depend on how the sort treats equals.
             self._epochs[epoch] = np.argsort(_hashes(self.n_windows, self.seed, epoch)).astype(np.uint32)
         return self._epochs[epoch][slots]
+
+
+def place(index, n_tokens, block_size, spans=None):
+    """(starts, begins, ends) of the windows with these numbers: first token, and the range of targets that are theirs.
+
+    A window that has fewer than block_size reads on, but what is behind its own targets is not scored."""
+    if spans is None:
+        begins, ends = index * block_size, np.minimum((index + 1) * block_size, n_tokens - 1)
+    else:
+        begins, ends = spans[index].T
+    starts = np.maximum(np.minimum(begins, n_tokens - 1 - block_size), 0)
+    return starts, begins - starts, ends - starts
 
 
 def feistel(slots, n, *key, rounds=6):
@@ -518,11 +616,11 @@ class MixtureOrder:
             slots[here] = self._permutation(block)[slots[here]]
         source = np.searchsorted(self.ends, slots, side="right")
         local = blocks * self.counts[source] + slots - (self.ends - self.counts)[source]
-        starts, masked = np.empty_like(samples), np.empty_like(samples)
+        found = np.empty((3, *samples.shape), np.int64)
         for s in np.unique(source).tolist():
             here = source == s
-            starts[here], masked[here] = self.orders[s].windows(local[here])
-        return starts + self.offsets[source], masked
+            found[:, here] = self.orders[s].windows(local[here])
+        return found[0] + self.offsets[source], found[1], found[2]
 
     def starts(self, first, count) -> np.ndarray:
         return self.windows(np.arange(first, first + count))[0]
@@ -554,7 +652,10 @@ class TrainBatches:
             )
         self.batch_size, self.micro_batch_size, self.block_size = batch_size, micro_batch_size, block_size
         self.rank, self.world_size, self.micro_steps = rank, world_size, batch_size // share
-        orders = [SampleOrder(stream.n_tokens, block_size, seed) for stream, _ in dataset.parts]
+        spans, n_longer = zip(*(stream.spans(block_size) for stream, _ in dataset.parts), strict=True)
+        self.n_longer = sum(n_longer)  # prompts with completions that no window holds whole
+        sizes = [stream.n_tokens for stream, _ in dataset.parts]
+        orders = [SampleOrder(n, block_size, seed, of) for n, of in zip(sizes, spans, strict=True)]
         weights = [weight for _, weight in dataset.parts]
         self.order = orders[0] if len(orders) == 1 else MixtureOrder(orders, weights, seed)
         self.stream, self.device = dataset.train, torch.device(device)
@@ -566,7 +667,7 @@ class TrainBatches:
         self._buffers = [torch.empty(shape, dtype=torch.int64, pin_memory=on_cuda) for _ in range(2)]
         self._arrays = [buffer.numpy() for buffer in self._buffers]
         self._copied = [torch.cuda.Event() if on_cuda else None for _ in range(2)]
-        self._rows = np.empty((micro_batch_size, block_size + 1), self.stream.dtype)
+        self._rows = np.zeros((micro_batch_size, block_size + 1), self.stream.dtype)
         self._turn = 0
 
     def fetch(self, seen, micro):
@@ -576,17 +677,18 @@ class TrainBatches:
         reused by the next fetch but one: copy to keep them.
         """
         first = seen + (micro * self.world_size + self.rank) * self.micro_batch_size
-        starts, masked = self.order.windows(np.arange(first, first + self.micro_batch_size))
+        starts, begins, ends = self.order.windows(np.arange(first, first + self.micro_batch_size))
         for row, start in zip(self._rows, starts.tolist(), strict=True):
-            self.stream.read(start, self.block_size + 1, row)
+            count = min(self.block_size + 1, self.stream.n_tokens - start)  # less only at the end of all pairs
+            self.stream.read(start, count, row[:count])
         self.stream.check(self._rows)
         self._turn = 1 - self._turn
         buffer, array, copied = self._buffers[self._turn], self._arrays[self._turn], self._copied[self._turn]
         if copied is not None:
             copied.synchronize()  # the copy before last, long done
         array[0], array[1] = self._rows[:, :-1], self._rows[:, 1:]
-        for row in np.flatnonzero(masked):
-            array[1, row, : masked[row]] = -1
+        for row in np.flatnonzero((begins > 0) | (ends < self.block_size) | (self.stream.mask is not None)):
+            self.stream.hide(array[1, row], starts[row], begins[row], ends[row])
         if self.device.type == "cpu":
             return buffer[0], buffer[1]
         on_device = buffer.to(self.device, non_blocking=copied is not None)
@@ -595,13 +697,20 @@ class TrainBatches:
         return on_device[0], on_device[1]
 
     def targets(self, seen) -> int:
-        """How many targets the step that follows `seen` samples has over all ranks and micro-steps; reads none."""
-        masked = self.order.windows(np.arange(seen, seen + self.batch_size))[1]
-        return self.batch_size * self.block_size - int(masked.sum())
+        """How many targets the step that follows `seen` samples scores, over all ranks and micro-steps: one or more."""
+        windows = self.order.windows(np.arange(seen, seen + self.batch_size))
+        if self.stream.mask is None:
+            return int((windows[2] - windows[1]).sum())
+        return sum(int(self.stream.scored(*window).sum()) for window in np.stack(windows, axis=1).tolist())
+
+
+def _n_windows(stream, block_size) -> int:
+    spans, _ = stream.spans(block_size)
+    return math.ceil((stream.n_tokens - 1) / block_size) if spans is None else len(spans)
 
 
 def count_val_windows(stream, block_size, eval_tokens) -> int:
-    n_windows = math.ceil((stream.n_tokens - 1) / block_size)
+    n_windows = _n_windows(stream, block_size)
     return min(n_windows, max(1, eval_tokens // block_size)) if eval_tokens else n_windows
 
 
@@ -613,21 +722,20 @@ def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world
     """
     import torch
 
-    n_targets = stream.n_tokens - 1
-    if n_targets < 1:
+    if stream.n_tokens < 2:
         raise ValueError(f"val has {stream.n_tokens} tokens, need 2: prepare the dataset with a larger --val_fraction")
-    n_windows, count = math.ceil(n_targets / block_size), count_val_windows(stream, block_size, eval_tokens)
+    n_windows, count = _n_windows(stream, block_size), count_val_windows(stream, block_size, eval_tokens)
     chosen = np.arange(count) * n_windows // count
+    windows = np.stack(place(chosen, stream.n_tokens, block_size, stream.spans(block_size)[0]), axis=1)
     step = micro_batch_size * world_size
-    length = min(block_size, n_targets)  # a split shorter than a block is one window, masked behind its end
+    length = min(block_size, stream.n_tokens - 1)  # a split shorter than a block is masked behind its end
     row = np.empty(length + 1, stream.dtype)
     for first in range(0, count, step):
         x = np.zeros((micro_batch_size, block_size), np.int64)
         y = np.full((micro_batch_size, block_size), -1, np.int64)
-        for b, i in enumerate(chosen[first + rank : first + step : world_size].tolist()):
-            start = min(i * block_size, n_targets - length)
+        for b, (start, begin, end) in enumerate(windows[first + rank : first + step : world_size].tolist()):
             stream.read(start, length + 1, row)
             stream.check(row)
             x[b, :length], y[b, :length] = row[:-1], row[1:]
-            y[b, : i * block_size - start] = -1
+            stream.hide(y[b], start, begin, end)
         yield torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)

@@ -24,6 +24,16 @@ TIKTOKEN_ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")
 # Own vocabularies use it too: llama.cpp knows it (as "gpt-2"), so exported models convert.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
+# How chat messages become text that every tokenizer can write: what stands around the words of each role.
+TEMPLATES = {
+    "chat": {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"},
+    "instruction": {
+        "system": "{}\n\n",
+        "user": "### Instruction:\n{}\n\n",
+        "assistant": "### Response:\n{}\n\n",
+    },
+}
+
 
 class Tokenizer:
     """`pieces[i]` is the text of id i in bytes: b"" for special tokens and for ids that the vocabulary leaves out.
@@ -141,6 +151,15 @@ class Tokenizer:
                 f"{self.vocab_size - 1} characters of the text that it was made from"
             )
         return ids
+
+
+def chat_prompt(messages: list[dict], template: str) -> tuple[str, str]:
+    """(text, space): messages [{"role", "content"}] up to where the assistant's answer begins, and what precedes its
+    words. The space is the answer's first token's, as byte-level BPE has it, and so no part of the prompt."""
+    form = TEMPLATES[template]
+    begin = form["assistant"].partition("{}")[0]
+    text = "".join(form[m["role"]].format(m["content"].strip()) for m in messages) + begin.rstrip(" ")
+    return text, begin[len(begin.rstrip(" ")) :]
 
 
 def replace_lone_surrogates(text: str) -> str:

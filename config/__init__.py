@@ -399,11 +399,11 @@ def _hint(name, hints, aliases, dashes):
 def _helps(cls):
     """{field: (help, section)} from the comments in the source of `cls`."""
     helps, section, current = {field.name: ("", "") for field in fields(cls)}, "", ""
-    try:
-        source = textwrap.dedent(inspect.getsource(cls))
+    try:  # those of a class that this one extends come first
+        sources = [textwrap.dedent(inspect.getsource(c)) for c in cls.__mro__[-2::-1]]
     except OSError:  # a class without a source file still parses
         return helps
-    for line in source.splitlines():
+    for line in "".join(sources).splitlines():
         if heading := re.match(r" +# --- (.+)", line):
             section = heading[1]
         if (field := re.match(r"    (\w+):", line)) and field[1] in helps:

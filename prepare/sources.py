@@ -20,7 +20,7 @@ from hashlib import blake2b, sha256
 from itertools import chain
 from pathlib import Path
 
-from tokenizer import EOT, replace_lone_surrogates
+from tokenizer import EOT, TEMPLATES, chat_prompt, replace_lone_surrogates
 
 UNIT_BYTES = 4_000_000
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -35,12 +35,15 @@ TEXT_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Rules:
-    """How inputs are read; the options of `prepare/text.py` of the same names."""
+    """How inputs are read; the options of `prepare/text.py`, and below of `prepare/pairs.py`, of the same names."""
 
     field: str = "text"
     newlines: str = "lf"  # or "keep"
     errors: str = "strict"  # or "replace"
     needs_hashes: bool = True  # of documents larger than a block, which cost one more pass over the file
+    template: str = ""  # "": the field of a row is a text; else rows are pairs, or messages in that field
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Block:
 
     label: str
     format: str
-    data: bytes | list  # bytes of whole lines or records; json: texts; parquet: what _parquet_blocks puts there
+    data: bytes | list  # bytes of whole lines or records; json: values; parquet: what _parquet_blocks puts there
     offset: int = 0  # of data in the (decompressed) file, in bytes
     line: int = 1  # number of data's first line; json: of its first element
     columns: list = field(default_factory=list)  # of csv and tsv
@@ -188,6 +191,8 @@ def units(sources, rules):
     """The units of all sources, in order. Small files share a unit; large ones are cut at places that cost no token."""
     blocks, size, done = [], 0, 0
     for source in sources:
+        if rules.template and source.format == "text":
+            raise ValueError(f"{source.label} has no rows: say with --format which kind of file it is, such as jsonl")
         for block, raw_position in _blocks(source, rules):
             blocks.append(block)
             size += len(block.data) if isinstance(block.data, bytes) else UNIT_BYTES
@@ -328,7 +333,7 @@ def document_hash(text) -> int:
 
 def _json_blocks(source, file, rules):
     """Texts of a JSON array, or of JSON values one after the other, without holding the whole file."""
-    decoder, text, position, texts, size, number = json.JSONDecoder(), "", 0, [], 0, 1
+    decoder, text, position, values, size, number = json.JSONDecoder(), "", 0, [], 0, 1
     pieces = _cut_file(file, _cut_characters)
     chunks = (_decode(Block(source.label, "json", data, offset), rules, Counter()) for offset, data in pieces)
     is_array = None
@@ -352,16 +357,16 @@ def _json_blocks(source, file, rules):
             continue
         if position == len(text) and not is_array:
             break
-        where = f"{source.label}: element {number + len(texts)}"
+        where = f"{source.label}: element {number + len(values)}"
         if value is None and text[position:end] != "null":
             raise ValueError(f"{where} is not JSON: {problem.msg}") from problem
-        texts.append(_text_of(value, where, rules.field))
-        size, position = size + len(texts[-1]), end
+        values.append(_value_of(value, where, rules))
+        size, position = size + end - position, end
         if size >= UNIT_BYTES:
-            yield Block(source.label, "json", texts, line=number)
-            number, texts, size = number + len(texts), [], 0
-    if texts or number == 1:
-        yield Block(source.label, "json", texts, line=number)
+            yield Block(source.label, "json", values, line=number)
+            number, values, size = number + len(values), [], 0
+    if values or number == 1:
+        yield Block(source.label, "json", values, line=number)
 
 
 def _parquet_blocks(source, file, rules):
@@ -371,15 +376,16 @@ def _parquet_blocks(source, file, rules):
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{source.label} is not a parquet file, or damaged: {error}") from error
-    if rules.field not in table.schema_arrow.names:
-        raise ValueError(_no_field(source.label, "column", rules.field, table.schema_arrow.names))
-    column = table.schema_arrow.names.index(rules.field)
+    names = table.schema_arrow.names
+    if not rules.template and rules.field not in names:
+        raise ValueError(_no_field(source.label, "column", rules.field, names))
+    column = -1 if rules.template else names.index(rules.field)
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
         size = sum(
             about.column(c).total_uncompressed_size
             for c in range(about.num_columns)
-            if about.column(c).path_in_schema == rules.field
+            if rules.template or about.column(c).path_in_schema == rules.field
         )
         step = max(1, about.num_rows * UNIT_BYTES // max(size, UNIT_BYTES)) if about.num_rows else 1
         # The contents are read by the workers; these figures stand for them when an interrupted run goes on.
@@ -393,15 +399,60 @@ def _parquet_blocks(source, file, rules):
 
 
 def documents(unit, rules, counts):
-    """(text, whole document's hash or None, begins a document, split) of a unit. `counts` gets what was changed."""
+    """(text, whole document's hash or None, begins a document, split, length of its prompt) of a unit. `counts` gets
+    what was changed. A row of messages is a document per answer; their hashes differ in the low bits alone, so that
+    all are in the same split."""
     for block in unit.blocks:
         readers = {"text": _read_text, "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
-        for text in readers.get(block.format, _read_csv)(block, rules, counts):
-            text = _normalize(text, rules, counts)
-            if text:
-                yield text, block.hash, block.format != "text" or block.offset == 0, block.split
+        for value in readers.get(block.format, _read_csv)(block, rules, counts):
+            if rules.template:
+                pairs = [[_normalize(text, rules, counts) for text in pair] for pair in _pairs_of(*value, rules)]
+                key = document_hash("".join(pairs[-1]))
+                for i, (prompt, completion) in enumerate(pairs):
+                    yield prompt + completion, key ^ i, True, block.split, len(prompt)
+            elif text := _normalize(value, rules, counts):
+                yield text, block.hash, block.format != "text" or block.offset == 0, block.split, 0
             else:
                 counts["empty documents skipped"] += 1
+
+
+def _pairs_of(where, row, rules) -> list[tuple[str, str]]:
+    """(prompt, completion) of each answer in a row, in the template. ValueError, saying where, if there is none."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no object with fields but {type(row).__name__}")
+    if rules.field in row:
+        messages = row[rules.field]
+        if rules.template == "plain":
+            raise ValueError(f"{where} has messages: they need --template {' or '.join(TEMPLATES)}")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError(f'{where}: {rules.field!r} is no list of {{"role": ..., "content": ...}}')
+        for message in messages:
+            if not isinstance(message.get("content"), str) or message.get("role") not in TEMPLATES["chat"]:
+                raise ValueError(
+                    f"{where}: a message needs a text as 'content' and a 'role' of {', '.join(TEMPLATES['chat'])}; "
+                    f"found: {', '.join(f'{k}={v!r:.40}' for k, v in message.items()) or 'none'}"
+                )
+    else:
+        for name in (rules.prompt_field, rules.completion_field):
+            if name not in row:
+                found = ", ".join(map(str, row)) or "none"
+                raise ValueError(
+                    f"{where} has no field {name!r}, nor messages in {rules.field!r}; found: {found}. Choose with "
+                    f"--prompt_field and --completion_field, or --field for messages"
+                )
+            if not isinstance(row[name], str):
+                raise ValueError(f"{where}: {name!r} is no text but {type(row[name]).__name__}")
+        prompt, completion = row[rules.prompt_field], row[rules.completion_field]
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError(f"{where} has no message of the role assistant: nothing to learn from")
+    if any(not messages[i]["content"].strip() for i in answers):
+        raise ValueError(f"{where}: the completion is empty; leave the row out, or give it text")
+    if rules.template == "plain":
+        return [(prompt, completion)]
+    prompts = [(*chat_prompt(messages[:i], rules.template), messages[i]["content"].strip()) for i in answers]
+    return [(prompt, space + answer) for prompt, space, answer in prompts]
 
 
 def _read_text(block, rules, counts):
@@ -420,21 +471,23 @@ def _read_jsonl(block, rules, counts):
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
-            yield _text_of(value, where, rules.field)
+            yield _value_of(value, where, rules)
 
 
 def _read_csv(block, rules, counts):
-    if rules.field not in block.columns:
+    if not rules.template and rules.field not in block.columns:
         raise ValueError(_no_field(f"{block.label}:1", "column", rules.field, block.columns))
-    column = block.columns.index(rules.field)
+    column = len(block.columns) - 1 if rules.template else block.columns.index(rules.field)
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader(io.StringIO(_decode(block, rules, counts), newline=""), delimiter=_delimiter(block.format))
     line = block.line
     for i, row in enumerate(rows):
         if row and not (i == 0 and block.offset == 0):
             if len(row) <= column:
-                raise ValueError(f"{block.label}:{line} has {len(row)} columns, {rules.field!r} is number {column + 1}")
-            yield row[column]
+                missing = block.columns[column]
+                raise ValueError(f"{block.label}:{line} has {len(row)} columns, {missing!r} is number {column + 1}")
+            named = dict(zip(block.columns, row, strict=False))
+            yield (f"{block.label}:{line}", named) if rules.template else row[column]
         line = block.line + rows.line_num
 
 
@@ -444,14 +497,14 @@ def _delimiter(format):
 
 def _read_parquet(block, rules, counts):
     path, size, group, first, end, _ = block.data
-    row = 0
+    row, columns = 0, None if rules.template else [rules.field]
     batches = _parquet_table(path, size).iter_batches(
-        min(1000, end - first), row_groups=[group], columns=[rules.field], use_threads=False
+        min(1000, end - first), row_groups=[group], columns=columns, use_threads=False
     )
     for batch in batches:
         for i in range(max(0, first - row), min(len(batch), end - row)):
             where = f"{block.label}: row {row + i} of row group {group}"
-            yield _text_of({rules.field: batch.column(0)[i].as_py()}, where, rules.field)
+            yield _value_of({name: batch.column(name)[i].as_py() for name in batch.schema.names}, where, rules)
         row += len(batch)
         if row >= end:
             return
@@ -465,7 +518,11 @@ def _parquet_table(path, size):
     return pyarrow.parquet.ParquetFile(_open(Source(path, "parquet", "", size, path))[0])
 
 
-def _text_of(value, where, name) -> str:
+def _value_of(value, where, rules):
+    """The text of a row; or, for pairs, (where, row)."""
+    if rules.template:
+        return where, value
+    name = rules.field
     if isinstance(value, dict):
         if name not in value:
             raise ValueError(_no_field(where, "field", name, value))

@@ -66,26 +66,29 @@ class Options:
         if size != self.tokenizer and not (size.isdecimal() and int(size) >= 257):
             raise ValueError(f"tokenizer={self.tokenizer}: write bpe:N with N from 257, such as bpe:4096")
 
+    def rules(self, needs_hashes) -> Rules:
+        return Rules(self.field, self.newlines, self.errors, needs_hashes)
 
-def main(argv=None, name="text", about=__doc__, **defaults):
+
+def main(argv=None, name="text", about=__doc__, kind=Options, **defaults):
     """The command. The others in this folder are this one with `defaults` for input, out, tokenizer or val_input."""
-    options = config.parse(Options, argv, prog=f"prepare/{name}.py", description=about, positional="input")
+    options = config.parse(kind, argv, prog=f"prepare/{name}.py", description=about, positional="input")
     if options.input:
         defaults.pop("val_input", None)  # own files instead of the usual ones bring their own validation
     for option, value in defaults.items():
         setattr(options, option, getattr(options, option) or value)
-    if missing := _missing(options):
+    if missing := _missing(options, name):
         print(f"prepare/{name}.py: error: {missing}", file=sys.stderr)
         sys.exit(2)
     prepare(options)
 
 
-def _missing(options) -> str:
+def _missing(options, name="text") -> str:
     """What to say where --input or --out is not given: only here are the defaults of all commands filled in."""
     if options.input and options.out:
         return ""
     missing = "--out FOLDER" if options.input else "--input FILE..."
-    return f"{missing} is missing: prepare/text.py --input FILE... --out FOLDER"
+    return f"{missing} is missing: prepare/{name}.py --input FILE... --out FOLDER"
 
 
 def prepare(options) -> dict:
@@ -125,8 +128,9 @@ def _prepare(options, sources, out):
     fraction = options.val_fraction
     if fraction == -1:
         fraction = 0.0 if options.val_input else min(0.1, 1e7 / max(size, 1))
-    keys = ("tokenizer", "field", "format", "newlines", "errors", "dedup", "bpe_sample", "shard_tokens")
-    signature = {key: getattr(options, key) for key in keys} | {"val_fraction": fraction}
+    without_effect = ("input", "val_input", "out", "workers", "overwrite")  # on what is written; files are in `files`
+    signature = {key: value for key, value in vars(options).items() if key not in without_effect}
+    signature["val_fraction"] = fraction
     files = hashlib.sha256(json.dumps([[s.label, s.size, s.split] for s in sources]).encode())
     signature["files"] = files.hexdigest()
     if finished := _finished(out, signature, sources, options.overwrite):
@@ -135,7 +139,7 @@ def _prepare(options, sources, out):
 
     # One text alone is split by position, so that both parts are of it; measuring it takes a pass.
     alone = len(sources) == 1 and sources[0].format == "text" and fraction > 0
-    rules = Rules(options.field, options.newlines, options.errors, needs_hashes=options.dedup or not alone)
+    rules = options.rules(needs_hashes=options.dedup or not alone)
     run = _Run(options, rules, sources, out, size, signature)
     header, done = _read_progress(out, signature)
     if header is None:
@@ -159,11 +163,16 @@ def _prepare(options, sources, out):
     if not any(w.n_tokens for w in writers):
         _remove(out, "progress.jsonl", "duplicates.tmp", "tokenizer.json", "tokenizer.tiktoken")
         _no_documents(sources, counts)
+    if rules.template:
+        for writer in (w for w in writers if w.n_tokens):  # what ends the last pair
+            writer.append(np.array([tokenizer.eot_id]), np.ones(1, np.uint8))
+            lines[-1][writer.split] = writer.n_tokens
     shards = [shard for writer in writers for shard in writer.finish()]
     _add_source_ranges(shards, lines)
     split = "given" if options.val_input else "position" if header["cut"] else "content hash"
     about = signature | {"input": options.input[:10], "val_input": options.val_input[:10], "split": split}
-    meta = write_meta(out, tokenizer, shards, options=about, files=len(sources), counts=dict(sorted(counts.items())))
+    about = {"options": about, "files": len(sources), "counts": dict(sorted(counts.items()))}
+    meta = write_meta(out, tokenizer, shards, **about | ({"template": rules.template} if rules.template else {}))
     _remove(out, "progress.jsonl", "duplicates.tmp")
     _summarize(out, meta, time.monotonic() - began)
     return meta
@@ -184,25 +193,30 @@ class Tokens:
     characters: int
     counts: Counter
     sha256: str  # of the unit's input
+    scored: np.ndarray | None  # of pairs: uint8 per token, 0 in a prompt
 
 
 def tokenize_unit(unit, rules, folder, fingerprint) -> Tokens:
     tokenizer, counts = _saved_tokenizer(folder, fingerprint), Counter()
-    arrays, lengths, hashes, splits, continues, characters = [], [], [], [], False, 0
+    arrays, scored, lengths, hashes, splits, continues, characters = [], [], [], [], [], False, 0
     eot = np.array([tokenizer.eot_id], token_dtype(tokenizer.vocab_size))
-    for text, of_whole, begins, split in documents(unit, rules, counts):
+    for text, of_whole, begins, split, n_prompt in documents(unit, rules, counts):
         continues |= not begins
         key = document_hash(text) if of_whole is None else of_whole
         start, characters = characters, characters + len(text)
         pieces = [(text, SPLITS.index(split) if split else -1, begins)]
         if unit.cut is not None:
             at = min(max(unit.cut - start, 0), len(text))
+            at = 0 if rules.template and at < len(text) else at  # a pair stays whole
             pieces = [(text[:at], 0, begins), (text[at:], 1, begins or start <= unit.cut)]
         for piece, side, has_eot in pieces:
             if piece:
-                ids = tokenizer.encode_numpy(piece).astype(eot.dtype, copy=False)
-                arrays += [eot, ids] if has_eot else [ids]
-                lengths.append(len(ids) + has_eot)
+                ids = [tokenizer.encode_numpy(piece[n_prompt:]).astype(eot.dtype, copy=False)]
+                if rules.template:  # a prompt's ids do not depend on what follows: sampling has nothing there yet
+                    ids.insert(0, tokenizer.encode_numpy(piece[:n_prompt]).astype(eot.dtype, copy=False))
+                    scored.append(np.repeat(np.array([1, 0, 1], np.uint8), [1, *map(len, ids)]))
+                arrays += [eot, *ids] if has_eot else ids
+                lengths.append(sum(map(len, ids)) + has_eot)
                 hashes.append(key)
                 splits.append(side)
                 key ^= 1  # what is behind the cut is no duplicate of what is before it
@@ -215,6 +229,7 @@ def tokenize_unit(unit, rules, folder, fingerprint) -> Tokens:
         characters,
         counts,
         unit.sha256(),
+        np.concatenate(scored) if scored else None,
     )
 
 
@@ -343,7 +358,8 @@ class _Run:
                 by_hash = result.hashes < np.uint64(int(self.fraction * 2**64))
                 to_val = np.where(result.splits < 0, by_hash, result.splits == 1)
                 for writer, here in zip(writers, (keep & ~to_val, keep & to_val), strict=True):
-                    writer.append(result.tokens if here.all() else result.tokens[np.repeat(here, result.lengths)])
+                    chosen = slice(None) if here.all() else np.repeat(here, result.lengths)
+                    writer.append(result.tokens[chosen], None if result.scored is None else result.scored[chosen])
                     writer.sync()
                 line = {"unit": unit.name(), "sha256": result.sha256, "train": writers[0].n_tokens}
                 line |= {"val": writers[1].n_tokens, "seen": seen.sync() if seen else 0, "kept": kept}
@@ -575,7 +591,7 @@ def _summarize(out, meta, seconds):
         per_token = total["bytes"] / max(total["tokens"] - total["documents"], 1)
         _say(
             f"{split}: {total['tokens']:,} tokens of {total['documents']:,} documents, {total['bytes']:,} bytes of "
-            f"text ({per_token:.2f} per token)"
+            f"text ({per_token:.2f} per token)" + (f"; {total['scored']:,} are scored" if "scored" in total else "")
         )
     for what, n in meta["counts"].items():
         _say(f"{n:,} {what}")

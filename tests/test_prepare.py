@@ -400,12 +400,12 @@ class Interrupted(Exception):
 def interrupt_after(monkeypatch, n_units):
     real, seen = text.ShardWriter.append, []
 
-    def append(writer, tokens):
+    def append(writer, tokens, *scored):
         seen.append(tokens)
         if len(seen) == 2 * n_units:  # in the middle of a unit: train is written, val is not
             writer.file.write(b"half a tok")
             raise Interrupted
-        real(writer, tokens)
+        real(writer, tokens, *scored)
 
     monkeypatch.setattr(text.ShardWriter, "append", append)
 

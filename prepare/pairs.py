@@ -1,0 +1,42 @@
+"""Prompts and completions, or chat messages, to a dataset for fine-tuning: only the completions are scored.
+
+    python prepare/pairs.py --input pairs.jsonl --out data/pairs --tokenizer gpt2
+    python prepare/pairs.py --input chats.jsonl --out data/chats --tokenizer out/base
+
+Rows are {"prompt": TEXT, "completion": TEXT} or {"messages": [{"role": "user", "content": TEXT}, ...]}, in JSON lines,
+JSON, CSV or parquet. To fine-tune, take the tokenizer of the model that you begin with: a run's folder, say. After a
+completion comes end-of-text, which is scored, so that the model learns to stop. Messages need
+--template=chat (User: ..., Assistant: ...) or instruction, which sample.py then speaks; a row of them becomes one
+document per answer, with all that was said before as its prompt. The rest is as in prepare/text.py.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import config
+from prepare import text
+from prepare.sources import Rules
+
+
+@dataclass
+class Options(text.Options):
+    prompt_field: str = "prompt"  # field or column with what is given
+    completion_field: str = "completion"  # field or column with what the model learns to answer
+    field: str = "messages"  # field with chat messages; rows that have it need no prompt and completion
+    template: Literal["plain", "chat", "instruction"] = "plain"  # plain: prompt and completion as they are
+
+    def rules(self, needs_hashes) -> Rules:
+        about = (self.template, self.prompt_field, self.completion_field)
+        return Rules(self.field, self.newlines, self.errors, needs_hashes, *about)
+
+
+def main(argv=None):
+    text.main(argv, "pairs", __doc__, Options)
+
+
+if __name__ == "__main__":
+    config.run(main)
