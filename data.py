@@ -553,15 +553,19 @@ class SampleOrder:
         return self._epochs[epoch][slots]
 
 
-def place(index, n_tokens, block_size, spans=None):
+def place(index, n_tokens, block_size, spans=None, stride=0):
     """(starts, begins, ends) of the windows with these numbers: first token, and the range of targets that are theirs.
 
-    A window that has fewer than block_size reads on, but what is behind its own targets is not scored."""
+    A window that has fewer than block_size reads on, but what is behind its own targets is not scored. With a stride
+    windows begin so many tokens apart, and the targets that the one before has seen are not a window's own."""
     if spans is None:
-        begins, ends = index * block_size, np.minimum((index + 1) * block_size, n_tokens - 1)
+        at = index * (stride or block_size)
+        begins = at + np.where(index > 0, block_size - (stride or block_size), 0)
+        ends = np.minimum(at + block_size, n_tokens - 1)
     else:
         begins, ends = spans[index].T
-    starts = np.maximum(np.minimum(begins, n_tokens - 1 - block_size), 0)
+        at = begins
+    starts = np.maximum(np.minimum(at, n_tokens - 1 - block_size), 0)
     return starts, begins - starts, ends - starts
 
 
@@ -704,29 +708,35 @@ class TrainBatches:
         return sum(int(self.stream.scored(*window).sum()) for window in np.stack(windows, axis=1).tolist())
 
 
-def _n_windows(stream, block_size) -> int:
+def _n_windows(stream, block_size, stride=0) -> int:
     spans, _ = stream.spans(block_size)
-    return math.ceil((stream.n_tokens - 1) / block_size) if spans is None else len(spans)
+    return (
+        1 + math.ceil(max(0, stream.n_tokens - 1 - block_size) / (stride or block_size))
+        if spans is None
+        else len(spans)
+    )
 
 
-def count_val_windows(stream, block_size, eval_tokens) -> int:
-    n_windows = _n_windows(stream, block_size)
-    return min(n_windows, max(1, eval_tokens // block_size)) if eval_tokens else n_windows
+def count_val_windows(stream, block_size, eval_tokens, stride=0) -> int:
+    n_windows = _n_windows(stream, block_size, stride)
+    return min(n_windows, max(1, eval_tokens // (stride or block_size))) if eval_tokens else n_windows
 
 
-def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world_size=1, device="cpu"):
+def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world_size=1, device="cpu", stride=0):
     """Batches (x, y), int64 (micro_batch_size, block_size), of validation: always the same windows.
 
     All of them in order when eval_tokens is 0, else eval_tokens // block_size evenly spaced ones. Rank r takes
     windows r, r + world_size, ...; masked rows (y = -1) fill up so that all ranks get as many batches of one shape.
+    stride: windows begin so many tokens apart, and score what the one before had not (running text only); 0 =
+    block_size.
     """
     import torch
 
     if stream.n_tokens < 2:
         raise ValueError(f"val has {stream.n_tokens} tokens, need 2: prepare the dataset with a larger --val_fraction")
-    n_windows, count = _n_windows(stream, block_size), count_val_windows(stream, block_size, eval_tokens)
-    chosen = np.arange(count) * n_windows // count
-    windows = np.stack(place(chosen, stream.n_tokens, block_size, stream.spans(block_size)[0]), axis=1)
+    count = count_val_windows(stream, block_size, eval_tokens, stride)
+    chosen = np.arange(count) * _n_windows(stream, block_size, stride) // count
+    windows = np.stack(place(chosen, stream.n_tokens, block_size, stream.spans(block_size)[0], stride), axis=1)
     step = micro_batch_size * world_size
     length = min(block_size, stream.n_tokens - 1)  # a split shorter than a block is masked behind its end
     row = np.empty(length + 1, stream.dtype)

@@ -24,12 +24,22 @@ class Options:
     limit: int = 0  # items of each task, from its beginning; 0 = all
     eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
     block_size: int = 0  # context of each window; 0 = the model's
+    stride: int = (
+        0  # windows begin every so many tokens, and only what the one before left out is scored; 0 = block_size
+    )
+    by_position: bool = False  # the loss by the number of tokens before the target in its window, too
     micro_batch_size: int = 8  # windows per forward pass, at least; no figure depends on it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the forward pass, or int8 weights
 
     def __post_init__(self):
-        for name, least in (("limit", 0), ("eval_tokens", 0), ("block_size", 0), ("micro_batch_size", 1)):
+        for name, least in (
+            ("limit", 0),
+            ("eval_tokens", 0),
+            ("block_size", 0),
+            ("stride", 0),
+            ("micro_batch_size", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
         if self.model and not self.model.startswith("hf:"):
@@ -62,37 +72,49 @@ TOKENS_AT_ONCE = 8192  # at least, where there are so many: without gradients sm
 @torch.no_grad()
 def validation(
     model: GPT, dataset: Dataset, run: runtime.Runtime, micro_batch_size: int, eval_tokens: int = 0,
-    block_size: int = 0, interrupted: Callable[[], bool] = lambda: False,
+    block_size: int = 0, interrupted: Callable[[], bool] = lambda: False, stride: int = 0,
 ) -> dict | None:  # fmt: skip
-    """{"loss": mean nats per target, "bits_per_byte", "tokens": targets scored} over fixed windows of the val split.
+    """{"loss": mean nats per target, "bits_per_byte", "tokens": targets scored, "by_position"} over fixed windows of
+    the val split. by_position: the loss of targets with 1, 2, 3-4, 5-8, ... tokens before them in their window.
 
-    eval_tokens and block_size: 0 = the whole split, in windows of the model's own context. The ranks share the windows
-    and join their sums in float64, so the figures depend neither on how many there are nor on micro_batch_size. None if
-    interrupted() became true on any rank. Raises ValueError for a split shorter than two tokens.
+    eval_tokens and block_size: 0 = the whole split, in windows of the model's own context; stride: as in val_windows.
+    The ranks share the windows and join their sums in float64, so the figures depend neither on how many there are nor
+    on micro_batch_size. None if interrupted() became true on any rank. Raises ValueError for a split shorter than two
+    tokens.
     """
     was_training = model.training
     model.eval()
     lengths = torch.from_numpy(dataset.token_byte_lengths()).to(run.device)
-    sums = torch.zeros(5, dtype=torch.float64)  # nats, targets, nats of text, bytes of text, interruptions
     size = block_size or model.config.block_size
-    of_rank = math.ceil(count_val_windows(dataset.val, size, eval_tokens) / run.world_size)
+    of_text = torch.zeros(2, dtype=torch.float64)  # nats and bytes
+    at = torch.zeros(2, size, dtype=torch.float64)  # nats and targets at each position
+    stopped = 0
+    of_rank = math.ceil(count_val_windows(dataset.val, size, eval_tokens, stride) / run.world_size)
     batch = max(1, min(of_rank, max(micro_batch_size, TOKENS_AT_ONCE // size)))
-    windows = val_windows(dataset.val, size, eval_tokens, batch, run.rank, run.world_size, run.device)
+    windows = val_windows(dataset.val, size, eval_tokens, batch, run.rank, run.world_size, run.device, stride)
     for x, y in with_bar(windows, "evaluating", math.ceil(of_rank / batch), run.is_main):
         if interrupted():
-            sums[4] += 1
+            stopped = 1
             break
         with run.autocast():
             losses = model(x, y, reduction="none")  # (B, T), 0 where y is masked
-        text_bytes = lengths[y.clamp(min=0)] * (y != IGNORE)
-        of_batch = losses.sum(), (y != IGNORE).sum(), (losses * (text_bytes > 0)).sum(), text_bytes.sum()
-        sums[:4] += torch.stack([s.float() for s in of_batch]).cpu().double()
+        scored = y != IGNORE
+        text_bytes = lengths[y.clamp(min=0)] * scored
+        of_text += torch.stack([(losses * (text_bytes > 0)).sum(), text_bytes.sum()]).cpu().double()
+        at += torch.stack([losses.sum(dim=0), scored.sum(dim=0)]).cpu().double()
     model.train(was_training)
-    nats, targets, text_nats, text_bytes, interruptions = runtime.sum_over_ranks(*sums.tolist())
-    if interruptions:
+    stopped, text_nats, text_bytes, *at = runtime.sum_over_ranks(stopped, *of_text.tolist(), *at.flatten().tolist())
+    if stopped:
         return None
-    bits_per_byte = text_nats / math.log(2) / text_bytes if text_bytes else None
-    return {"loss": nats / targets, "bits_per_byte": bits_per_byte, "tokens": int(targets)}
+    (nats, targets), by_position = torch.tensor(at, dtype=torch.float64).view(2, size), []
+    begin, end = 0, 1
+    while begin < size:
+        n = int(targets[begin:end].sum())
+        mean = nats[begin:end].sum().item() / n if n else None
+        by_position.append({"from": begin + 1, "to": min(end, size), "loss": mean, "tokens": n})
+        begin, end = end, 2 * end
+    n, bits_per_byte = int(targets.sum()), text_nats / math.log(2) / text_bytes if text_bytes else None
+    return {"loss": nats.sum().item() / n, "bits_per_byte": bits_per_byte, "tokens": n, "by_position": by_position}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,10 +130,17 @@ def main(argv: list[str] | None = None) -> int:
             f"({dataset.tokenizer_fingerprint[:12]}), the model speaks {tokenizer.name} "
             f"({tokenizer.fingerprint[:12]}): prepare it with --tokenizer={opened.name}"
         )
+    if dataset and options.stride and dataset.val.mask is not None:
+        raise ValueError(
+            f"stride is {options.stride}: {dataset.path} holds documents that no window cuts, leave it out"
+        )
     model = opened.load().float()
     context = model.config.block_size
-    if options.block_size > context:
-        raise ValueError(f"block_size is {options.block_size}: the model's context is {context}")
+    size = options.block_size or context
+    if size > context:
+        raise ValueError(f"block_size is {size}: the model's context is {context}")
+    if options.stride > size:
+        raise ValueError(f"stride is {options.stride}: beyond block_size ({size}) tokens would be left out")
     run = runtime.start(options.device, "float32" if options.dtype == "int8" else options.dtype)
     tasks = open_tasks(options.tasks, tokenizer, opened.begin, context, options.limit)
     model.to(run.device)
@@ -119,10 +148,14 @@ def main(argv: list[str] | None = None) -> int:
         model = prepare_weights(model, "int8")
     found = {"checkpoint": opened.name, "step": state.get("step")}
     if dataset:
-        val = validation(model, dataset, run, options.micro_batch_size, options.eval_tokens, options.block_size)
+        val = validation(
+            model, dataset, run, options.micro_batch_size, options.eval_tokens, size, stride=options.stride
+        )
         found |= {"dataset": dataset.path, "split": "val", "loss": val["loss"], "perplexity": math.exp(val["loss"])}
         found |= {"bits_per_byte": val["bits_per_byte"], "tokens": val["tokens"]}
-        found["block_size"] = options.block_size or context
+        found |= {"block_size": size, "stride": options.stride or size}
+        if options.by_position:
+            found["by_position"] = val["by_position"]
     if tasks:
         found["tasks"] = {name: task.measure(model, run, opened.ends) for name, task in tasks.items()}
     if run.is_main:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import command as start
+from tiny_run import finished, free_ports
 
 import checkpoint
 import evaluate
+import huggingface
 import runtime
 from data import open_dataset, write_dataset
 from model import GPT, GPTConfig
-from tokenizer import load_tokenizer
+from tokenizer import count_pieces, load_tokenizer, train_bpe
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "Grüße: the quick brown fox jumps over the lazy dog, again and again.\n" * 12
@@ -101,6 +104,124 @@ def test_training_mode_comes_back_and_an_interruption_gives_nothing(tmp_path):
     assert model.training and found == evaluate.validation(model, dataset, CPU, micro_batch_size=4)  # no dropout
     assert evaluate.validation(model, dataset, CPU, micro_batch_size=4, interrupted=lambda: True) is None
     assert model.training
+
+
+@pytest.mark.parametrize("stride", [1, 5, 31, 32])
+def test_a_stride_scores_every_token_once_with_what_its_window_has_before_it(tmp_path, stride, monkeypatch):
+    model, dataset = small_model(), open_dataset(make_dataset(tmp_path, [TEXT[:150]]))
+    ids = torch.tensor([256, *TEXT[:150].encode()])
+    nats, end = [], 0
+    while end < len(ids) - 1:
+        begin, end = end, min(end + (stride if end else 32), len(ids) - 1)
+        window = ids[max(0, end - 32) : end + 1]
+        with torch.no_grad():
+            logp = model(window[None, :-1])[0].double().log_softmax(-1).gather(1, window[1:, None])[:, 0]
+        nats += (-logp[-(end - begin) :]).tolist()
+    for batch in (1, 7):
+        monkeypatch.setattr("evaluate.TOKENS_AT_ONCE", 1)
+        found = evaluate.validation(model, dataset, CPU, batch, stride=stride)
+        assert found["tokens"] == len(nats) == len(ids) - 1
+        assert found["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-6)
+    if stride < 32:
+        assert found["by_position"][0]["tokens"] == 1  # only the very first target has a single token before it
+    few = evaluate.validation(model, dataset, CPU, 4, eval_tokens=64, stride=stride)
+    assert 64 - stride < few["tokens"] <= 64 + 32
+
+
+def test_loss_by_position_is_the_loss_of_the_targets_with_so_much_before_them(tmp_path):
+    model, dataset = small_model(), open_dataset(make_dataset(tmp_path, [TEXT[:300], TEXT[:50]]))
+    ids = [i for text in (TEXT[:300], TEXT[:50]) for i in (256, *text.encode())]
+    nats = by_hand(model, ids)
+    found = evaluate.validation(model, dataset, CPU, micro_batch_size=3)
+    assert [(row["from"], row["to"]) for row in found["by_position"]] == [
+        (1, 1),
+        (2, 2),
+        (3, 4),
+        (5, 8),
+        (9, 16),
+        (17, 32),
+    ]
+    for row in found["by_position"]:
+        mine = [x for i, x in enumerate(nats) if row["from"] <= i % 32 + 1 <= row["to"] and i // 32 < len(nats) // 32]
+        n = len(nats) % 32  # of the last window, which reaches back over the one before it
+        mine += [
+            x for i, x in enumerate(by_hand(model, ids[-33:])) if i >= 32 - n and row["from"] <= i + 1 <= row["to"]
+        ]
+        assert row["tokens"] == len(mine) and row["loss"] == pytest.approx(sum(mine) / len(mine), rel=1e-6)
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe", "gpt2"])
+def test_bits_per_byte_of_the_uniform_model_are_the_closed_form(tokenizer, tmp_path, monkeypatch):
+    """Each token costs log2(V) bits, so n tokens of b bytes cost n log2(V) / b bits a byte."""
+    if tokenizer == "gpt2":
+        if not (ROOT.parent / "shared" / "data" / "tiktoken").is_dir():
+            pytest.skip("the gpt2 vocabulary is not here: ../shared/data/tiktoken")
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ROOT.parent / "shared" / "data" / "tiktoken"))
+    tokenizer = train_bpe(count_pieces([TEXT]), 300) if tokenizer == "bpe" else load_tokenizer(tokenizer)
+    write_dataset(tmp_path, tokenizer, [TEXT], [TEXT, "short"])
+    model = small_model(vocab_size=tokenizer.vocab_size, zero_init=True)  # logits are all zero
+    found = evaluate.validation(model, open_dataset(tmp_path), CPU, micro_batch_size=4)
+    n, n_bytes = (
+        sum(map(length, (TEXT, "short"))) for length in (lambda t: len(tokenizer.encode(t)), lambda t: len(t.encode()))
+    )
+    assert found["bits_per_byte"] == pytest.approx(n * math.log2(tokenizer.vocab_size) / n_bytes, rel=1e-6)
+    assert n_bytes / n > 1.5 or tokenizer.name == "byte"
+
+
+def test_losses_equal_those_of_transformers_on_the_exported_model(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = checkpoint.load_model(checkpoint.find_checkpoint(run / "run"))
+    huggingface.export(model, load_tokenizer("byte"), tmp_path / "exported")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    ids = torch.tensor([256, *TEXT.encode(), 256, *b"short"])
+    nats = []
+    for begin in range(0, len(ids) - 1, 32):
+        end = min(begin + 32, len(ids) - 1)
+        x = ids[max(0, end - 32) : end + 1]  # the last window reaches back, so that it is a whole one
+        with torch.no_grad():
+            losses = torch.nn.functional.cross_entropy(theirs(x[None, :-1]).logits[0], x[1:], reduction="none")
+        nats += losses[-(end - begin) :].tolist()
+    found = evaluate.validation(model, open_dataset(run / "data"), CPU, micro_batch_size=8)
+    assert found["tokens"] == len(nats) and found["loss"] == pytest.approx(sum(nats) / len(nats), abs=1e-5)
+
+
+def on_ranks(n: int, *arguments: str) -> dict:
+    """What the command prints as n ranks."""
+    group = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])} if n > 1 else {}
+    ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
+    processes = [start("evaluate.py", *arguments, env=environment) for environment in ranks]
+    done = [finished(process) for process in processes]
+    assert [code for code, _, _ in done] == [0] * n, done
+    assert all(out == "" for _, out, _ in done[1:])  # one speaks
+    return json.loads(done[0][1])
+
+
+@pytest.mark.slow
+def test_ranks_share_the_work_and_agree(run, tmp_path):
+    """Losses to a part in a million, tasks exactly, on one rank and on two."""
+    items = ROOT / "tests" / "items"
+    names = ("hellaswag", "arc_easy", "lambada", "exact_match")
+    arguments = [
+        f"--out_dir={run / 'run'}",
+        f"--dataset={run / 'data'}",
+        "--device=cpu",
+        "--by_position=true",
+        "--stride=9",
+    ]
+    arguments += ["--tasks", *(f"{name}:{items / name}.jsonl" for name in names)]
+    one, two = on_ranks(1, *arguments), on_ranks(2, *arguments)
+    assert (one["stride"], one["block_size"], one["tokens"]) == (9, 32, two["tokens"])
+    for key in ("loss", "perplexity", "bits_per_byte"):
+        assert two[key] == pytest.approx(one[key], rel=1e-6)
+    for a, b in zip(one["by_position"], two["by_position"], strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+    assert list(one["tasks"]) == list(names)
+    for name in names:
+        a, b = one["tasks"][name], two["tasks"][name]
+        for key in a.keys() - {"items_per_second", "format"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-6)
+        assert a["format"] == b["format"] and a["items"] > 2 and "acc_stderr" in a
+    assert one["tasks"]["hellaswag"]["cut"] == 5  # bytes are many: a context of 32 holds none of these whole
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
