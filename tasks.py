@@ -23,7 +23,7 @@ from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
 from sample import Sample, Sampling, TextStream, generate
 from tokenizer import Tokenizer
 
-TOKENS_AT_ONCE = 8192  # in one forward pass, padding included, and in the cache of one batch of answers
+TOKENS_AT_ONCE = 4096  # in the cache of one batch, four times as many off the CPU; a forward pass gets a quarter
 MORE_TOKENS = 8  # an answer may be longer than the right one by this: spaces, other tokens for the same text, the end
 
 
@@ -209,48 +209,61 @@ def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[fl
     pairs: (context, continuation) ids, at least one each, together at most block_size + 1.
     """
     c, device = model.config, model.transformer.wte.weight.device
-    kind = device.type
+    kind, at_once = device.type, tokens_at_once(device) // 4
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.transformer.wte.weight.dtype
-    contexts = {context: i for i, context in enumerate(dict.fromkeys(tuple(context) for context, _ in pairs))}
-    lengths = [len(context) - 1 for context in contexts]  # the last token is read with what follows it
 
     def padded(rows, fill=0):
         length = max(map(len, rows))
         return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], device=device)
 
+    contexts = list(dict.fromkeys(tuple(context) for context, _ in pairs))
+    lengths = [len(context) - 1 for context in contexts]  # the last token is read with what follows it
     filled = KVCache(c, len(contexts), max(lengths), device, dtype)
-    if max(lengths):
-        model.features(padded([context[:-1] for context in contexts]), filled)
-    behind = BehindContexts(filled, lengths, [contexts[tuple(context)] for context, _ in pairs], c.block_size)
-    x = model.features(padded([(context[-1], *ids[:-1]) for context, ids in pairs]), behind)
-    targets = padded([ids for _, ids in pairs], IGNORE)
-    scored = targets != IGNORE
-    nats, likeliest = torch.zeros(targets.shape, device=device), torch.ones_like(scored)
-    rows = max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
-    found = []
-    for features, target in zip(x[scored].split(rows), targets[scored].split(rows), strict=True):
-        logits = model.logits(features)
-        own = logits.gather(1, target[:, None]).squeeze(1)
-        found.append((own - logits.logsumexp(dim=-1), logits.argmax(dim=-1) == target))
-    nats[scored], likeliest[scored] = (torch.cat(part) for part in zip(*found, strict=True))
-    return list(zip(nats.double().sum(dim=1).tolist(), likeliest.all(dim=1).tolist(), strict=True))
+    for piece in pieces(lengths, at_once):
+        if longest := max(lengths[i] for i in piece):
+            part = KVCache(c, len(piece), longest, device, dtype)
+            model.features(padded([contexts[i][:-1] for i in piece]), part)
+            filled.k[:, piece, :, :longest], filled.v[:, piece, :, :longest] = part.k, part.v
+    number, found = {context: i for i, context in enumerate(contexts)}, {}
+    for piece in pieces([len(ids) for _, ids in pairs], at_once):
+        rows = [pairs[i] for i in piece]
+        behind = BehindContexts(filled, lengths, [number[tuple(context)] for context, _ in rows], c.block_size)
+        x = model.features(padded([(context[-1], *ids[:-1]) for context, ids in rows]), behind)
+        targets = padded([ids for _, ids in rows], IGNORE)
+        scored = targets != IGNORE
+        nats, likeliest = torch.zeros(targets.shape, device=device), torch.ones_like(scored)
+        n, of_piece = max(1, LOGITS_AT_ONCE // c.padded_vocab_size), []
+        for features, target in zip(x[scored].split(n), targets[scored].split(n), strict=True):
+            logits = model.logits(features)
+            own = logits.gather(1, target[:, None]).squeeze(1)
+            of_piece.append((own - logits.logsumexp(dim=-1), logits.argmax(dim=-1) == target))
+        nats[scored], likeliest[scored] = (torch.cat(part) for part in zip(*of_piece, strict=True))
+        sums = nats.cpu().double().sum(dim=1).tolist()
+        found |= zip(piece, zip(sums, likeliest.all(dim=1).tolist(), strict=True), strict=True)
+    return [found[i] for i in range(len(pairs))]
 
 
-def batches_of_pairs(pairs: list[tuple[list[int], list[int]]]) -> list[list[int]]:
-    """Numbers of the pairs in batches, longest first; those with one context stay together."""
+def tokens_at_once(device: torch.device) -> int:
+    return TOKENS_AT_ONCE if device.type == "cpu" else 4 * TOKENS_AT_ONCE
+
+
+def pieces(lengths: list[int], at_once: int) -> list[list[int]]:
+    """Numbers of the rows, longest first, in pieces of at most `at_once` tokens with padding, or of one row."""
+    found = [[]]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if found[-1] and (len(found[-1]) + 1) * lengths[found[-1][0]] > at_once:
+            found.append([])
+        found[-1].append(i)
+    return found
+
+
+def batches_of_pairs(pairs: list[tuple[list[int], list[int]]], at_once: int) -> list[list[int]]:
+    """Numbers of the pairs, those with one context together: as many contexts of similar length as `at_once` holds."""
     groups = {}
     for i, (context, _) in enumerate(pairs):
         groups.setdefault(tuple(context), []).append(i)
-    longest = {context: max(len(pairs[i][1]) for i in group) for context, group in groups.items()}
-    batches, contexts, most = [], 0, 0
-    for context in sorted(groups, key=lambda context: (-len(context), -longest[context])):
-        group, most, contexts = groups[context], max(most, longest[context]), contexts + 1
-        rows = len(group) + (len(batches[-1]) if batches else 0)
-        if not batches or contexts * len(pairs[batches[-1][0]][0]) + rows * most > TOKENS_AT_ONCE:
-            batches.append([])
-            contexts, most = 1, longest[context]
-        batches[-1] += group
-    return batches
+    contexts = list(groups)
+    return [[i for n in piece for i in groups[contexts[n]]] for piece in pieces(list(map(len, contexts)), at_once)]
 
 
 # Answers
@@ -310,15 +323,6 @@ class Task:
         wholes = [encode(f"{item.context} {choice}") for choice in item.choices]
         return [(context or nothing, whole[len(context) :]) for whole in wholes]
 
-    def batches(self) -> list[list[int]]:
-        """Numbers of pairs that are worked on together."""
-        if not self.exact:
-            return batches_of_pairs(self.pairs)
-        order = sorted(range(len(self.pairs)), key=lambda i: -len(self.pairs[i][0]))
-        longest = len(self.pairs[order[0]][0]) + max(len(ids) for _, ids in self.pairs) + MORE_TOKENS
-        rows = max(1, min(256, TOKENS_AT_ONCE // longest))
-        return [order[i : i + rows] for i in range(0, len(order), rows)]
-
     def work(self, model: GPT, batch: list[int], ends: tuple[int, ...]) -> list:
         pairs = [self.pairs[i] for i in batch]
         if not self.exact:
@@ -338,7 +342,9 @@ class Task:
         """
         began, was_training = time.perf_counter(), model.training
         model.eval()
-        batches, found = self.batches(), {}
+        at_once, found = tokens_at_once(run.device), {}
+        sizes = [len(prompt) + len(ids) + MORE_TOKENS for prompt, ids in self.pairs]
+        batches = pieces(sizes, at_once) if self.exact else batches_of_pairs(self.pairs, at_once)
         mine = batches if sharded else batches[run.rank :: run.world_size]
         turns = len(batches) if sharded else math.ceil(len(batches) / run.world_size)  # as many on every rank
         with run.autocast(), runtime.callable_by_method(model, "features"):

@@ -5,6 +5,8 @@ import math
 import os
 import random
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +104,7 @@ ARCHITECTURES += [dict(n_kv_head=1), dict(GPT2), dict(logit_softcap=5.0, norm_we
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
-def test_scores_in_a_batch_equal_those_one_by_one(architecture):
+def test_scores_in_a_batch_equal_those_one_by_one(architecture, monkeypatch):
     """Contexts of all lengths, also of one token and of the whole context, each with several continuations."""
     model, random = loud_model(61, **architecture), torch.Generator().manual_seed(0)
 
@@ -114,23 +116,20 @@ def test_scores_in_a_batch_equal_those_one_by_one(architecture):
     pairs += [(c, greedy(model, c, 2)) for c in contexts if len(c) < 47]
     expected = [one_by_one(model, *pair) for pair in pairs]
     assert {likeliest for _, likeliest in expected} == {True, False}
-    found = score(model, pairs)
-    for (nats, likeliest), (nats_alone, likeliest_alone) in zip(found, expected, strict=True):
-        assert nats == pytest.approx(nats_alone, abs=1e-4) and likeliest == likeliest_alone
+    for at_once in (4096, 200, 4):
+        monkeypatch.setattr(tasks, "TOKENS_AT_ONCE", at_once)
+        for (nats, likeliest), (nats_alone, likeliest_alone) in zip(score(model, pairs), expected, strict=True):
+            assert nats == pytest.approx(nats_alone, abs=1e-4) and likeliest == likeliest_alone
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3)), min_size=1), st.integers(1, 200))
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1), st.integers(1, 50))
 def test_batches_hold_every_pair_once_and_keep_contexts_together(shapes, at_once):
-    pairs = [([seed] * n, [0] * m) for n, m, seed in shapes]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "TOKENS_AT_ONCE", at_once)
-        batches = batches_of_pairs(pairs)
+    pairs = [([seed] * n, [0]) for n, seed in shapes]
+    batches = batches_of_pairs(pairs, at_once)
     assert sorted(i for batch in batches for i in batch) == list(range(len(pairs)))
     contexts = [{tuple(pairs[i][0]) for i in batch} for batch in batches]
     assert sum(map(len, contexts)) == len(set().union(*contexts))
-    for batch, of_batch in zip(batches, contexts, strict=True):
-        padded = len(of_batch) * max(map(len, of_batch)) + len(batch) * max(len(pairs[i][1]) for i in batch)
-        assert padded <= at_once or len(of_batch) == 1
+    assert all(len(of) * max(map(len, of)) <= at_once or len(of) == 1 for of in contexts)
 
 
 WORDS = "the a cat dog sun rain house tree sings runs falls opens under over with slowly red small old never".split()
@@ -361,3 +360,36 @@ def test_prompts_too_long_are_cut_at_their_beginning_and_counted(length, chars, 
     assert length == 0 or context[-1] == chars.encode(rows[0]["prompt"])[-1]
     model = loud_model(chars.vocab_size, block_size=16)
     assert task.measure(model, CPU, (chars.eot_id,))["items"] == 1
+
+
+@pytest.mark.slow
+def test_the_harness_finds_the_same_scores_on_the_exported_folder(exported, tmp_path):
+    """The README's command, with PIQA's rows and ARC's from files, which spares it the network."""
+    if shutil.which("lm_eval") is None:
+        pytest.skip("lm_eval is not installed: pip install lm_eval")
+    model, tokenizer, *_ = exported
+    huggingface.export(model, tokenizer, tmp_path / "exported")
+    prompts = {"piqa": ("goal", "label", "{{[sol1, sol2]}}"),
+               "arc_easy": ("question", "{{choices.label.index(answerKey)}}", "{{choices.text}}")}  # fmt: skip
+    for name, (question, target, choices) in prompts.items():
+        path = jsonl(tmp_path / f"{name}.jsonl", made_up(60)[name])
+        about = {"task": f"own_{name}", "output_type": "multiple_choice", "test_split": "test"}
+        about |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}}
+        about |= {"doc_to_text": f"Question: {{{{{question}}}}}\nAnswer:", "doc_to_target": target}
+        about |= {"doc_to_choice": choices, "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(about))  # which is YAML, too
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = shlex.split(
+        re.search(r"^lm_eval .*", readme, re.M)[0].replace("out/exported", str(tmp_path / "exported"))
+    )
+    command[command.index("--tasks") + 1] = "own_piqa,own_arc_easy"
+    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "found"), "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(next((tmp_path / "found").rglob("results*.json")).read_text())["results"]
+    for name in prompts:
+        ours = Task(f"{name}:{tmp_path / name}.jsonl", tokenizer, [], 96).measure(model, CPU)
+        for key in ("acc", "acc_norm"):
+            assert found[f"own_{name}"][f"{key},none"] == pytest.approx(ours[key])
+            assert found[f"own_{name}"][f"{key}_stderr,none"] == pytest.approx(ours[f"{key}_stderr"])
