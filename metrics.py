@@ -1,9 +1,10 @@
 """What a run reports: metrics.jsonl, lines or a progress bar on stderr, and mirrors in wandb and TensorBoard.
 
 A row is a flat dict. Training rows: step, tokens, loss, lr, grad_norm, tokens_per_second, elapsed (and mfu where the
-device's peak is known); evaluation rows: step, val_loss, val_bits_per_byte, elapsed. `elapsed` is in seconds since the
-process began, `tokens` since step 0, `memory` the most bytes held so far, `skipped` (once there are any) the steps left
-out. metrics.jsonl is the source of truth. starts.jsonl beside it tells how each process of the run was called.
+device's peak is known); evaluation rows: step, val_loss, val_bits_per_byte, elapsed, and of eval_tasks TASK/acc and the
+like. `elapsed` is in seconds since the process began, `tokens` since step 0, `memory` the most bytes held so far,
+`skipped` (once there are any) the steps left out. metrics.jsonl is the source of truth. starts.jsonl beside it tells
+how each process of the run was called.
 """
 
 import html
@@ -186,6 +187,7 @@ def eval_line(row, max_steps):
     parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}", f"val loss {_number(row['val_loss'], '.4f')}"]
     if row.get("val_bits_per_byte") is not None:
         parts.append(f"{row['val_bits_per_byte']:.4f} bits per byte")
+    parts += [f"{name} {_number(value, '.4f')}" for name, value in row.items() if "/" in name]  # scores in tasks
     return " | ".join([*parts, f"{_duration(row['elapsed'])} elapsed"])
 
 

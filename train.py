@@ -35,6 +35,7 @@ from metrics import MetricsLog, Mirrors, Progress, farewell, keep_samples, log_s
 from model import GPT, GPTConfig
 from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_schedule
 from sample import Sampling, generate
+from tasks import open_tasks
 
 STARTED = time.time()
 
@@ -82,6 +83,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     # Model, optimizer, order of samples
     runtime.seed_everything(s.seed)
     model = build_model(s, dataset, start)
+    eot = dataset.tokenizer().eot_id
+    tasks = open_tasks(s.eval_tasks, dataset.tokenizer(), [eot], model.config.block_size)
     s.micro_batch_size = s.micro_batch_size or runtime.auto_micro_batch(s, model.config, run)
     place = run.device, run.rank, run.world_size
     batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
@@ -163,6 +166,11 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         if found is None:
             return False
         row = {"step": state.step, "val_loss": found["loss"], "val_bits_per_byte": found["bits_per_byte"]}
+        for name, task in tasks.items():
+            scores = task.measure(model, run, (eot,), s.parallel == "fsdp", stop_asked)
+            if scores is None:
+                return False
+            row |= {f"{name}/{key}": scores[key] for key in ("acc", "acc_norm", "perplexity") if key in scores}
         better = found["loss"] < state.best_val_loss
         state.best_val_loss, state.evaluation = min(state.best_val_loss, found["loss"]), row
         report({**row, "elapsed": round(time.time() - STARTED, 3)}, progress.evaluation)

@@ -91,6 +91,9 @@ class Settings:
     # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
+    eval_tasks: list[str] = dataclass_field(
+        default_factory=list
+    )  # tasks at evaluations, as evaluate.py --tasks has them
     log_interval: int = 10  # steps between rows of training metrics
     checkpoint_interval: int = 0  # steps between saves; 0 = at every evaluation
     keep_checkpoints: int = 2  # newest checkpoints that stay, beside the best
@@ -200,6 +203,7 @@ ELSEWHERE = {
     "prepare/text.py": "input tokenizer val_fraction workers field",
     "sample.py": "prompt prompt_file prompts interactive max_new_tokens temperature top_k top_p min_p stream format "
     "repetition_penalty frequency_penalty presence_penalty stop stop_ids ignore_eot logprobs",
+    "evaluate.py": "tasks limit stride by_position",
 }
 
 

@@ -361,7 +361,9 @@ def test_help_shows_every_setting_with_type_default_and_help_as_plain_text():
     assert "\x1b" not in done.stdout
     shown = " ".join(done.stdout.split())
     for name, (help, _) in config._helps(Settings).items():
-        assert re.search(rf"--{name} (STR|INT|FLOAT|{{[\w,]+}}) {re.escape(help)} \(default: ", shown), name
+        assert re.search(
+            rf"--{name} (STR|INT|FLOAT|\[STR \[STR \.\.\.\]\]|{{[\w,]+}}) {re.escape(help)} \(default: ", shown
+        ), name
 
 
 def test_help_of_a_command_without_sections_is_one_box(capsys):

@@ -28,6 +28,7 @@ import train
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 KINDS = [(parallel, optimizer) for parallel in ("ddp", "fsdp") for optimizer in ("adamw", "muon")]
 OFTEN = dict(checkpoint_interval=5, keep_checkpoints=10)
+TASKS = dict(eval_tasks=[f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in ("hellaswag", "exact_match")])
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,13 @@ def world(tmp_path_factory):
         return job(data, here / name, **changed)
 
     for optimizer in ("adamw", "muon"):
-        train.train(settings(data, here / f"one-{optimizer}", optimizer=optimizer, **OFTEN))
+        train.train(settings(data, here / f"one-{optimizer}", optimizer=optimizer, **OFTEN, **TASKS))
     two = []
     for parallel, optimizer in KINDS:
         kind = dict(parallel=parallel, optimizer=optimizer, sample_tokens=4 if optimizer == "muon" else 0)
         straight = f"drop-{parallel}-{optimizer}"
         if optimizer == "muon":  # whose state is both Muon's and AdamW's
-            two.append(make(f"{parallel}2-muon", **kind, **OFTEN))
+            two.append(make(f"{parallel}2-muon", **kind, **OFTEN, **TASKS))
         two.append(make(straight, dropout=0.1, **kind))
         two.append(make(f"{straight}-resumed", go_on=(here / straight, 10), dropout=0.1, **kind))
     for parallel in ("ddp", "fsdp"):
@@ -85,6 +86,8 @@ def test_the_losses_of_several_ranks_are_those_of_one(world, name):
     assert len(together) == 20 and max(abs(a - b) for a, b in zip(alone, together, strict=True)) <= 1e-5
     for a, b in zip(rows(world / "one-muon", "val_loss"), rows(world / name, "val_loss"), strict=True):
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-5) and a["step"] == b["step"]
+        scores = {key: value for key, value in b.items() if "/" in key}
+        assert scores.items() <= a.items() and len(scores) == (3 if "2" in name else 0)
 
 
 @pytest.mark.parametrize("parallel, optimizer", KINDS)

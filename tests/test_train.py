@@ -17,6 +17,7 @@ from tiny_run import ROOT, arguments, command, finished, losses, make_dataset, r
 
 import checkpoint
 import config
+import evaluate
 import train
 from config import Settings
 from train import TrainState
@@ -113,6 +114,29 @@ def test_samples_at_evaluations_use_the_same_prompt_and_say_so(dataset, tmp_path
         (step, i, "the") for step in (2, 4) for i in range(3)
     ]
     assert capsys.readouterr().out == ""
+
+
+def test_tasks_at_evaluations_say_what_evaluate_says(dataset, tmp_path, capsys):
+    names = ("hellaswag", "lambada", "exact_match")
+    tasks = [f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in names]
+    assert train.train(settings(dataset, tmp_path / "run", eval_tasks=tasks)) == 0
+    assert "| hellaswag/acc 0." in capsys.readouterr().err
+    ten, twenty = rows(tmp_path / "run", "val_loss")
+    assert (
+        evaluate.main([f"--out_dir={checkpoint.step_path(tmp_path / 'run', 20)}", "--device=cpu", "--tasks", *tasks])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert "loss" not in found  # which takes a dataset
+    kept = ("acc", "acc_norm", "perplexity")
+    scores = [(name, key, value) for name, of in found["tasks"].items() for key, value in of.items()]
+    expected = {f"{name}/{key}": value for name, key, value in scores if key in kept}
+    assert len(expected) == 5 and expected == {key: twenty[key] for key in twenty if "/" in key}
+    assert ten.keys() == twenty.keys() and ten["lambada/perplexity"] != twenty["lambada/perplexity"]
+
+
+def test_a_task_that_cannot_be_read_ends_a_run_before_its_first_step(dataset, tmp_path):
+    assert "nowhere: there is no such file" in one_line_error(dataset, tmp_path / "x", eval_tasks=["piqa:nowhere"])
 
 
 @pytest.mark.parametrize("micro", [1, 4, 8])
