@@ -29,6 +29,7 @@ SKIPPED = {
     r"\btorchrun\b": "tests/test_distributed.py starts torchrun",
     r"hf:(?!\.?/)": "needs the network",
     r"prepare/(fineweb_edu|openwebtext|tinystories|wikitext|shakespeare_char)": "needs the network",
+    r"^lm_eval ": "needs the network; tests/test_tasks.py has it without one, where lm_eval is installed",
     r"--wandb_log": "needs an account; tests/test_metrics.py has it without one",
     r"\bbench/(?!pictures)": "measures for minutes",
     r"--interactive": "asks at a terminal; tests/test_sample.py answers",
@@ -54,7 +55,16 @@ COMMANDS = list(dict.fromkeys((path, command) for path in DOCS for command in co
 def workplace(tmp_path_factory):
     """A folder like a checkout after `make run`, only that the model is tiny."""
     folder = tmp_path_factory.mktemp("workplace")
-    for name in [*(p.name for p in ROOT.glob("*.py")), "prepare", "pages", "config", "docs", "bench", "README.md"]:
+    for name in [
+        *(p.name for p in ROOT.glob("*.py")),
+        "prepare",
+        "pages",
+        "config",
+        "docs",
+        "bench",
+        "tests",
+        "README.md",
+    ]:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     python = folder / "bin" / "python"
