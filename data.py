@@ -38,6 +38,7 @@ FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 SPLITS = ("train", "val")
 SHARD_TOKENS = 100_000_000
 OWN_DATA = {"data/python_stdlib": "prepare/python_stdlib.py"}  # what any machine can make by itself, and by what
+OWN_DATA |= {f"data/example_{t}": f"prepare/examples.py {t}" for t in ("reverse", "add", "sentiment", "translate")}
 MIXTURE_BLOCK = 1024  # samples in which a mixture's proportions are exact
 FEISTEL_ABOVE = 2**27  # windows (137 billion tokens at block_size 1024) from which an epoch's order is not stored
 

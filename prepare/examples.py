@@ -60,10 +60,10 @@ def sentiment(rng: random.Random) -> tuple[str, str]:
     return f"{rng.choice(forms)}:", label
 
 
-# Two languages, both invented. In the first, words stand in the order subject verb object, adjectives before their noun,
-# and -n makes a plural: "ude baka chova muren" is "red cat sees dogs". In the second the verb stands last, adjectives
-# behind their noun, and words agree: nouns have a gender, which the first language does not show; a noun and its
-# adjectives end in -o or -a by gender, -s more in the plural, and verbs in -et or -ent by the number of their subject.
+# Two invented languages. In the first the verb stands between subject and object, adjectives before their noun, and
+# -n makes a plural. In the second the verb stands last and adjectives follow their noun; nouns have a gender, which the
+# first language does not show, and adjectives agree with them: -o or -a by gender, -s behind that in the plural; verbs
+# agree with the subject: -et, -ent in the plural. "ude baka chova muren" becomes "strelo lirno fleskos ostret".
 
 NOUNS = {  # word: (root in the second language, ending of its gender)
     "baka": ("strel", "o"), "dime": ("vorn", "a"), "fulo": ("clem", "o"), "gesa": ("drisk", "a"),

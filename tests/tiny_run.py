@@ -38,10 +38,10 @@ def arguments(dataset: str, out_dir, **changed) -> list[str]:
     return [f"--{k}={v}" for k, v in {**SMALL, "dataset": dataset, "out_dir": out_dir, **changed}.items()]
 
 
-def command(*words, env=None, **options) -> subprocess.Popen:
-    """A process of the project, started in its root with one thread; stdout and stderr are pipes of text."""
+def command(*words, env=None, folder=ROOT, **options) -> subprocess.Popen:
+    """A process of the project, started in a folder with one thread; stdout and stderr are pipes of text."""
     return subprocess.Popen(
-        [sys.executable, *map(str, words)], cwd=ROOT, env={**os.environ, **ONE_THREAD, **(env or {})}, text=True,
+        [sys.executable, *map(str, words)], cwd=folder, env={**os.environ, **ONE_THREAD, **(env or {})}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 
