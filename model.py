@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 IGNORE = -1  # a target with this id is not scored
 LOGITS_AT_ONCE = 1 << 24  # more logits than this are computed in pieces: 64 MB of float32
+SHORT_CONTEXT = {torch.float32: 64, torch.bfloat16: 512}  # up to here a CPU attends faster by plain products
 CHOICES = {"position": ("rope", "learned", "sinusoidal", "none"), "norm": ("rmsnorm", "layernorm"),
            "activation": ("swiglu", "relu2", "gelu", "gelu_tanh")}  # fmt: skip
 # GPT-2 as published. The other family, "modern", is the defaults below.
@@ -113,16 +114,16 @@ def make_norm(c: GPTConfig) -> nn.Module:
 
 
 def rope_table(length: int, head_dim: int, theta: float) -> Tensor:
-    """(2, length, 1, hd / 2), cosines and sines of rotary embeddings: pair i turns by theta^(-2i/hd) a step."""
+    """(2, length, 1, hd), cosines and signed sines of rotary embeddings: pair i turns by theta^(-2i/hd) a step."""
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency).unsqueeze(1)
-    return torch.stack((angle.cos(), angle.sin())).float()
+    return torch.stack((angle.cos().repeat(1, 1, 2), torch.cat((-angle.sin(), angle.sin()), dim=-1))).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn feature i together with feature i + hd/2 (the half-split form of Llama's published weights)."""
-    a, b = x.chunk(2, dim=-1)  # (B, T, heads, hd) -> 2 x (B, T, heads, hd/2)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # (T, 1, hd)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def sinusoidal_table(length: int, n_embd: int) -> Tensor:
@@ -172,16 +173,22 @@ def documents(idx: Tensor, token: int) -> tuple[Tensor, Tensor]:
     return place - begin, (same & causal_mask(len(place), len(place), idx.device)).unsqueeze(1)
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """softmax(q k^T / sqrt(hd)) v under a causal mask, step by step: what the fused kernel computes but never holds.
-    q (B, nh, T, hd), k and v (B, nkv, S, hd). Returns the output (B, nh, T, hd) and the steps, each (B, nh, T, S)."""
-    mask = causal_mask(q.shape[2], k.shape[2], q.device) if mask is None else mask
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))  # a group's queries share one head
-    scores = q @ k.transpose(-2, -1)  # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
-    scaled = scores / math.sqrt(q.shape[-1])
-    masked = scaled.masked_fill(~mask, float("-inf"))
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, steps: dict | None) -> Tensor:
+    """softmax(q k^T / sqrt(hd)) v where mask, (T, S) or (B, 1, T, S), allows it; None is the causal one.
+    q (B, nh, T, hd), k and v (B, nkv, S, hd) -> (B, nh, T, hd). The fused kernel never holds the products, each
+    (B, nh, T, S); plain ones are faster for short contexts on a CPU (bench/LOG.md), and fill `steps` if it is a dict."""
+    (nh, T, hd), (nkv, S) = q.shape[1:], k.shape[1:3]
+    short = q.is_cpu and T == S and 1 < T <= SHORT_CONTEXT.get(v.dtype, 0)
+    if not short and steps is None:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
+    keys, values = (x.unsqueeze(2).expand(-1, -1, nh // nkv, -1, -1).flatten(1, 2) for x in (k, v))  # a group's
+    scaled = (q * (1 / math.sqrt(hd))) @ keys.mT  # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
+    barred = ~(causal_mask(T, S, q.device) if mask is None else mask)
+    masked = scaled + torch.zeros_like(barred, dtype=scaled.dtype).masked_fill_(barred, float("-inf"))
     weights = masked.softmax(dim=-1)
-    return weights @ v, {"scores": scores, "scaled": scaled, "masked": masked, "weights": weights}
+    if steps is not None:
+        steps.update(q=q, k=k, v=v, scores=scaled * math.sqrt(hd), scaled=scaled, masked=masked, weights=weights)
+    return F.dropout(weights, dropout, dropout > 0).to(v.dtype) @ values
 
 
 class CausalSelfAttention(nn.Module):
@@ -210,12 +217,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        if trace is not None:
-            y, steps = explicit_attention(q, k, v, mask)
-            trace.update(steps, q=q, k=k, v=v)
-        else:
-            dropout = self.dropout * self.training
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
+        y = attention(q, k, v, mask, self.dropout * self.training, trace)
         y = y.transpose(1, 2).reshape(B, T, nh * self.head_dim)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -259,27 +261,27 @@ def softcapped(logits: Tensor, cap: float) -> Tensor:
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of x W^T against targets, some rows of logits at a time; exact, summed in float32.
     x (N, C), weight (V padded, C), targets (N,). The gradient is known as soon as the logits are, so it is computed in
-    the same pass: nothing is done twice, and no more than LOGITS_AT_ONCE logits exist at any time."""
+    the same pass: nothing is done twice, and no more than 4 LOGITS_AT_ONCE logits exist at any time."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, dtype: torch.dtype):
-        rows, w = max(1, LOGITS_AT_ONCE // weight.shape[0]), weight.to(dtype)
-        total = torch.zeros((), device=x.device)
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        rows, w = max(1, 4 * LOGITS_AT_ONCE // weight.shape[0]), weight.to(dtype)
+        dx, dw, total = torch.empty_like(x), None, torch.zeros((), device=x.device)
         for begin in range(0, len(x), rows):
             xs, ts = x[begin : begin + rows].to(dtype), targets[begin : begin + rows].unsqueeze(1)
             logits = softcapped((xs @ w.T).float(), cap)
             slope = 1 - (logits / cap).square() if cap else None  # derivative of the cap
             logits[:, vocab_size:] = float("-inf")
-            logsumexp = logits.logsumexp(dim=-1, keepdim=True)
+            logits = logits.log_softmax(dim=-1)
             scored, index = ts != IGNORE, ts.clamp(min=0)
-            total += ((logsumexp - logits.gather(1, index)) * scored).sum()
-            grad = logits.sub_(logsumexp).exp_()  # softmax minus one-hot is the gradient of the logits
-            grad.scatter_add_(1, index, -scored.float()).mul_(scored)
+            total -= (logits.gather(1, index) * scored).sum()
+            grad = logits.exp_()  # softmax minus one-hot is the gradient of the logits
+            grad.scatter_add_(1, index, -torch.ones_like(index, dtype=grad.dtype))
             grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
-            dx[begin : begin + rows] = grad @ w
-            if dw is not None:
-                dw += grad.T @ xs
+            dx[begin : begin + rows] = (grad @ w) * scored
+            if ctx.needs_input_grad[1]:
+                part = grad.T @ (xs * scored)
+                dw = part.to(weight.dtype) if dw is None else dw.add_(part)
         ctx.save_for_backward(dx, dw)
         return total
 

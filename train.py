@@ -69,7 +69,7 @@ def train(s: Settings) -> int:
 def train_holding(held: ExitStack, s: Settings) -> int:
     if s.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", 1)) < 2:
         raise ValueError("parallel is fsdp, which shards over processes: torchrun --nproc-per-node=2 train.py ...")
-    run = runtime.start(s.device, s.dtype, s.rank_timeout)
+    run = runtime.start(s.device, s.dtype, s.rank_timeout, training=True)
     s = replace(s, device=run.device.type, dtype=str(run.dtype).split(".")[1])
     say = Progress(s.max_steps, enabled=run.is_main)
     out = Path(s.out_dir)

@@ -232,8 +232,8 @@ def positions(model: GPT, T: int) -> tuple[dict, dict]:
     n = c.block_size if c.position == "learned" else min(c.block_size, max(64, T))
     places = torch.linspace(0, n - 1, min(n, 96)).round().long()
     if c.position == "rope":
-        picture = model.table[0, places, 0].float()  # cosines of the angles, (places, hd / 2)
-        turned = torch.cat((model.table[0, places, 0], model.table[1, places, 0]), dim=-1).float()
+        turned = torch.cat(tuple(model.table[:, places, 0].float().chunk(2, dim=-1)[1]), dim=-1)
+        picture = turned.chunk(2, dim=-1)[0]  # cosines of the angles, (places, hd / 2)
         frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2) / c.head_dim)
         about["wavelengths"] = (2 * np.pi / frequency.double()).tolist()  # tokens per full turn
     else:

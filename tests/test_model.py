@@ -19,11 +19,13 @@ from model import (
     GPT2,
     IGNORE,
     LOGITS_AT_ONCE,
+    SHORT_CONTEXT,
     ChunkedCrossEntropy,
     GPTConfig,
     KVCache,
     RMSNormFunction,
-    explicit_attention,
+    attention,
+    causal_mask,
     rms_norm,
     rope_table,
     rotate,
@@ -297,7 +299,10 @@ def test_a_cache_is_one_document():
 def test_explicit_attention_equals_the_fused_and_shows_each_step(config):
     model, idx, trace = randomized(GPT(config)), tokens(2, T), []
     with torch.no_grad():
-        explicit, fused = model.features(idx, trace=trace), model.features(idx)
+        explicit = model.features(idx, trace=trace)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("model.SHORT_CONTEXT", {})
+            fused = model.features(idx)
     torch.testing.assert_close(explicit, fused, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.transformer.ln_f(trace[-1]["residual"]), explicit)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
@@ -317,10 +322,30 @@ def test_explicit_attention_equals_the_fused_and_shows_each_step(config):
 
 def test_explicit_attention_behind_earlier_keys_sees_all_of_them():
     q, k, v = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 7, 8), torch.randn(1, 2, 7, 8)
-    y, steps = explicit_attention(q, k, v)
-    whole, _ = explicit_attention(torch.cat((torch.randn(1, 4, 4, 8), q), dim=2), k, v)
+    steps = {}
+    y = attention(q, k, v, None, 0.0, steps)
+    whole = attention(torch.cat((torch.randn(1, 4, 4, 8), q), dim=2), k, v, None, 0.0, {})
     torch.testing.assert_close(y, whole[:, :, 4:])
     assert (steps["weights"] > 0).sum(-1).unique(dim=1).tolist() == [[[5, 6, 7]]]
+
+
+@pytest.mark.parametrize("dtype", SHORT_CONTEXT)
+@pytest.mark.parametrize("T", (2, 16, 64))
+def test_short_contexts_by_plain_products_equal_the_fused_kernel(T, dtype, monkeypatch):
+    """Values and gradients, with a causal and with a document's mask, for grouped heads."""
+    qkv = [torch.randn(2, heads, T, 8).to(dtype).requires_grad_() for heads in (4, 2, 2)]
+    out = torch.randn(2, 4, T, 8).to(dtype)
+    near = dict(rtol=0, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.05, atol=0.03)
+    apart = causal_mask(T, T, "cpu") & (torch.arange(T) >= T // 2).unsqueeze(1).eq(torch.arange(T) >= T // 2)
+    for mask in (None, apart.expand(2, 1, T, T)):
+        found = []
+        for short in (SHORT_CONTEXT, {}):
+            monkeypatch.setattr("model.SHORT_CONTEXT", short)
+            y = attention(*qkv, mask, 0.0, None)
+            found.append([y, *torch.autograd.grad(y, qkv, out)])
+        assert found[0][0].grad_fn.name() != found[1][0].grad_fn.name()
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, **near)
 
 
 def test_dropout_acts_in_training_only():
@@ -493,12 +518,13 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_full_logits_never_exist_in_training():
+def test_full_logits_never_exist_in_training(monkeypatch):
+    monkeypatch.setattr("model.LOGITS_AT_ONCE", 1 << 20)
     config = GPTConfig(vocab_size=32768, block_size=1024, n_layer=1, n_head=1, n_embd=8)
     model, idx = GPT(config), tokens(1, 1024, vocab_size=32768)
     with LargestTensor() as largest:
         model(idx, idx).backward()
-    assert largest.numel <= LOGITS_AT_ONCE < 1024 * 32768
+    assert largest.numel <= 4 << 20 < 1024 * 32768
 
 
 # ---- the whole network ----

@@ -17,7 +17,7 @@ from tokenizer import load_tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(
     block_size=16, n_layer=2, n_head=2, n_embd=32, batch_size=8, micro_batch_size=2, max_steps=20, warmup_steps=2,
-    eval_interval=10, log_interval=1, sample_tokens=0, device="cpu", compile="false",
+    eval_interval=10, log_interval=1, sample_tokens=0, device="cpu", dtype="float32", compile="false",
 )  # fmt: skip
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
