@@ -176,7 +176,7 @@ def documents(idx: Tensor, token: int) -> tuple[Tensor, Tensor]:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, steps: dict | None) -> Tensor:
     """softmax(q k^T / sqrt(hd)) v where mask, (T, S) or (B, 1, T, S), allows it; None is the causal one.
     q (B, nh, T, hd), k and v (B, nkv, S, hd) -> (B, nh, T, hd). The fused kernel never holds the products, each
-    (B, nh, T, S); plain ones are faster for short contexts on a CPU (bench/LOG.md), and fill `steps` if it is a dict."""
+    (B, nh, T, S); plain ones are faster for short contexts on a CPU (bench/LOG.md). A dict for `steps` gets them."""
     (nh, T, hd), (nkv, S) = q.shape[1:], k.shape[1:3]
     short = q.is_cpu and T == S and 1 < T <= SHORT_CONTEXT.get(v.dtype, 0)
     if not short and steps is None:

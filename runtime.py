@@ -155,9 +155,10 @@ def compiler_fault(device: torch.device) -> str | None:
 
 
 def start(device: str, dtype: str, timeout_seconds: float = 600.0, training: bool = False) -> Runtime:
-    """Find the device and the dtype (on a CPU only training goes below float32 unasked), and under torchrun join the other ranks (NCCL on CUDA, gloo elsewhere).
+    """Find the device and the dtype, and under torchrun join the other ranks (NCCL on CUDA, gloo elsewhere).
 
-    Raises ValueError for what this machine does not have, OSError if the other ranks are not there in time.
+    On a CPU only training goes below float32 unasked: other figures should not depend on the processor. Raises
+    ValueError for what this machine does not have, OSError if the other ranks are not there in time.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
