@@ -9,6 +9,7 @@ import json
 import math
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import runtime
 from metrics import with_bar
 from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
 from sample import Sample, Sampling, TextStream, generate
-from tokenizer import Tokenizer
+from tokenizer import TEMPLATES, Tokenizer, chat_prompt
 
 TOKENS_AT_ONCE = 4096  # in the cache of one batch, four times as many off the CPU; a forward pass gets a quarter
 MORE_TOKENS = 8  # an answer may be longer than the right one by this: spaces, other tokens for the same text, the end
@@ -294,34 +295,45 @@ def answers(
 class Task:
     """A test set, encoded once: measure() may be called many times.
 
-    Items longer than the context lose their beginning; `cut` counts them. begin: ids before a prompt to be answered;
-    texts to choose among stand alone, as in the harness. Raises ValueError for text that has no ids.
+    Items longer than the context lose their beginning; `cut` counts them. A prompt to be answered comes behind the ids
+    `begin`, and in the chat template of that name, if any; texts to choose among stand alone, as in the harness. Raises
+    ValueError for text that has no ids.
     """
 
-    def __init__(self, spec: str, tokenizer: Tokenizer, begin: list[int], block_size: int, limit: int = 0):
-        self.name, self.tokenizer, self.begin = spec.partition(":")[0], tokenizer, begin
+    def __init__(
+        self, spec: str, tokenizer: Tokenizer, begin: list[int], block_size: int, limit: int = 0, template: str = ""
+    ):
+        self.name, self.tokenizer, self.begin, self.template = spec.partition(":")[0], tokenizer, begin, template
         self.items = runtime.on_main(lambda: read_items(spec, limit))
         self.exact = self.name == "exact_match"
         self.pairs, self.of_item, self.cut = [], [], 0  # (context, continuation) ids; numbers of each item's pairs
+        room = block_size + (not self.exact)  # of a given text nobody reads the last token
         for item in self.items:
             try:
                 pairs = self.encode(item)
             except ValueError as error:
                 raise ValueError(f"{item.where}: {error}") from None
-            room = [max(1, block_size + (not self.exact) - len(ids)) for _, ids in pairs]
-            self.cut += any(len(context) > n for (context, _), n in zip(pairs, room, strict=True))
+            self.cut += any(len(context) + len(ids) > room for context, ids in pairs)
             self.of_item.append(range(len(self.pairs), len(self.pairs) + len(pairs)))
-            self.pairs += [(context[-n:], ids[-block_size:]) for (context, ids), n in zip(pairs, room, strict=True)]
+            for context, ids in pairs:
+                kept, n = [*context, *ids][-room:], min(len(ids), room - 1)
+                self.pairs.append((kept[:-n], kept[-n:]))
+        if self.cut:
+            said = f"{self.cut} of {len(self.items)} items exceed the context of {block_size} tokens: their ends count"
+            runtime.on_main(lambda: print(f"{spec}: {said}", file=sys.stderr))
 
     def encode(self, item: Item) -> list[tuple[list[int], list[int]]]:
         """(context, continuation) ids of each choice."""
         encode, nothing = self.tokenizer.encode, [self.tokenizer.eot_id]
         if self.exact:
-            return [([*self.begin, *encode(item.context)] or nothing, encode(item.choices[0]))]
+            text = item.context
+            if self.template in TEMPLATES:
+                text, _ = chat_prompt([{"role": "user", "content": text}], self.template)
+            return [([*self.begin, *encode(text)] or nothing, encode(item.choices[0]))]
         text = item.context.rstrip()  # spaces at its end belong to what follows: BPE joins them with it
         context = encode(text)
-        wholes = [encode(f"{item.context} {choice}") for choice in item.choices]
-        return [(context or nothing, whole[len(context) :]) for whole in wholes]
+        wholes = [(encode(f"{item.context} {choice}"), choice) for choice in item.choices]
+        return [(context or nothing, whole[len(context) :] or encode(choice)) for whole, choice in wholes]
 
     def work(self, model: GPT, batch: list[int], ends: tuple[int, ...]) -> list:
         pairs = [self.pairs[i] for i in batch]
@@ -343,8 +355,10 @@ class Task:
         began, was_training = time.perf_counter(), model.training
         model.eval()
         at_once, found = tokens_at_once(run.device), {}
-        sizes = [len(prompt) + len(ids) + MORE_TOKENS for prompt, ids in self.pairs]
-        batches = pieces(sizes, at_once) if self.exact else batches_of_pairs(self.pairs, at_once)
+        if self.exact:
+            batches = pieces([len(prompt) + len(ids) + MORE_TOKENS for prompt, ids in self.pairs], at_once)
+        else:
+            batches = batches_of_pairs(self.pairs, at_once)
         mine = batches if sharded else batches[run.rank :: run.world_size]
         turns = len(batches) if sharded else math.ceil(len(batches) / run.world_size)  # as many on every rank
         with run.autocast(), runtime.callable_by_method(model, "features"):
@@ -363,7 +377,11 @@ class Task:
 
     def answered(self, texts: dict[int, str]) -> dict:
         right = [texts[i].strip() == item.choices[0].strip() for i, item in enumerate(self.items)]
-        return accuracy("acc", right)
+        figures = accuracy("acc", right)
+        if False in right:  # one is enough to see a mistake that all share
+            item, text = self.items[right.index(False)], texts[right.index(False)]
+            figures["first_wrong"] = {"prompt": item.context, "completion": item.choices[0], "answer": text}
+        return figures
 
     def scored(self, scores: dict[int, tuple[float, bool]]) -> dict:
         """Figures of multiple choice, or of the last word. Of equally likely choices the first counts."""
@@ -395,9 +413,11 @@ def accuracy(name: str, right: list[bool]) -> dict[str, float]:
 
 
 def open_tasks(
-    specs: list[str], tokenizer: Tokenizer, begin: list[int], block_size: int, limit: int = 0
+    specs: list[str], tokenizer: Tokenizer, begin: list[int], block_size: int, limit: int = 0, template: str = ""
 ) -> dict[str, Task]:
     """{name: Task}, by its whole NAME:FILE where a name comes twice."""
     names = [spec.partition(":")[0] for spec in specs]
     keys = [name if names.count(name) == 1 else spec for name, spec in zip(names, specs, strict=True)]
-    return {key: Task(spec, tokenizer, begin, block_size, limit) for key, spec in zip(keys, specs, strict=True)}
+    return {
+        key: Task(spec, tokenizer, begin, block_size, limit, template) for key, spec in zip(keys, specs, strict=True)
+    }

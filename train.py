@@ -84,7 +84,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     runtime.seed_everything(s.seed)
     model = build_model(s, dataset, start)
     eot = dataset.tokenizer().eot_id
-    tasks = open_tasks(s.eval_tasks, dataset.tokenizer(), [eot], model.config.block_size)
+    tasks = open_tasks(s.eval_tasks, dataset.tokenizer(), [eot], model.config.block_size, 0, dataset.template)
     s.micro_batch_size = s.micro_batch_size or runtime.auto_micro_batch(s, model.config, run)
     place = run.device, run.rank, run.world_size
     batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)

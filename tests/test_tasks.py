@@ -21,7 +21,7 @@ import runtime
 import tasks
 from model import CHOICES, GPT, GPT2, GPTConfig
 from tasks import FORMATS, Task, batches_of_pairs, score
-from tokenizer import count_pieces, train_bpe, train_char
+from tokenizer import count_pieces, load_tokenizer, train_bpe, train_char
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = runtime.Runtime(torch.device("cpu"), torch.float32)
@@ -86,6 +86,16 @@ def test_exact_match_counts_answers_that_are_right_to_their_end(tmp_path, chars,
         assert found["acc"] == pytest.approx(p) and found["items"] == len(rows) and found["cut"] == 0
         assert found["acc_stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (len(rows) - 1)))
         assert found["items_per_second"] > 0
+        assert found["first_wrong"]["completion"] == rows[0]["completion"]
+        assert found["first_wrong"]["answer"].strip() == rows[0]["completion"].strip()[:-1].strip()
+
+
+def test_a_model_that_learned_chats_is_asked_in_its_template(tmp_path):
+    tokenizer = load_tokenizer("byte")
+    spec = f"exact_match:{jsonl(tmp_path / 'x', [{'prompt': 'Who?', 'completion': 'Me.'}])}"
+    for template, text in (("chat", "User: Who?\nAssistant:"), ("plain", "Who?"), ("", "Who?")):
+        ((context, ids),) = Task(spec, tokenizer, [256], 48, 0, template).pairs
+        assert tokenizer.decode(context).strip() == text and tokenizer.decode(ids) == "Me."
 
 
 # ---- choices
@@ -348,6 +358,15 @@ def test_without_a_network_a_published_test_set_is_asked_for_as_a_file(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "the validation split of baber/piqa" in done.stderr and "give it as piqa:FILE" in done.stderr
+
+
+def test_of_choices_longer_than_the_context_the_last_tokens_are_scored(chars, tmp_path, capsys):
+    rows = [{"text": "abc " + "defgh" * n} for n in (1, 2, 3, 4, 9)]
+    task = Task(f"lambada:{jsonl(tmp_path / 'x', rows)}", chars, [], 16)
+    assert task.cut == 3 and "3 of 5 items exceed the context of 16 tokens" in capsys.readouterr().err
+    for row, (context, ids) in zip(rows, task.pairs, strict=True):
+        whole = chars.encode(row["text"])
+        assert [*context, *ids] == whole[-17:] and len(ids) == min(16, len(whole) - 3)
 
 
 @pytest.mark.parametrize("length", [0, 11, 12, 13, 40])
