@@ -236,16 +236,17 @@ def on_main(action: Callable):
     return answer
 
 
-def full_copy(value, keep: bool):
+def full_copy(value, keep: bool, copy: bool = True):
     """A nest of dicts with copies of its tensors on the CPU, sharded ones put together. Every rank calls it; only those
-    with `keep` get an answer, the others None. A tensor at a time, so that no device holds more than it must."""
+    with `keep` get an answer, the others None. A tensor at a time, so that no device holds more than it must. copy:
+    False spares the memory where the tensors are on the CPU and will not change any more."""
     if isinstance(value, dict):
-        copies = {key: full_copy(inner, keep) for key, inner in value.items()}
+        copies = {key: full_copy(inner, keep, copy) for key, inner in value.items()}
         return copies if keep else None
     if isinstance(value, Tensor):
         whole = value.detach()
         whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
-        return whole.to("cpu", copy=True, memory_format=torch.contiguous_format) if keep else None
+        return whole.to("cpu", copy=copy, memory_format=torch.contiguous_format) if keep else None
     return value
 
 

@@ -146,8 +146,9 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         watchdog.alive(f"saving step {state.step}")
         began, saved_step = time.perf_counter(), state.step
         runtime.on_main(writer.wait)
-        weights = runtime.full_copy(model.state_dict(), run.is_main)
-        rest = {"optimizer": runtime.full_copy(optimizer_state(optimizers), run.is_main), "scaler": scaler.state_dict()}
+        kept = run.is_main, state.step < s.max_steps  # after the last update nothing changes: no copy is needed
+        weights = runtime.full_copy(model.state_dict(), *kept)
+        rest = {"optimizer": runtime.full_copy(optimizer_state(optimizers), *kept), "scaler": scaler.state_dict()}
         rest["random"] = runtime.gather(runtime.random_state(run.device))
         about = describe(s, state, model, dataset, run)
         copied = time.perf_counter()

@@ -29,6 +29,7 @@ SHAPES = {
     "gpt2_tiny": (4, 4, 128, 64, 12),  # nanoGPT's CPU setting, 0.8M parameters
     "gpt2_small": (6, 6, 384, 256, 16),  # its GPU setting for characters, 10M
     "gpt2_124m": (12, 12, 768, 256, 4),
+    "gpt2_124m_1024": (12, 12, 768, 1024, 4),
 }
 
 
@@ -36,8 +37,9 @@ SHAPES = {
 class Options:
     """What to time."""
 
-    run: list[str] = field(default_factory=list)  # a shape (gpt2_tiny, gpt2_small, gpt2_124m) or a preset's file
+    run: list[str] = field(default_factory=list)  # a preset, or a shape: gpt2_tiny, gpt2_small, gpt2_124m(_1024)
     peer: str = ""  # folder of nanoGPT, with data/shakespeare_char prepared; its loop is timed alternately
+    peer_dataset: str = "shakespeare_char"  # folder in its data/; one without meta.pkl has GPT-2's vocabulary
     peer_compile: bool = False  # let nanoGPT compile
     extra: str = ""  # further settings for our side, such as "--dtype=bfloat16 --compile=true"
     dataset: str = "data/shakespeare_char"  # what our side reads
@@ -71,13 +73,13 @@ def ours(settings: list[str], steps: int, dataset: str) -> tuple[float, float, i
     return speed, rows[-1]["tokens"] / rows[-1]["step"] / speed * 1000, memory
 
 
-def nanogpt(peer: Path, shape: tuple, steps: int, compile: bool) -> tuple[float, float, int]:
+def nanogpt(peer: Path, shape: tuple, steps: int, dataset: str, compile: bool) -> tuple[float, float, int]:
     """The same of nanoGPT's train.py, from the milliseconds that it prints for each step."""
     layers, heads, width, block, batch = shape
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(peer / "data", f"{folder}/data")  # it looks for its data where it is started
         os.symlink(peer / "configurator.py", f"{folder}/configurator.py")
-        settings = f"--device=cpu --compile={compile} --eval_iters=1 --eval_interval={10 * steps} --log_interval=1"
+        settings = f"--dataset={dataset} --device=cpu --compile={compile} --eval_iters=1 --eval_interval={10 * steps} --log_interval=1"
         settings += f" --max_iters={steps} --block_size={block} --batch_size={batch} --n_layer={layers}"
         settings += f" --n_head={heads} --n_embd={width} --dropout=0.0 --out_dir={folder}/out"
         files = [str(peer / "train.py"), str(peer / "config" / "train_shakespeare_char.py")]
@@ -100,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"peer needs a shape that nanoGPT has too ({', '.join(SHAPES)}), not {name}")
     arms = {"lathe": lambda: ours([*settings, *o.extra.split()], o.steps, o.dataset)}
     if o.peer:
-        arms["nanoGPT"] = lambda: nanogpt(Path(o.peer).resolve(), shape, o.steps, o.peer_compile)
+        arms["nanoGPT"] = lambda: nanogpt(Path(o.peer).resolve(), shape, o.steps, o.peer_dataset, o.peer_compile)
     found = {arm: [] for arm in arms}
     for repeat in range(o.repeats):
         for arm, run in arms.items():
