@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     model.to(run.device)
     if options.dtype == "int8":
         model = prepare_weights(model, "int8")
-    found = {"checkpoint": opened.name, "step": state.get("step")}
+    dtype = "int8" if options.dtype == "int8" else str(run.dtype).split(".")[1]
+    found = {"checkpoint": opened.name, "step": state.get("step"), "dtype": dtype}
     if dataset:
         val = validation(
             model, dataset, run, options.micro_batch_size, options.eval_tokens, size, stride=options.stride
