@@ -91,9 +91,7 @@ class Settings:
     # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
-    eval_tasks: list[str] = dataclass_field(
-        default_factory=list
-    )  # tasks at evaluations, as evaluate.py --tasks has them
+    eval_tasks: list[str] = dataclass_field(default_factory=list)  # scored at evaluations; see evaluate.py --tasks
     log_interval: int = 10  # steps between rows of training metrics
     checkpoint_interval: int = 0  # steps between saves; 0 = at every evaluation
     keep_checkpoints: int = 2  # newest checkpoints that stay, beside the best

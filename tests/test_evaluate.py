@@ -17,6 +17,7 @@ import huggingface
 import runtime
 from data import open_dataset, write_dataset
 from model import GPT, GPTConfig
+from prepare import pairs
 from tokenizer import count_pieces, load_tokenizer, train_bpe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,6 +247,35 @@ def test_a_dataset_of_another_tokenizer_is_refused(run, tmp_path):
     done = command(f"--out_dir={run / 'run'}", f"--dataset={tmp_path / 'chars'}")
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "tokenizer" in done.stderr and "prepare it with" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--stride=33", "stride is 33: beyond block_size \\(32\\)"),
+        ("--block_size=33", "block_size is 33: the model's context is 32"),
+        ("--tasks=piqa:nowhere", "nowhere: there is no such file"),
+    ],
+)
+def test_what_does_not_fit_is_said(run, option, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        evaluate.main([f"--out_dir={run / 'run'}", "--device=cpu", option])
+
+
+def test_pairs_are_scored_on_their_completions_and_know_no_stride(run, tmp_path, capsys):
+    rows = [{"prompt": f"{i} is", "completion": " so"} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = f"--input={tmp_path / 'pairs.jsonl'} --out={tmp_path / 'pairs'} --tokenizer=byte --workers=1"
+    pairs.main([*options.split(), "--val_fraction=0.5"])
+    arguments = [f"--out_dir={run / 'run'}", f"--dataset={tmp_path / 'pairs'}", "--device=cpu"]
+    with pytest.raises(ValueError, match="stride is 8: .* leave it out"):
+        evaluate.main([*arguments, "--stride=8"])
+    capsys.readouterr()
+    assert evaluate.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (
+        found["tokens"] == 4 * open_dataset(tmp_path / "pairs").meta["totals"]["val"]["documents"]
+    )  # " so" and end-of-text
 
 
 def test_a_missing_run_is_one_line_that_says_what_to_do():
