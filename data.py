@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenizer import load_tokenizer
+from tokenizer import chat_prompt, load_tokenizer
 
 HEADER_BYTES = 1024
 LATHE_TAG = 0x4854414C
@@ -302,6 +302,11 @@ class Dataset:
         if self._tokenizer is None:  # loaded once: every evaluation and every save asks for it
             self._tokenizer = load_tokenizer(self._tokenizer_from)
         return self._tokenizer
+
+    def prompt_ids(self, text) -> list[int]:
+        """Ids of a prompt, as this dataset has them: behind end-of-text, and in its chat template."""
+        text, _ = chat_prompt([{"role": "user", "content": text}], self.template)
+        return [self.tokenizer().eot_id, *self.tokenizer().encode(text)]
 
     def token_byte_lengths(self) -> np.ndarray:
         """(vocab_size,) int64: bytes of text that each id stands for. Summed over targets: the bytes they predict."""

@@ -50,7 +50,7 @@ from torch import Tensor
 import checkpoint
 import tokenizer as lathe_tokenizer
 from model import GPT, GPTConfig
-from tokenizer import EOT, GPT2_PATTERN, Tokenizer
+from tokenizer import EOT, GPT2_PATTERN, TEMPLATES, Tokenizer
 
 # {architecture: (where each module of our blocks is in theirs, the settings' values that it can express)}. Where there
 # are several names, ours holds them in one matrix, one above the other.
@@ -241,13 +241,27 @@ def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
             yield parts[0], parts[1]
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int):
+def their_template(name: str) -> str:
+    """One of our chat templates in Jinja: applied, it gives the text of a document that prepare/pairs.py makes."""
+    form = {role: text.partition("{}") for role, text in TEMPLATES[name].items()}
+    parts = ["{{ bos_token }}{% for message in messages %}"]
+    for role, (begin, _, end) in form.items():
+        last = "{% if loop.last %}{{ eos_token }}{% else %}{{ %r }}{% endif %}".replace("%r", repr(end))
+        parts.append(f"{{% if message['role'] == {role!r} %}}{{{{ {begin!r} + message['content'] | trim }}}}")
+        parts.append((last if role == "assistant" else f"{{{{ {end!r} }}}}") + "{% endif %}")
+    prompt = form["assistant"][0].rstrip(" ")
+    return "".join(parts) + f"{{% endfor %}}{{% if add_generation_prompt %}}{{{{ {prompt!r} }}}}{{% endif %}}"
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int, template: str = ""):
     text = json.dumps(their_tokenizer(tokenizer), ensure_ascii=False, indent=1)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     about = {  # without the class, transformers would guess one from the model and change the ids
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT, "pad_token": EOT,
         "model_max_length": block_size, "clean_up_tokenization_spaces": False, "add_bos_token": False,
     }  # fmt: skip
+    if template in TEMPLATES:
+        about["chat_template"] = their_template(template)
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
@@ -307,8 +321,8 @@ def export(
         generation |= {"pad_token_id": tokenizer.eot_id, "temperature": 0.8, "top_k": 200}
         for name, values in (("config.json", facts), ("generation_config.json", generation)):
             (temporary / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        write_tokenizer(temporary, tokenizer, c.block_size)
         state = state or {}
+        write_tokenizer(temporary, tokenizer, c.block_size, state.get("template", ""))
         loss = state.get("val_loss")
         card = CARD.format(
             title=folder.name, parameters=model.n_params(), architecture=architecture, c=c, tokenizer=tokenizer.name,
@@ -572,6 +586,7 @@ def main(argv: list[str] | None = None) -> int:
         except ImportError:
             raise ValueError("verify needs the transformers library: pip install transformers") from None
     model, tokenizer = checkpoint.load_model(path), lathe_tokenizer.load_tokenizer(path)
+    model.config.document_token = -1  # their networks know no documents, and do not need to: a prompt is one
 
     def check(written):
         print(f"{folder}: {family(model.config)}, {model.n_params():,} parameters", file=sys.stderr)

@@ -60,6 +60,8 @@ class Options:
     prompt_file: str = ""  # file with one text to continue
     prompts: str = ""  # JSONL file, {"prompt": TEXT} a line; - = stdin; other keys are handed through to jsonl output
     interactive: bool = False  # ask for prompts, continue or retry them, change settings: /help there
+    chat: bool = True  # a model trained on chats gets prompts in its chat template; false: as they are
+    system: str = ""  # of a chat: what the model is told before the first prompt
 
     # --- samples
     num_samples: int = 1  # samples of each prompt
@@ -123,7 +125,7 @@ import runtime
 from metrics import with_bar
 from model import GPT, KVCache
 from quantize import choose_weights, prepare_weights
-from tokenizer import Tokenizer, load_tokenizer
+from tokenizer import TEMPLATES, Tokenizer, chat_prompt, load_tokenizer
 
 # Choosing a token
 
@@ -428,10 +430,11 @@ def to_host(drawn: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 class TextStream:
     """Token ids to text as they come. Held back are the bytes of a character that is not complete yet and text that may
-    still become a stop string; the stop string that ends first, and all behind it, is dropped."""
+    still become a stop string; the stop string that ends first, and all behind it, is dropped, and so is the text
+    `skip` at the beginning."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] | list[str] = ()):
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] | list[str] = (), skip: str = ""):
+        self.tokenizer, self.stop, self.skip = tokenizer, tuple(stop), skip
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.held, self.stopped = "", False
 
@@ -444,6 +447,8 @@ class TextStream:
 
     def release(self, more: str, final: bool) -> str:
         self.held += more
+        if len(self.held) >= len(self.skip):
+            self.held, self.skip = self.held.removeprefix(self.skip), ""
         if self.stopped:
             return ""
         found = [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]
@@ -491,13 +496,15 @@ def read_prompts(options: Options) -> list[dict]:
 
 
 class Opened(NamedTuple):
-    """A model to sample from: `begin` are the ids before a prompt, `ends` those that end a text."""
+    """A model to sample from: `begin` are the ids before a prompt, `ends` those that end a text, `template` names the
+    form of the chats that it was trained on, "" if there were none."""
 
     name: str
     load: callable
     tokenizer: Tokenizer
     begin: list[int]
     ends: tuple[int, ...]
+    template: str = ""
 
 
 def open_model(options: Options) -> Opened:
@@ -511,7 +518,8 @@ def open_model(options: Options) -> Opened:
     path = checkpoint.find_checkpoint(options.out_dir)
     tokenizer = load_tokenizer(path)
     eot = tokenizer.eot_id  # documents begin with end-of-text, so do prompts
-    return Opened(str(path), lambda: checkpoint.load_model(path), tokenizer, [eot], (eot,))
+    template = checkpoint.read_state(path).get("template", "")
+    return Opened(str(path), lambda: checkpoint.load_model(path), tokenizer, [eot], (eot,), template)
 
 
 @dataclass
@@ -543,10 +551,12 @@ class Sample:
         self.finish_reason = "stop" if self.stream.stopped else reason
 
 
-def produce(options: Options, opened: Opened, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool):
-    """Generate and print all samples of all prompts, in order; returns them."""
+def produce(
+    options: Options, opened: Opened, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool, space: str
+):  # fmt: skip
+    """Generate and print all samples of all prompts, in order, without `space` before them; returns them."""
     N, as_text = options.num_samples, options.format == "text"
-    samples = [Sample(TextStream(opened.tokenizer, options.stop)) for _ in range(len(prompts) * N)]
+    samples = [Sample(TextStream(opened.tokenizer, options.stop, space)) for _ in range(len(prompts) * N)]
     ends = (*(() if options.ignore_eot else opened.ends), *options.stop_ids)
     headings = as_text and sys.stdout.isatty() and not options.interactive
     printed, shown, ended, first = 0, 0, set(), None  # shown: characters of the sample that is being printed
@@ -612,22 +622,27 @@ def encode(options: Options, opened: Opened, text: str) -> list[int]:
 
 
 HELP = """\
-TEXT          continue this text (end a line with \\ to go on in the next)
+TEXT          continue this text, or answer it in a chat (end a line with \\ to go on in the next)
 (empty line)  continue where the last answer stopped
 /again        the last answer once more, with another seed
+/new          begin a new chat
 /set          show the settings; /set NAME VALUE changes one, as on the command line
 /quit         or Ctrl-D; Ctrl-C stops an answer"""
 
 
+def system_message(options: Options) -> list[dict]:
+    return [{"role": "system", "content": options.system}] if options.system else []
+
+
 def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
-    """Ask for prompts and continue them, until end of input."""
+    """Ask for prompts and continue them, or answer them in a chat that grows, until end of input."""
     try:
         import readline  # noqa: F401 - gives input() line editing and history; not on Windows
     except ImportError:
         pass
     settings = [f.name for f in fields(Sampling)] + ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
-    before, text, argv = "", "", list(argv)
-    print("a text to continue, or /help", file=sys.stderr)
+    chat, before, text, start, argv = system_message(options), "", "", 0, list(argv)  # text[start:] is the answer
+    print(f"a {'message' if opened.template in TEMPLATES else 'text to continue'}, or /help", file=sys.stderr)
     while True:
         try:
             line = input("> ")
@@ -639,6 +654,7 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
             print(file=sys.stderr)
             continue
         command, _, rest = line.partition(" ")
+        asked, new = chat, text
         if command == "/quit":
             return
         elif command == "/set" and rest.strip():
@@ -653,16 +669,24 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
             print("  ".join(f"{name}={getattr(options, name)}" for name in settings), file=sys.stderr)
             continue
         elif command == "/again":
-            text, options = before, replace(options, seed=options.seed + 1)
+            new, options = before, replace(options, seed=options.seed + 1)
+        elif command == "/new":
+            chat, before, text, start = system_message(options), "", "", 0
+            continue
         elif line.startswith("/"):
             print(HELP, file=sys.stderr)
             continue
         elif line:
-            text = line
-        before, one = text, replace(options, num_samples=1, format="text", stream=True, logprobs=0)
+            answer = {"role": "assistant", "content": text[start:]}
+            asked = [*chat, *([answer] if start else ()), {"role": "user", "content": line}]
+            new = chat_prompt(asked, opened.template)[0]
+        one = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
         try:
-            ids = encode(options, opened, text)
-            text += produce(one, opened, model, [{"prompt": text}], [ids], False)[0].text
+            ids = encode(options, opened, new)
+            start = start if asked is chat else len(new)
+            chat, before, text = asked, new, new
+            space = chat_prompt(chat, opened.template)[1] if chat and len(text) == start else ""
+            text += space + produce(one, opened, model, [{"prompt": text}], [ids], False, space)[0].text
         except ValueError as error:  # an unknown character, say
             print(error, file=sys.stderr)
         except KeyboardInterrupt:
@@ -673,8 +697,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = config.parse(Options, argv, **PARSER)
     opened = open_model(options)
+    opened = opened if options.chat else opened._replace(template="")
     prompts = [] if options.interactive else read_prompts(options)
-    ids = [encode(options, opened, row["prompt"]) for row in prompts]
+    chats = [[*system_message(options), {"role": "user", "content": row["prompt"]}] for row in prompts]
+    ids = [encode(options, opened, chat_prompt(chat, opened.template)[0]) for chat in chats]
     device, why_device = runtime.choose_device(options.device)
     dtype, why_dtype = choose_weights(options.dtype, device)
     steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)
@@ -696,7 +722,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.interactive:
         converse(argv, options, opened, model)
     else:
-        produce(options, opened, model, prompts, ids, compiled)
+        produce(options, opened, model, prompts, ids, compiled, chat_prompt(chats[0], opened.template)[1])
     return 0
 
 

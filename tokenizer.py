@@ -155,7 +155,10 @@ class Tokenizer:
 
 def chat_prompt(messages: list[dict], template: str) -> tuple[str, str]:
     """(text, space): messages [{"role", "content"}] up to where the assistant's answer begins, and what precedes its
-    words. The space is the answer's first token's, as byte-level BPE has it, and so no part of the prompt."""
+    words. The space is the answer's first token's, as byte-level BPE has it, and so no part of the prompt. With a
+    template that is none of TEMPLATES, such as "plain", the last message as it is."""
+    if template not in TEMPLATES:
+        return messages[-1]["content"], ""
     form = TEMPLATES[template]
     begin = form["assistant"].partition("{}")[0]
     text = "".join(form[m["role"]].format(m["content"].strip()) for m in messages) + begin.rstrip(" ")
@@ -168,7 +171,8 @@ def replace_lone_surrogates(text: str) -> str:
 
 
 def load_tokenizer(spec) -> Tokenizer:
-    """The tokenizer named by `spec`: byte, gpt2, cl100k_base, o200k_base, or a folder with (or path of) its files.
+    """The tokenizer named by `spec`: byte, gpt2, cl100k_base, o200k_base, or a folder with (or path of) its files; a
+    run's folder will do.
 
     A Hugging Face tokenizer.json with byte-level BPE is read too. ValueError, or OSError where files are missing.
     """
@@ -179,6 +183,8 @@ def load_tokenizer(spec) -> Tokenizer:
     path = Path(spec)
     if path.name == "tokenizer.tiktoken" or path.is_dir():
         path = path.parent / "tokenizer.json" if path.is_file() else path / "tokenizer.json"
+    if not path.is_file():  # all checkpoints of a run have the same
+        path = max(path.parent.glob("checkpoints/step-*/tokenizer.json"), default=path)
     if not path.is_file():
         names = ", ".join(("byte", *TIKTOKEN_ENCODINGS))
         raise FileNotFoundError(f"tokenizer {str(spec)!r} is neither one of {names} nor a folder with tokenizer.json")

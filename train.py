@@ -58,10 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(s: Settings) -> int:
-    """Train as the settings say; returns the exit code: 0, or 128 + signal after stopping early and saving.
-
-    Raises ValueError or OSError, naming the setting or file, for what a user can put right.
-    """
+    """Train as the settings say; returns the exit code: 0, or 128 + signal after stopping early and saving. Raises
+    ValueError or OSError, naming the setting or file, for what a user can put right."""
     with ExitStack() as held:  # what is let go in order however this ends: bar, signals, writer, lock
         return train_holding(held, s)
 
@@ -88,8 +86,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     s.micro_batch_size = s.micro_batch_size or runtime.auto_micro_batch(s, model.config, run)
     place = run.device, run.rank, run.world_size
     batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
-    peak = runtime.peak_flops(run.device, run.dtype)
-    tokens_per_step = s.batch_size * s.block_size
+    peak, tokens_per_step = runtime.peak_flops(run.device, run.dtype), s.batch_size * s.block_size
     flops_per_token = model.flops_per_token(s.block_size, training=False) * (2 if s.lora_rank else 3)
     compiled = run.decide_compile(s.compile, (s.max_steps - state.step) * tokens_per_step * flops_per_token)
     s.compile = str(compiled).lower()
@@ -113,6 +110,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         f"{tokens_per_step:,} tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
         f"{batches.micro_steps} accumulated x {run.world_size} device{'s' if run.world_size > 1 else ''}"
     )
+    if batches.n_longer:
+        say.print(f"{batches.n_longer:,} documents exceed block_size: the beginnings of their prompts are left out")
     log = mirrors = None
     if run.is_main:
         if not resumed:
@@ -336,10 +335,11 @@ def find_start(s: Settings, say: Progress) -> Path | None:
 def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     """A new network, or the one in a checkpoint, whose shape then replaces the settings' (fine-tuning)."""
     names = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
+    token = dataset.tokenizer().eot_id if s.document_mask else -1
     if start is None and s.lora_rank:
         raise ValueError(f"lora_rank is {s.lora_rank} without a model to adapt: give --init_from=RUN or hf:NAME")
     if start is None:
-        return GPT(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
+        return GPT(GPTConfig(dataset.vocab_size, document_token=token, **{name: getattr(s, name) for name in names}))
     resumed = s.init_from in ("resume", "auto")
     if s.init_from.startswith("hf:"):
         state, weights = huggingface.as_checkpoint(start, s.block_size)
@@ -359,7 +359,7 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     if differ and resumed:
         raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(differ)}")
     vars(s).update(held)
-    model = GPT(GPTConfig(**{**was, "dropout": s.dropout}))
+    model = GPT(GPTConfig(**{**was, "dropout": s.dropout, "document_token": token}))
     if s.lora_rank:
         s.optimizer = "adamw"  # Muon's steps have full rank in mind
         weights = lora.adapt(model, s.lora_rank, s.lora_alpha) | weights
@@ -408,6 +408,7 @@ def describe(s: Settings, state: TrainState, model: GPT, dataset: Dataset, run: 
         "settings": asdict(s), "dataset": {"path": s.dataset, "fingerprint": dataset.fingerprint},
         "val_loss": state.evaluation["val_loss"] if state.evaluation.get("step") == state.step else None,
         "tokenizer": {"name": dataset.tokenizer_name, "fingerprint": dataset.tokenizer_fingerprint},
+        "template": dataset.template,  # of the chats that it was trained on, see tokenizer.py
         "versions": {"torch": torch.__version__, "python": platform.python_version()}, "world_size": run.world_size,
     }  # fmt: skip
 
@@ -416,7 +417,7 @@ def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, p
     """Sample from the same prompt with the same seed each time: to samples.jsonl, the mirrors and, the first lines, to
     the screen. Nothing is written if interrupted() becomes true."""
     tokenizer = dataset.tokenizer()
-    ids = [tokenizer.eot_id, *tokenizer.encode(s.sample_prompt)]
+    ids = dataset.prompt_ids(s.sample_prompt)
     model.eval()
     steps = []
     with run.autocast(), runtime.callable_by_method(model, "features"):

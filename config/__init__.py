@@ -64,6 +64,7 @@ class Settings:
     zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
     logit_softcap: float = 0.0  # squash logits to +-this with tanh; 0 = off
     dropout: float = 0.0  # probability of dropping an activation in training
+    document_mask: bool = False  # tokens see their own document alone, though several share a window; for fine-tuning
 
     # --- optimization
     batch_size: int = 512  # sequences per optimizer step, over all devices

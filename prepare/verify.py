@@ -75,12 +75,17 @@ def _contents(stream, tokenizer, byte_lengths):
             n_bytes += int(byte_lengths[tokens].sum())
             used[tokens] = True
         offset += len(shard)
-    begins = np.concatenate(begins)
-    lengths = np.diff(begins, append=stream.n_tokens) - 1
+    begins, end = np.concatenate(begins), stream.n_tokens
+    if stream.mask is not None:  # with the last end-of-text, none begins
+        begins, end = begins[:-1], end - 1
+    lengths = np.diff(begins, append=end) - 1
     lines = [
         f"{len(begins):,} documents, {n_bytes:,} bytes of text, "
         f"{n_bytes / max(stream.n_tokens - len(begins), 1):.3f} bytes per token, {used.mean():.1%} of the ids occur"
     ]
+    if stream.mask is not None:
+        n_scored = sum(int(np.count_nonzero(mask)) for mask in stream.mask.shards)
+        lines.append(f"scored are completions and the end-of-text behind each: {n_scored:,} tokens")
     if len(begins):
         low, middle, high = np.percentile(lengths, (10, 50, 90)).astype(int).tolist()
         lines.append(f"tokens per document: 10% have at most {low:,}, half {middle:,}, 90% {high:,}")
