@@ -69,8 +69,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         raise ValueError("parallel is fsdp, which shards over processes: torchrun --nproc-per-node=2 train.py ...")
     run = runtime.start(s.device, s.dtype, s.rank_timeout, training=True)
     s = replace(s, device=run.device.type, dtype=str(run.dtype).split(".")[1])
-    say = Progress(s.max_steps, enabled=run.is_main)
-    out = Path(s.out_dir)
+    say, out = Progress(s.max_steps, enabled=run.is_main), Path(s.out_dir)
     dataset = find_dataset(s)
     # Rank 0 holds the folder and decides where all begin.
     start = runtime.on_main(lambda: held.enter_context(checkpoint.RunLock(out)) and find_start(s, say))
@@ -416,8 +415,7 @@ def describe(s: Settings, state: TrainState, model: GPT, dataset: Dataset, run: 
 def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, progress, mirrors, interrupted):
     """Sample from the same prompt with the same seed each time: to samples.jsonl, the mirrors and, the first lines, to
     the screen. Nothing is written if interrupted() becomes true."""
-    tokenizer = dataset.tokenizer()
-    ids = dataset.prompt_ids(s.sample_prompt)
+    tokenizer, ids = dataset.tokenizer(), dataset.prompt_ids(s.sample_prompt)
     model.eval()
     steps = []
     with run.autocast(), runtime.callable_by_method(model, "features"):
