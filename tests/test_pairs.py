@@ -18,9 +18,9 @@ import evaluate
 import huggingface
 import sample
 import train
-from data import Stream, TrainBatches, count_val_windows, open_dataset, val_windows
+from data import ShardWriter, Stream, TrainBatches, count_val_windows, open_dataset, val_windows
 from model import GPT, IGNORE, GPTConfig
-from prepare import pairs
+from prepare import pairs, verify
 from tokenizer import chat_prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
@@ -59,6 +59,7 @@ def test_completions_and_the_end_of_text_behind_them_are_scored_and_nothing_else
     assert scored == "".join(f"{row['completion']}<|endoftext|>" for row in PAIRS)
     totals = dataset.meta["totals"]["train"]
     assert totals["documents"] == len(PAIRS) and totals["tokens"] == dataset.train.n_tokens
+    assert f"\n{len(PAIRS)} documents, " in verify.report(dataset, verify.Options([dataset.path], windows=0))
 
 
 def test_the_ids_of_a_prompt_do_not_depend_on_its_completion(tmp_path):
@@ -115,6 +116,25 @@ def test_shards_workers_and_repeated_rows_change_nothing_that_is_scored(tmp_path
         one, many = (sorted(scored_texts(d, 50, split)) for d in (plain, cut))
         assert one == many
         assert len(getattr(cut, split).shards) == len(getattr(cut, split).mask.shards) > 1
+
+
+def test_an_interrupted_run_continues_with_its_mask(tmp_path, monkeypatch):
+    monkeypatch.setattr("prepare.sources.UNIT_BYTES", 400)
+    rows = [{"prompt": f"{i} and {i}?", "completion": f" {2 * i}"} for i in range(100)]
+    options = dict(val_fraction=0.2, shard_tokens=77)
+    straight = prepare(tmp_path / "straight", rows, **options)
+    real, n_calls = ShardWriter.append, itertools.count(1)
+
+    def append(writer, tokens, scored=None):
+        real(writer, tokens, scored)
+        if next(n_calls) == 7:  # in the middle of a unit: train is written, val is not
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ShardWriter, "append", append)
+        prepare(tmp_path / "out", rows, **options)
+    assert list((tmp_path / "out" / "data").glob("*.mask.tmp"))
+    assert prepare(tmp_path / "out", rows, **options).fingerprint == straight.fingerprint
 
 
 def test_the_answers_of_a_chat_are_on_the_same_side_of_the_split(tmp_path):
