@@ -360,7 +360,7 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     vars(s).update(held)
     model = GPT(GPTConfig(**{**was, "dropout": s.dropout, "document_token": token}))
     if s.lora_rank:
-        s.optimizer = "adamw"  # Muon's steps have full rank in mind
+        s.optimizer = "adamw"  # Muon is for whole matrices
         weights = lora.adapt(model, s.lora_rank, s.lora_alpha) | weights
     model.load_state_dict(weights)
     return model
