@@ -94,7 +94,7 @@ def translate(rng: random.Random) -> tuple[str, str]:
 
 TASKS = {  # name: (what draws a pair, pairs to train on, tokenizer)
     "reverse": (reverse, 20_000, "char"),
-    "add": (add, 100_000, "char"),
+    "add": (add, 200_000, "char"),
     "sentiment": (sentiment, 20_000, "bpe:512"),
     "translate": (translate, 20_000, "bpe:512"),
 }
