@@ -404,7 +404,7 @@ def test_the_harness_finds_the_same_scores_on_the_exported_folder(exported, tmp_
     command[command.index("--tasks") + 1] = "own_piqa,own_arc_easy"
     command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "found"), "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(next((tmp_path / "found").rglob("results*.json")).read_text())["results"]
     for name in prompts:
