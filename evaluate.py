@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.stride > size:
         raise ValueError(f"stride is {options.stride}: beyond block_size ({size}) tokens would be left out")
     run = runtime.start(options.device, "float32" if options.dtype == "int8" else options.dtype)
-    tasks = open_tasks(options.tasks, tokenizer, opened.begin, context, options.limit, state.get("template", ""))
+    tasks = open_tasks(options.tasks, tokenizer, opened.begin, context, options.limit, opened.template)
     model.to(run.device)
     if options.dtype == "int8":
         model = prepare_weights(model, "int8")
