@@ -80,8 +80,8 @@ def nanogpt(peer: Path, shape: tuple, steps: int, dataset: str, compile: bool) -
         os.symlink(peer / "data", f"{folder}/data")  # it looks for its data where it is started
         os.symlink(peer / "configurator.py", f"{folder}/configurator.py")
         settings = f"--dataset={dataset} --device=cpu --compile={compile} --eval_iters=1 --log_interval=1"
-        settings += f" --eval_interval={10 * steps} --max_iters={steps} --block_size={block} --batch_size={batch} --n_layer={layers}"
-        settings += f" --n_head={heads} --n_embd={width} --dropout=0.0 --out_dir={folder}/out"
+        settings += f" --eval_interval={10 * steps} --max_iters={steps} --block_size={block} --batch_size={batch}"
+        settings += f" --n_layer={layers} --n_head={heads} --n_embd={width} --dropout=0.0 --out_dir={folder}/out"
         files = [str(peer / "train.py"), str(peer / "config" / "train_shakespeare_char.py")]
         text, memory = run_child([sys.executable, *files, *settings.split()], Path(folder))
     times = [float(m) for m in re.findall(r"time ([\d.]+)ms", text)][steps // 3 :]
