@@ -644,6 +644,18 @@ class MixtureOrder:
 # ------------------------------------------------------------------------------------------------- batches
 
 
+def even_split(batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """How many micro-batches make a step. Raises ValueError, naming batch sizes that would do, if that is not whole."""
+    share = micro_batch_size * world_size
+    if batch_size % share:
+        near = sorted({max(1, batch_size // share) * share, (batch_size // share + 1) * share})
+        raise ValueError(
+            f"batch_size={batch_size} is no multiple of micro_batch_size={micro_batch_size} x {world_size} "
+            f"devices; use batch_size={' or '.join(map(str, near))}"
+        )
+    return batch_size // share
+
+
 class TrainBatches:
     """The batches of optimizer steps: each takes the next batch_size samples, over all ranks and micro-steps.
 
@@ -653,15 +665,9 @@ class TrainBatches:
     def __init__(self, dataset, block_size, batch_size, micro_batch_size, seed, device, rank=0, world_size=1):
         import torch
 
-        share = micro_batch_size * world_size
-        if batch_size % share:
-            near = sorted({max(1, batch_size // share) * share, (batch_size // share + 1) * share})
-            raise ValueError(
-                f"batch_size={batch_size} is no multiple of micro_batch_size={micro_batch_size} x {world_size} "
-                f"devices; use batch_size={' or '.join(map(str, near))}"
-            )
+        self.micro_steps = even_split(batch_size, micro_batch_size, world_size)
         self.batch_size, self.micro_batch_size, self.block_size = batch_size, micro_batch_size, block_size
-        self.rank, self.world_size, self.micro_steps = rank, world_size, batch_size // share
+        self.rank, self.world_size = rank, world_size
         spans, n_longer = zip(*(stream.spans(block_size) for stream, _ in dataset.parts), strict=True)
         self.n_longer = sum(n_longer)  # prompts with completions that no window holds whole
         sizes = [stream.n_tokens for stream, _ in dataset.parts]

@@ -23,13 +23,14 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Dense peak of tensor cores without sparsity, in TFLOP/s: (16-bit, float32 as torch runs it by default).
-# Sources: the makers' data sheets. A device that is not listed gets no MFU rather than a wrong one.
-PEAK_TFLOPS = {
-    "H200": (989.5, 67.0), "H100 PCIe": (756.0, 51.0), "H100 NVL": (835.5, 60.0), "H100": (989.5, 67.0),
-    "GH200": (989.5, 67.0), "B200": (2250.0, 75.0), "A100": (312.0, 19.5), "A10G": (70.0, 31.2), "A40": (149.7, 37.4),
-    "L40S": (362.05, 91.6), "L4": (121.0, 30.3), "V100": (125.0, 15.7), "T4": (65.0, 8.1),
-    "RTX 3090": (71.0, 35.6), "RTX 4090": (165.2, 82.6), "RTX 5090": (209.5, 104.8),
+# Dense peak of tensor cores without sparsity, in TFLOP/s (16-bit, float32 as torch runs it by default), and memory in
+# GB. Sources: the makers' data sheets. A device that is not listed gets no MFU rather than a wrong one.
+GPUS = {
+    "GH200": (989.5, 67.0, 96), "H200": (989.5, 67.0, 141), "H100 PCIe": (756.0, 51.0, 80),
+    "H100 NVL": (835.5, 60.0, 94), "H100": (989.5, 67.0, 80), "B200": (2250.0, 75.0, 180), "A100": (312.0, 19.5, 80),
+    "A10G": (70.0, 31.2, 24), "A40": (149.7, 37.4, 48), "L40S": (362.05, 91.6, 48), "L4": (121.0, 30.3, 24),
+    "V100": (125.0, 15.7, 16), "T4": (65.0, 8.1, 16), "RTX 3090": (71.0, 35.6, 24), "RTX 4090": (165.2, 82.6, 24),
+    "RTX 5090": (209.5, 104.8, 32),
 }  # fmt: skip
 
 
@@ -328,24 +329,6 @@ def callable_by_method(model: nn.Module, method: str):
         vars(model).pop(method, None)
 
 
-def auto_micro_batch(settings, c, run: Runtime) -> int:
-    """The most sequences that a forward and backward pass should hold: within memory, and no more than helps speed.
-
-    c: the model's GPTConfig. The answer divides each rank's share of settings.batch_size, and is the same on all ranks.
-    """
-    # What a layer keeps for its backward pass: about ten vectors of n_embd and three of the MLP's width, per token.
-    kept = 10 * c.n_embd + 3 * c.n_hidden + 2 * c.n_kv_head * c.head_dim
-    if settings.activation_checkpointing == "full":
-        kept = c.n_embd + kept // c.n_layer  # its input, and all of the one that is being redone
-    free = torch.cuda.mem_get_info(run.device)[0] if run.device.type == "cuda" else 2 << 30
-    most = max(1, min(int(0.6 * free / (4 * c.n_layer * kept)), 65536) // settings.block_size)
-    share = max(1, settings.batch_size // run.world_size)
-    fitting = min(gather(max(m for m in range(1, share + 1) if share % m == 0 and m <= most)))
-    why = "all of a step" if fitting == share else "the most that memory and speed suggest"
-    run.reasons.append(f"micro_batch_size {fitting} ({why})")
-    return fitting
-
-
 @contextmanager
 def memory_levers(settings):
     """Turn "out of memory" inside into a ValueError that says what would help."""
@@ -457,15 +440,15 @@ class Watchdog:
         self.off()
 
 
+def known_gpu(name: str) -> tuple[float, float, int] | None:
+    """The row of GPUS for a device of this name; None if it is not in the table."""
+    return next((figures for key, figures in GPUS.items() if key in name), None)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """The device's dense peak in FLOP/s for matrix products of this dtype; None if it is not in the table."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    for key, (half, single) in PEAK_TFLOPS.items():
-        if key in name:
-            return (single if dtype == torch.float32 else half) * 1e12
-    return None
+    """The device's dense peak in FLOP/s for matrix products of this dtype; None if it is not known."""
+    figures = known_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return figures and (figures[1] if dtype == torch.float32 else figures[0]) * 1e12
 
 
 def peak_memory(device: torch.device) -> int:

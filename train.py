@@ -28,6 +28,7 @@ import torch
 import checkpoint
 import huggingface
 import lora
+import plan
 import runtime
 from data import Dataset, TrainBatches, open_dataset, prepare_own, val_windows
 from evaluate import validation
@@ -54,7 +55,8 @@ class TrainState:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return train(config.parse(Settings, argv, **PARSER))
+    s = config.parse(Settings, argv, **PARSER)
+    return plan.dry_run(s, build_model) if s.dry_run else train(s)
 
 
 def train(s: Settings) -> int:
@@ -82,7 +84,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     model = build_model(s, dataset, start)
     eot = dataset.tokenizer().eot_id
     tasks = open_tasks(s.eval_tasks, dataset.tokenizer(), [eot], model.config.block_size, 0, dataset.template)
-    s.micro_batch_size = s.micro_batch_size or runtime.auto_micro_batch(s, model.config, run)
+    rules = plan.derive(s, model)
+    s.micro_batch_size = s.micro_batch_size or plan.auto_micro_batch(s, model, run)
     place = run.device, run.rank, run.world_size
     batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
     peak, tokens_per_step = runtime.peak_flops(run.device, run.dtype), s.batch_size * s.block_size
@@ -101,7 +104,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     if resumed:
         restore(start, s, optimizers, scaler, run, say)
 
-    say.print(run.describe())
+    say.print("\n".join([run.describe(), *rules]))
     n_params, trained = model.n_params(), sum(p.numel() for p in parameters)
     share = f" ({trained:,} of them trained, {trained / n_params:.2%})" if s.lora_rank else ""
     say.print(

@@ -6,11 +6,11 @@
 save: checkpoint.save (written, forced to disk, read back and compared) against a plain torch.save of the same state, in
 turn. stall: how long the loop waits for a save that is written in the background, and what steps cost meanwhile.
 scaling: tokens per second of two ranks with one thread each against one rank with one thread, the same global batch.
+The figures are printed as they are known, and as a table at the end, which bench/RESULTS.md gets too.
 """
 
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -39,6 +39,7 @@ class Options:
     parallel: str = "ddp"  # of the scaling run
     device: str = "auto"
     work: str = ""  # folder on the disk to measure; a temporary one by default
+    save: bool = True  # append the table to bench/RESULTS.md
 
 
 PARSER = dict(prog="bench/checkpoint_speed.py", description=__doc__)
@@ -49,6 +50,7 @@ import torch
 
 import checkpoint
 import runtime
+from bench.results import record_told, tell
 from model import GPT, GPTConfig
 from optimizer import build_optimizers, optimizer_state
 from tokenizer import load_tokenizer
@@ -57,14 +59,13 @@ from tokenizer import load_tokenizer
 def main(argv=None):
     options = config.parse(Options, argv, **PARSER)
     device, _ = runtime.choose_device(options.device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
-    print(f"{time.strftime('%Y-%m-%d')}, {name}, {platform.platform(terse=True)}, torch {torch.__version__}")
+    title, notes = f"Saving and scaling: {', '.join(options.only or ['save', 'stall', 'scaling'])}", ""
     with tempfile.TemporaryDirectory(dir=options.work or None) as work:
         if not options.only or {"save", "stall"} & set(options.only):
             model, optimizers = trained_once(options, device)
             state = {"model": model.state_dict(), "optimizer": optimizer_state(optimizers)}
             size = sum(t.numel() * t.element_size() for t in checkpoint.tensors_in(state))
-            print(f"state: {model.n_params():,} parameters with AdamW's two moments, {size / 1e9:.2f} GB, on {device}")
+            notes = f"{model.n_params():,} parameters with AdamW's two moments, {size / 1e9:.2f} GB, on {device}."
             if not options.only or "save" in options.only:
                 measure_save(options, state, Path(work))
             if not options.only or "stall" in options.only:
@@ -72,6 +73,7 @@ def main(argv=None):
             del model, optimizers, state
         if not options.only or "scaling" in options.only:
             measure_scaling(options, Path(work))
+    record_told(title, notes, options.save)
 
 
 def trained_once(options, device):
@@ -127,9 +129,9 @@ def measure_save(options, state, work):
             os.sync()
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():
-        print(f"save: {name}: {medians[name]:.2f} s ({', '.join(f'{t:.2f}' for t in times)})")
+        tell(f"save: {name}", f"{medians[name]:.2f} s ({', '.join(f'{t:.2f}' for t in times)})")
     for name in ("torch.save", "torch.save and fsync"):
-        print(f"save: verified / {name}: {medians['verified save'] / medians[name]:.2f}")
+        tell(f"save: verified / {name}", f"{medians['verified save'] / medians[name]:.2f}")
 
 
 def measure_stall(options, model, optimizers, state, size, work):
@@ -153,11 +155,11 @@ def measure_stall(options, model, optimizers, state, size, work):
             writer.wait()
             written.append(time.perf_counter() - began)
     wait = statistics.median(waits)
-    print(f"stall: training waits {wait:.2f} s a save, {wait / (size / 1e9):.2f} s per GB")
-    print(f"stall: on disk and verified after {statistics.median(written):.1f} s, behind the training")
-    print(f"stall: a step takes {alone:.2f} s alone, {statistics.median(during):.2f} s while a save is written")
+    tell("stall: training waits for a save", f"{wait:.2f} s, {wait / (size / 1e9):.2f} s per GB")
+    tell("stall: on disk and verified, behind the training, after", f"{statistics.median(written):.1f} s")
+    tell("stall: a step alone, and while a save is written", f"{alone:.2f} s, {statistics.median(during):.2f} s")
     if torch.cuda.is_available():
-        print(f"stall: most memory on the device {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+        tell("stall: most memory on the device", f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
 
 
 def measure_scaling(options, work):
@@ -186,8 +188,8 @@ def measure_scaling(options, work):
                 statistics.median(r["tokens_per_second"] for r in rows if "loss" in r and r["step"] > 2)
             )
     one, two = (statistics.median(speeds[ranks]) for ranks in (1, 2))
-    print(f"scaling: {one:,.0f} tokens/s with one rank of one thread, {two:,.0f} with two ({options.parallel})")
-    print(f"scaling: {two / one:.2f} times as fast, efficiency {two / one / 2:.0%}")
+    tell(f"scaling: tokens/s of one rank of one thread, and of two ({options.parallel})", f"{one:,.0f}, {two:,.0f}")
+    tell("scaling: two ranks / one", f"{two / one:.2f}, efficiency {two / one / 2:.0%}")
 
 
 if __name__ == "__main__":

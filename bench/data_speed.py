@@ -4,14 +4,14 @@
     python bench/data_speed.py --only prepare fetch              some of it
     python bench/data_speed.py --nanogpt FOLDER                  nanoGPT's openwebtext preparation beside ours
 
-Prints one line per figure. CPU seconds are of all processes together, so they hold on a busy machine; wall-clock
-figures need an idle one. The corpus is this Python's library, repeated to 75 MB, as JSON lines.
+Prints a line per figure as it is known, and a table at the end, which bench/RESULTS.md gets too. CPU seconds are of all
+processes together, so they hold on a busy machine; wall-clock figures need an idle one. The corpus is this Python's
+library, repeated to 75 MB, as JSON lines.
 """
 
 import hashlib
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 import config
+from bench.results import record_told, tell
 from data import SampleOrder, Stream, TrainBatches, open_dataset
 from tokenizer import count_pieces, load_tokenizer, train_bpe
 
@@ -45,6 +46,7 @@ class Options:
     tokenizer: str = "gpt2"  # of the prepare parts; byte where tiktoken's files cannot be reached
     shakespeare: str = ""  # file of tiny Shakespeare; empty = left out
     repeats: int = 3  # of each timing; the best is shown
+    save: bool = True  # append the table to bench/RESULTS.md
 
 
 def main(argv=None):
@@ -64,16 +66,12 @@ def main(argv=None):
         raise ValueError(f"only={' '.join(sorted(unknown))}: the parts are {' '.join(parts)}")
     work = Path(options.work or tempfile.mkdtemp(prefix="lathe-data-speed-"))
     work.mkdir(parents=True, exist_ok=True)
-    tell("machine", f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {time.ctime()}")
-    tell("load", " ".join(f"{load:.1f}" for load in os.getloadavg()))
+    load = " ".join(f"{load:.1f}" for load in os.getloadavg())
     for name in options.only or parts:
         parts[name](options, work)
     if not options.work:
         shutil.rmtree(work)
-
-
-def tell(what, figure):
-    print(f"{what:<52} {figure}", flush=True)
+    record_told(f"The way of the data: {', '.join(options.only or parts)}", f"Load at the start: {load}.", options.save)
 
 
 def library_documents():

@@ -54,3 +54,18 @@ def record(title: str, header: list[str], rows: list[list], notes: str = "", sav
     text = [f"\n## {title}\n", *lines, f"\n`{command}`  \n{about}"]
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.write("\n".join(text) + (f"  \n{notes}" if notes else "") + "\n")
+
+
+TOLD: list[list] = []  # [what, figure], in order
+
+
+def tell(what: str, figure: str):
+    """Show a figure as soon as it is known, and keep it for record_told."""
+    TOLD.append([what, figure])
+    print(f"{what:<52} {figure}", file=sys.stderr, flush=True)
+
+
+def record_told(title: str, notes: str = "", save: bool = True):
+    """record() what was told since the last time."""
+    record(title, ["what", "figure"], TOLD, notes, save)
+    TOLD.clear()

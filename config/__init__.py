@@ -67,13 +67,14 @@ class Settings:
     document_mask: bool = False  # tokens see their own document alone, though several share a window; for fine-tuning
 
     # --- optimization
-    batch_size: int = 512  # sequences per optimizer step, over all devices
+    batch_size: int = 512  # sequences per optimizer step, over all devices; 0 = by rule, see plan.py
     micro_batch_size: int = 0  # sequences per device per forward pass; 0 = auto
-    max_steps: int = 5000  # optimizer updates
+    max_steps: int = 5000  # optimizer updates; 0 = as many as 20 tokens per weight make
+    tokens: int = 0  # train on this many, which decides max_steps; 0 = max_steps decides
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for hidden matrices, AdamW for the rest
-    learning_rate: float = 0.004  # peak rate of AdamW
-    muon_learning_rate: float = 0.02  # peak rate of Muon
-    weight_decay: float = 0.1  # on matrices only
+    learning_rate: float = 0.004  # peak rate of AdamW; 0 = by rule
+    muon_learning_rate: float = 0.02  # peak rate of Muon; 0 = by rule
+    weight_decay: float = 0.1  # on matrices only; -1 = by rule
     beta1: float = 0.9  # AdamW: decay of the mean of gradients
     beta2: float = 0.95  # AdamW: decay of the mean of squared gradients
     muon_momentum: float = 0.95  # Muon: decay of the momentum
@@ -106,13 +107,20 @@ class Settings:
     wandb_run_name: str = ""  # wandb run name; empty = the name of out_dir
     tensorboard_log: bool = False  # mirror the metrics to out_dir/tensorboard
 
+    # --- planning
+    dry_run: bool = False  # print parameters, FLOPs, memory, hours and cost; train nothing
+    gpus: str = ""  # dry run: plan for these in place of this machine's devices, as in 8xH100
+    mfu: float = 0.4  # dry run: share of the GPUs' peak that is reached
+    dollars_per_hour: float = 0.0  # dry run: price of a GPU
+
     def __post_init__(self):
-        positive = "block_size n_layer n_head n_embd batch_size max_steps eval_interval log_interval keep_checkpoints "
+        positive = "block_size n_layer n_head n_embd eval_interval log_interval keep_checkpoints "
         positive += "rank_timeout max_skipped_steps"
         for name, value in vars(self).items():
             if name in positive.split() and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-            if isinstance(value, int | float) and not 0 <= value < 2**63:  # nan fails too
+            least = -1 if name == "weight_decay" else 0
+            if isinstance(value, int | float) and not (0 <= value < 2**63 or value == least):  # nan fails too
                 raise ValueError(f"{name} is {value}; it must be a number from 0 to 2^63")
         for name in ("dropout", "beta1", "beta2", "muon_momentum"):
             if getattr(self, name) >= 1:
@@ -120,6 +128,11 @@ class Settings:
         for name in ("decay_fraction", "min_lr_fraction"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        for name in ("gpus", "mfu", "dollars_per_hour"):
+            if not self.dry_run and getattr(self, name) != getattr(Settings, name):
+                raise ValueError(f"{name} is {getattr(self, name)}, for plans alone: add --dry_run")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu is {self.mfu}; it must be above 0 and at most 1")
         if not self.out_dir.strip():
             raise ValueError("out_dir is empty; name the folder that the run writes to")
 
@@ -127,6 +140,10 @@ class Settings:
 # The settings above and of other commands -> what users of nanoGPT, llm.c, Hugging Face and others call them.
 _ALSO_CALLED = {
     "max_steps": "max_iters num_iterations num_steps total_steps train_steps steps iters epochs num_train_epochs",
+    "gpus": "num_gpus n_gpus world_size",
+    "dollars_per_hour": "price cost",
+    "dry_run": "dryrun plan estimate",
+    "tokens": "total_tokens train_tokens target_tokens token_budget",
     "batch_size": "bs global_batch_size train_batch_size total_batch_size",
     "batch_size micro_batch_size": "gradient_accumulation_steps grad_accum_steps accumulation_steps",
     "micro_batch_size": "device_batch_size per_device_train_batch_size mbs",

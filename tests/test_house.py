@@ -16,6 +16,7 @@ FLOORS = [
     {"sample", "prepare"},
     {"tasks"},
     {"evaluate", "visualize"},
+    {"plan"},
     {"train"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
