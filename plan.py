@@ -102,15 +102,17 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The most at any time: at a loss, in Muon's step or, on a CPU, in an evaluation; and there a checkpoint may
-        still be on its way to the disk."""
-        passing = max(self.activations + self.logits + self.gradients * self.carried, self.gradients + self.updates)
-        if self.process:
-            passing = HOLES * max(passing, self.evaluation) + self.copy
-        return self.process + self.weights + self.muon + self.adamw + passing
+        """The most at any time: at a loss, in Muon's step or, on a CPU, in an evaluation."""
+        holes = HOLES if self.process else 1
+        at_loss = holes * self.activations + self.logits + self.gradients * self.carried
+        most = max(at_loss, holes * (self.gradients + self.updates), holes * self.evaluation)
+        still = COPY_LEFT * self.copy if self.process else 0
+        return self.process + self.weights + self.muon + self.adamw + most + still
 
 
-HOLES = 1.25  # A CPU's heap against what is in use: glibc keeps gaps between tensors that come and go (measured)
+# Of a CPU's process, measured: its heap against what is in use, since glibc keeps gaps between tensors; and
+# the share of a checkpoint's copy that is not on the disk yet at the next peak.
+HOLES, COPY_LEFT = 1.25, 0.5
 LOADED_LATER = 60e6  # libraries that a run loads after its start, the page's for one
 
 
