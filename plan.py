@@ -73,12 +73,15 @@ def kept_by_block(s, c, device: str, half: bool) -> float:
     # A norm keeps its input or output, the product behind it its own input: one tensor where model.py's RMSNorm runs.
     shared = c.norm == "rmsnorm" and not c.norm_weight and device == "cpu" and not half
     norms = 2 * c.n_embd * (4 if shared else 4 + size)
-    attention = size * ((q + 2 * kv) + (q + kv) * (c.qk_norm + (c.position == "rope")) + q)  # the last is the result
+    attention = size * ((q + kv) * c.qk_norm + q)  # normed queries and keys; the result
     if device == "cpu" and s.block_size <= SHORT_CONTEXT[torch.bfloat16 if half else torch.float32]:
-        # Plain products: q over sqrt(hd), keys and values for each query's head, the weights and what dropout makes.
-        attention += size * 3 * q + c.n_head * s.block_size * (4 + size * (1 if half else 0) + 8 * (c.dropout > 0))
-    elif device == "cpu" and c.dropout:  # which the fused kernel does not have there
+        # Plain products: q, and keys and values for each of its heads; the weights, in float32 and as they are used.
+        weights = 4 + size * half + (8 - 4 * half) * (c.dropout > 0)
+        attention += size * 3 * q + weights * c.n_head * s.block_size
+    elif device == "cpu" and c.dropout:  # which the fused kernel does not have there: its steps, in float32
         attention += 4 * (q + 2 * kv) + 3 * 4 * c.n_head * s.block_size
+    else:
+        attention += size * (q + 2 * kv + (q + kv) * (c.position == "rope"))
     mlp = size * (c_fc + c.n_hidden * (2 if c.activation == "swiglu" else 1))
     masks = 2 * c.n_embd * (size if device == "cpu" else 1) if c.dropout else 0
     return norms + attention + mlp + masks + 4 * (2 + 2 * c.n_head + c.n_kv_head)  # the last: a scale for each norm
