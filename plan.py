@@ -115,7 +115,7 @@ class Memory:
 
 # Of a CPU's process, measured: its heap against what is in use, since glibc keeps gaps between tensors; and
 # the share of a checkpoint's copy that is not on the disk yet at the next peak.
-HOLES, COPY_LEFT = 1.25, 0.5
+HOLES, COPY_LEFT = 1.4, 0.7
 LOADED_LATER = 60e6  # libraries that a run loads after its start, the page's for one
 
 
