@@ -81,8 +81,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
 
     # Model, optimizer, order of samples
     runtime.seed_everything(s.seed)
-    model = build_model(s, dataset, start)
-    eot = dataset.tokenizer().eot_id
+    model, eot = build_model(s, dataset, start), dataset.tokenizer().eot_id
     tasks = open_tasks(s.eval_tasks, dataset.tokenizer(), [eot], model.config.block_size, 0, dataset.template)
     rules = plan.derive(s, model)
     s.micro_batch_size = s.micro_batch_size or plan.auto_micro_batch(s, model, run)
@@ -200,8 +199,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     else:
         watchdog.alive("trying one forward and backward pass")
         runtime.dry_pass(network, *batches.fetch(state.samples, 0), run)
-    clock, row_tokens = time.perf_counter(), 0  # since the last row, evaluations and saves left out
-    skipped_in_a_row, stopping = 0, False
+    skipped_in_a_row, stopping, row_tokens, clock = 0, False, 0, time.perf_counter()  # the latter two: since a row
     while True:
         paused, at_end = time.perf_counter(), state.step >= s.max_steps
         at_eval = at_end or state.step > 0 and state.step % s.eval_interval == 0
