@@ -75,9 +75,8 @@ def kept_by_block(s, c, device: str, half: bool) -> float:
     norms = 2 * c.n_embd * (4 if shared else 4 + size)
     attention = size * ((q + kv) * c.qk_norm + q)  # normed queries and keys; the result
     if device == "cpu" and s.block_size <= SHORT_CONTEXT[torch.bfloat16 if half else torch.float32]:
-        # Plain products: q, and keys and values for each of its heads; the weights, in float32 and as they are used.
-        weights = 4 + size * half + (8 - 4 * half) * (c.dropout > 0)
-        attention += size * 3 * q + weights * c.n_head * s.block_size
+        # Plain products: q, and keys and values for each of its heads; the weights, dropout's mask and what is left.
+        attention += size * (3 * q + (3 if c.dropout else 1) * c.n_head * s.block_size)
     elif device == "cpu" and c.dropout:  # which the fused kernel does not have there: its steps, in float32
         attention += 4 * (q + 2 * kv) + 3 * 4 * c.n_head * s.block_size
     else:
