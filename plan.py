@@ -100,6 +100,7 @@ class Memory:
     copy: float  # of weights and optimizer state, in the CPU's memory, while a checkpoint is written
     process: float = 0.0  # CPU: the interpreter with its libraries
     evaluation: float = 0.0  # CPU: what an evaluation holds
+    saved_midway: bool = False  # whether the copy is ever made: the last save needs none
     carried: bool = False  # whether gradients stay from one micro-batch to the next
 
     @property
@@ -108,13 +109,13 @@ class Memory:
         holes = HOLES if self.process else 1
         at_loss = holes * self.activations + self.logits + self.gradients * self.carried
         most = max(at_loss, holes * (self.gradients + self.updates), holes * self.evaluation)
-        still = COPY_LEFT * self.copy if self.process else 0
+        still = COPY_LEFT * self.copy if self.process and self.saved_midway else 0
         return self.process + self.weights + self.muon + self.adamw + most + still
 
 
 # Of a CPU's process, measured: its heap against what is in use, since glibc keeps gaps between tensors; and
 # the share of a checkpoint's copy that is not on the disk yet at the next peak.
-HOLES, COPY_LEFT = 1.4, 0.7
+HOLES, COPY_LEFT = 1.4, 0.55
 LOADED_LATER = 60e6  # libraries that a run loads after its start, the page's for one
 
 
@@ -142,10 +143,10 @@ def memory(s, model: GPT, device: str, half: bool, world_size: int, val_tokens: 
     found = Memory(
         weights / shards, sum(state.values()) / shards, state[True] / shards, 2 * state[False] / shards,
         activations, logits, 3 * state[True] / shards, weights + state[True] + 2 * state[False],
+        saved_midway=min(s.eval_interval, s.checkpoint_interval or s.eval_interval) < s.max_steps,
         carried=s.batch_size > s.micro_batch_size,
     )  # fmt: skip
     if device == "cpu":
-        found.process = runtime.peak_memory(torch.device("cpu")) + LOADED_LATER
         wide, vocabulary = c_fc + 2 * c.n_hidden + 3 * c.n_embd, 2 * c.padded_vocab_size
         at_once = min(val_tokens, TOKENS_AT_ONCE)
         found.evaluation = 4 * max(at_once * wide, min(at_once * vocabulary, 2 * LOGITS_AT_ONCE))
@@ -190,6 +191,7 @@ def dry_run(s, build_model: Callable) -> int:
     Raises ValueError or OSError where the run itself would, as far as that shows before it starts.
     """
     run, gpu = planned(s)
+    process = runtime.peak_memory(torch.device("cpu")) + LOADED_LATER if run.device.type == "cpu" else 0
     dataset, start = Unprepared(s.dataset), None
     if s.init_from in ("resume", "auto"):
         start = checkpoint.newest_checkpoint(s.out_dir)[0]
@@ -218,6 +220,8 @@ def dry_run(s, build_model: Callable) -> int:
         epochs = tokens / dataset.train.n_tokens
         vocabulary = f"{dataset.vocab_size:,}; {dataset.train.n_tokens:,} training tokens, read {epochs:.3g} times"
     devices = f"{run.world_size} device{'s' if run.world_size > 1 else ''}"
+    held = memory(s, model, run.device.type, run.dtype != torch.float32, run.world_size, val_tokens)
+    held.process = process
     lines = [
         ("parameters", f"{model.n_params():,}; {blocks:,} in {c.n_layer} blocks of width {c.n_embd}"),
         ("vocabulary", vocabulary),
@@ -226,7 +230,7 @@ def dry_run(s, build_model: Callable) -> int:
         ("step", f"{s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x {micro_steps} "
                  f"accumulated x {devices}"),
         ("FLOPs", f"{per_token:,} per token, {tokens * per_token:.4g} in all"),
-        *memory_lines(memory(s, model, run.device.type, run.dtype != torch.float32, run.world_size, val_tokens), gpu),
+        *memory_lines(held, gpu),
         *time_lines(s, run, gpu, tokens * per_token),
     ]  # fmt: skip
     if int(os.environ.get("RANK", 0)) == 0:
