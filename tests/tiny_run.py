@@ -46,7 +46,7 @@ def command(*words, env=None, folder=ROOT, **options) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finished(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+def finished(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
     """(exit code, stdout, stderr); the process and its children are killed at the timeout."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -90,7 +90,7 @@ def free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def run_ranks(n: int, folder: Path, *jobs: dict, timeout: float = 120) -> list[tuple[int, str, str]]:
+def run_ranks(n: int, folder: Path, *jobs: dict, timeout: float = 300) -> list[tuple[int, str, str]]:
     """Start n processes of rank.py that go through the jobs; returns what became of each: code, stdout, stderr."""
     path = folder / f"jobs-{os.urandom(4).hex()}.json"
     ports = free_ports(len(jobs)) if n > 1 else []
