@@ -93,7 +93,7 @@ def step(model, optimizers):
     model(x, x).backward()
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     if x.is_cuda:
         torch.cuda.synchronize()
 
