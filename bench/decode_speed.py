@@ -215,7 +215,7 @@ def quality(o: Options):
         loss = evaluate.validation(model, dataset, run, 8)["loss"]
         base = base or loss
         rows.append([dtype, f"{loss:.5f}", f"{loss / base - 1:+.3%}"])
-    record("Validation loss by type of weights", ["weights", "loss", "against float32"], rows, str(path), o.save)
+    record("Validation loss by type of weights", ["weights", "loss", "against float32"], rows, f"{path.name}.", o.save)
 
 
 def start(o: Options):
