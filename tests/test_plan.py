@@ -65,10 +65,11 @@ def test_hours_and_dollars_follow_from_flops(capsys):
 
 
 def test_what_cannot_be_planned_is_refused(capsys):
+    plan_for = ["--dry_run", "--dataset=nowhere", "--init_from=scratch"]
     with pytest.raises(ValueError, match="batch_size=10 is no multiple of micro_batch_size=4 x 2 devices"):
-        train.main(["--dry_run", "--dataset=nowhere", "--batch_size=10", "--micro_batch_size=4", "--gpus=2xA100"])
+        train.main([*plan_for, "--batch_size=10", "--micro_batch_size=4", "--gpus=2xA100"])
     with pytest.raises(ValueError, match="gpus is '8': .*8xH100"):
-        train.main(["--dry_run", "--dataset=nowhere", "--gpus=8"])
+        train.main([*plan_for, "--gpus=8"])
     with pytest.raises(SystemExit):
         train.main(["--gpus=8xH100"])
     assert "gpus is 8xH100, for plans alone: add --dry_run" in capsys.readouterr().err
