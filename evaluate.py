@@ -24,23 +24,15 @@ class Options:
     limit: int = 0  # items of each task, from its beginning; 0 = all
     eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
     block_size: int = 0  # context of each window; 0 = the model's
-    stride: int = (
-        0  # windows begin every so many tokens, and only what the one before left out is scored; 0 = block_size
-    )
+    stride: int = 0  # windows begin every so many tokens, and score what the one before left out; 0 = block_size
     by_position: bool = False  # the loss by the number of tokens before the target in its window, too
     micro_batch_size: int = 8  # windows per forward pass, at least; no figure depends on it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the forward pass, or int8 weights
 
     def __post_init__(self):
-        for name, least in (
-            ("limit", 0),
-            ("eval_tokens", 0),
-            ("block_size", 0),
-            ("stride", 0),
-            ("micro_batch_size", 1),
-        ):
-            if getattr(self, name) < least:
+        for name in ("limit", "eval_tokens", "block_size", "stride", "micro_batch_size"):
+            if getattr(self, name) < (least := int(name == "micro_batch_size")):
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
         if self.model and not self.model.startswith("hf:"):
             raise ValueError(f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for a run")
@@ -86,8 +78,7 @@ def validation(
     model.eval()
     lengths = torch.from_numpy(dataset.token_byte_lengths()).to(run.device)
     size = block_size or model.config.block_size
-    of_text = torch.zeros(2, dtype=torch.float64)  # nats and bytes
-    at = torch.zeros(2, size, dtype=torch.float64)  # nats and targets at each position
+    sums = torch.zeros(2 + 2 * size, dtype=torch.float64)  # nats and bytes of text; nats, then targets, by position
     stopped = 0
     of_rank = math.ceil(count_val_windows(dataset.val, size, eval_tokens, stride) / run.world_size)
     batch = max(1, min(of_rank, max(micro_batch_size, TOKENS_AT_ONCE // size)))
@@ -100,10 +91,10 @@ def validation(
             losses = model(x, y, reduction="none")  # (B, T), 0 where y is masked
         scored = y != IGNORE
         text_bytes = lengths[y.clamp(min=0)] * scored
-        of_text += torch.stack([(losses * (text_bytes > 0)).sum(), text_bytes.sum()]).cpu().double()
-        at += torch.stack([losses.sum(dim=0), scored.sum(dim=0)]).cpu().double()
+        of_text = torch.stack([(losses * (text_bytes > 0)).sum(), text_bytes.sum()])
+        sums += torch.cat([of_text, losses.sum(dim=0), scored.sum(dim=0)]).cpu().double()  # one transfer a batch
     model.train(was_training)
-    stopped, text_nats, text_bytes, *at = runtime.sum_over_ranks(stopped, *of_text.tolist(), *at.flatten().tolist())
+    stopped, text_nats, text_bytes, *at = runtime.sum_over_ranks(stopped, *sums.tolist())
     if stopped:
         return None
     (nats, targets), by_position = torch.tensor(at, dtype=torch.float64).view(2, size), []

@@ -22,7 +22,7 @@ import runtime
 from metrics import with_bar
 from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
 from sample import Sample, Sampling, TextStream, generate
-from tokenizer import TEMPLATES, Tokenizer, chat_prompt
+from tokenizer import Tokenizer, chat_prompt
 
 TOKENS_AT_ONCE = 4096  # in the cache of one batch, four times as many off the CPU; a forward pass gets a quarter
 MORE_TOKENS = 8  # an answer may be longer than the right one by this: spaces, other tokens for the same text, the end
@@ -326,9 +326,7 @@ class Task:
         """(context, continuation) ids of each choice."""
         encode, nothing = self.tokenizer.encode, [self.tokenizer.eot_id]
         if self.exact:
-            text = item.context
-            if self.template in TEMPLATES:
-                text, _ = chat_prompt([{"role": "user", "content": text}], self.template)
+            text, _ = chat_prompt([{"role": "user", "content": item.context}], self.template)
             return [([*self.begin, *encode(text)] or nothing, encode(item.choices[0]))]
         text = item.context.rstrip()  # spaces at its end belong to what follows: BPE joins them with it
         context = encode(text)
