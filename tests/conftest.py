@@ -1,4 +1,4 @@
-"""What several test files ask for: pytest.mark.usefixtures("one_thread", "seeded")."""
+"""What several test files ask for: pytest.mark.usefixtures("one_thread", "seeded"), and the fixture `dataset`."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share th
 
 import pytest
 import torch
+from tiny_run import make_dataset
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # behind nohup; what the tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,3 +25,9 @@ def one_thread():
 @pytest.fixture
 def seeded():
     torch.manual_seed(1337)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> str:
+    """A folder of bytes, as tiny_run.py makes it."""
+    return make_dataset(tmp_path_factory.mktemp("data") / "tiny")

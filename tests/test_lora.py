@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import job, losses, make_dataset, run_ranks, settings
+from tiny_run import job, losses, run_ranks, settings
 
 import checkpoint
 import huggingface
@@ -16,11 +16,6 @@ from tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 LORA = dict(lora_rank=4, learning_rate=0.02)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> str:
-    return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture(scope="module")

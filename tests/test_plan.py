@@ -22,11 +22,6 @@ from model import GPT, GPT2, GPTConfig
 RULES = dict(batch_size=0, max_steps=0, learning_rate=0.0, muon_learning_rate=0.0, weight_decay=-1.0)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> str:
-    return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
-
-
 def dry_run(capsys, *words) -> dict[str, str]:
     """{name: figure} of what a dry run prints."""
     assert train.main([*words, "--dry_run"]) == 0
