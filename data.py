@@ -722,11 +722,9 @@ class TrainBatches:
 
 def _n_windows(stream, block_size, stride=0) -> int:
     spans, _ = stream.spans(block_size)
-    return (
-        1 + math.ceil(max(0, stream.n_tokens - 1 - block_size) / (stride or block_size))
-        if spans is None
-        else len(spans)
-    )
+    if spans is not None:
+        return len(spans)
+    return 1 + math.ceil(max(0, stream.n_tokens - 1 - block_size) / (stride or block_size))
 
 
 def count_val_windows(stream, block_size, eval_tokens, stride=0) -> int:
