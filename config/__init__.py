@@ -377,7 +377,8 @@ def _options(cls, hints, helps):
 
     sections = {}
     for field in fields(cls):
-        kind = Annotated[hints[field.name], tyro.conf.arg(help=helps[field.name][0])]
+        kind = list if hints[field.name] == list[str] else hints[field.name]  # the same, without importing typeguard
+        kind = Annotated[kind, tyro.conf.arg(help=helps[field.name][0])]
         default = dataclass_field(default=field.default, default_factory=field.default_factory)
         sections.setdefault(helps[field.name][1].replace(" ", "_"), []).append((field.name, kind, default))
     forms = {title: make_dataclass(title or "All", content, kw_only=True) for title, content in sections.items()}
