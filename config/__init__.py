@@ -257,6 +257,8 @@ def parse(
     except (ValueError, OSError) as error:
         if _is_rank_0():
             print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
+        else:
+            _let_rank_0_speak()
         sys.exit(2)
 
 
@@ -459,6 +461,12 @@ def _is_rank_0():
     return os.environ.get("RANK", "0") == "0"
 
 
+def _let_rank_0_speak():
+    """A mistake that all ranks share is told by rank 0. The launcher ends all when the first one exits: let that be it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(3)
+
+
 def _command_name():
     """How this command is called from the repository's root: train.py, prepare/text.py."""
     path, root = Path(sys.argv[0]).resolve(), PRESET_DIR.parent
@@ -507,9 +515,7 @@ def run(main):
             raise
         where = _command_name()
         if not _is_rank_0():
-            # A mistake that all ranks share is told by rank 0, and the launcher ends the others before they repeat it.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(3)
+            _let_rank_0_speak()
             where += f": rank {os.environ['RANK']}"
         print(f"{where}: error: {_one_line(error)}", file=sys.stderr)
         code = 1
