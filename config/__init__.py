@@ -462,7 +462,7 @@ def _is_rank_0():
 
 
 def _let_rank_0_speak():
-    """A mistake that all ranks share is told by rank 0. The launcher ends all when the first one exits: let that be it."""
+    """Wait: rank 0 tells a mistake that all ranks share, and the launcher ends all when the first one exits."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(3)
 
