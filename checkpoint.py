@@ -12,6 +12,7 @@ tells. It holds whole tensors, however many ranks wrote or read it.
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import socket
@@ -21,7 +22,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -90,6 +91,19 @@ def lock_exclusively(file):
 
 def step_path(out_dir: str | Path, step: int) -> Path:
     return Path(out_dir) / "checkpoints" / f"step-{step:07d}"
+
+
+def describe(settings, train, config: GPTConfig, dataset, world_size: int) -> dict:
+    """state.json of a checkpoint. `settings` and `train`, where the run is, are dataclasses."""
+    now = train.evaluation if train.evaluation.get("step") == train.step else {}
+    return {
+        "step": train.step, "samples": train.samples, "train": asdict(train), "model": asdict(config),
+        "settings": asdict(settings), "dataset": {"path": settings.dataset, "fingerprint": dataset.fingerprint},
+        "tokenizer": {"name": dataset.tokenizer_name, "fingerprint": dataset.tokenizer_fingerprint},
+        "template": dataset.template,  # of the chats that it was trained on, see tokenizer.py
+        "val_loss": now.get("val_loss"), "world_size": world_size,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }  # fmt: skip
 
 
 def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state: dict, tokenizer) -> Path:

@@ -54,6 +54,17 @@ class Optimizer:
         self.param_groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
+    @torch.no_grad()
+    def step(self, skip: Tensor | None = None):
+        """One update from the gradients; where `skip`, a boolean without dimensions, is true, all stays as it is. A GPU
+        sees to that by itself, so that nobody has to wait for its answer."""
+        if skip is not None and not skip.is_cuda:
+            if skip:
+                return
+            skip = None
+        for group in self.param_groups:
+            self.update(group, skip)
+
     def zero_grad(self):
         for group in self.param_groups:
             for p in group["params"]:
@@ -72,26 +83,27 @@ class AdamW(Optimizer):
     ):  # fmt: skip
         super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                if not self.state[p]:
-                    step = torch.zeros((), dtype=torch.float32, device=p.device)
-                    self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            if not params:
-                continue
-            states = [self.state[p] for p in params]
-            steps = [state["step"] for state in states]
-            columns = params, [p.grad for p in params], *([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq"))
-            columns = [[t.to_local() if is_sharded(t) else t for t in column] for column in columns]
-            torch._foreach_add_(steps, 1.0)
-            beta1, beta2 = group["betas"]
-            torch._fused_adamw_(
-                *columns, [], steps, lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
-                eps=group["eps"], amsgrad=False, maximize=False,
-            )  # fmt: skip
+    def update(self, group: dict, skip: Tensor | None):
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        if not params:
+            return
+        states = [self.state[p] for p in params]
+        steps = [state["step"] for state in states]
+        columns = params, [p.grad for p in params], *([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq"))
+        columns = [[t.to_local() if is_sharded(t) else t for t in column] for column in columns]
+        torch._foreach_add_(steps, 1.0)
+        beta1, beta2 = group["betas"]
+        found_inf = None if skip is None else skip.float()
+        torch._fused_adamw_(
+            *columns, [], steps, lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
+            eps=group["eps"], amsgrad=False, maximize=False, found_inf=found_inf,
+        )  # fmt: skip
+        if skip is not None:
+            torch._foreach_sub_(steps, found_inf)
 
 
 class Muon(Optimizer):
@@ -119,14 +131,11 @@ class Muon(Optimizer):
         super().__init__([dict(params=params)], lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.rows, self.coefficients, self.cautious, self.dtype = rows or {}, coefficients, cautious, dtype
 
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            chosen = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
-            if chosen:
-                self._update(group, [i for i, _ in chosen], [p for _, p in chosen])
-
-    def _update(self, group: dict, index: list[int], params: list[Tensor]):
+    def update(self, group: dict, skip: Tensor | None):
+        index = [i for i, p in enumerate(group["params"]) if p.grad is not None]
+        params = [group["params"][i] for i in index]
+        if not params:
+            return
         lr, mu, decay = group["lr"], group["momentum"], group["weight_decay"]
         for p in params:
             if "momentum" not in self.state[p]:
@@ -135,6 +144,8 @@ class Muon(Optimizer):
         grads, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
         if sharded:  # work on this rank's shards, which share their DTensors' memory
             grads, momenta = [t.to_local() for t in grads], [t.to_local() for t in momenta]
+        if skip is not None:  # the average of momentum and itself is itself, whatever the gradients were
+            grads = [torch.where(skip, m, g) for m, g in zip(momenta, grads, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - mu)
         nesterov = torch._foreach_lerp(grads, momenta, mu)
         world = dist.get_world_size() if dist.is_initialized() else 1
@@ -143,6 +154,8 @@ class Muon(Optimizer):
             params = [p.to_local() for p in params] if sharded else params
         else:
             updates = self._updates(index, nesterov)
+        if skip is not None:
+            torch._foreach_mul_(updates, (~skip).to(updates[0].dtype))
         if decay:
             if self.cautious:
                 agree = torch._foreach_mul(updates, params)

@@ -44,10 +44,15 @@ class Runtime:
     local_rank: int = 0
     world_size: int = 1
     reasons: list[str] = field(default_factory=list)
+    lag: int = 0  # steps that are under way while the results of an earlier one are read; a GPU must not wait for that
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def autocast(self):
         """Forward passes run inside this: matrix products in `dtype`, sensitive operations in float32."""
@@ -172,7 +177,8 @@ def start(device: str, dtype: str, timeout_seconds: float = 600.0, training: boo
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32
     if world > 1:
         join_ranks("nccl" if chosen.type == "cuda" else "gloo", rank, world, timedelta(seconds=timeout_seconds))
-    return Runtime(chosen, kind, rank, local_rank, world, [device_reason, dtype_reason])
+    lag = 1 if chosen.type == "cuda" else 0
+    return Runtime(chosen, kind, rank, local_rank, world, [device_reason, dtype_reason], lag)
 
 
 def join_ranks(backend: str, rank: int, world: int, timeout: timedelta):
@@ -209,9 +215,30 @@ def sum_over_ranks(*values: float | Tensor) -> list[float]:
     if not dist.is_initialized():
         return values
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    packed = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(packed)
-    return packed.tolist()
+    return add_ranks(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def add_ranks(numbers: Tensor) -> Tensor:
+    """The same for a tensor, on its device, without waiting for it."""
+    if dist.is_initialized():
+        numbers = numbers.double()
+        dist.all_reduce(numbers)
+    return numbers
+
+
+class Later:
+    """Numbers that a device may still be computing. read() waits for them, and for nothing begun after them."""
+
+    def __init__(self, numbers: Tensor):
+        self.numbers, self.copied = numbers.detach().to("cpu", non_blocking=True), None  # into pinned memory
+        if numbers.is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> list[float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.numbers.tolist()
 
 
 def gather(value) -> list:

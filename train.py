@@ -15,10 +15,10 @@ import gc
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import time
+from collections import deque
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -123,8 +123,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
         held.callback(mirrors.close)
         keep_samples(out / "samples.jsonl", state.step)
-        device = torch.cuda.get_device_name() if run.device.type == "cuda" else run.device.type
-        log_start(out / "starts.jsonl", state.step, device, run.world_size, {"torch": torch.__version__},
+        log_start(out / "starts.jsonl", state.step, run.device_name, run.world_size, {"torch": torch.__version__},
                   parameters=n_params, flops_per_token=flops_per_token)  # fmt: skip
     progress = held.enter_context(Progress(s.max_steps, state.step, run.is_main))
     writer = held.enter_context(checkpoint.BackgroundWriter())
@@ -150,7 +149,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         weights = runtime.full_copy(model.state_dict(), *kept)
         rest = {"optimizer": runtime.full_copy(optimizer_state(optimizers), *kept), "scaler": scaler.state_dict()}
         rest["random"] = runtime.gather(runtime.random_state(run.device))
-        about = describe(s, state, model, dataset, run)
+        about = checkpoint.describe(s, state, model.config, dataset, run.world_size)
         copied = time.perf_counter()
 
         def write():
@@ -193,18 +192,65 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             mirrors.log(row)
             show(row)
 
+    def settle(keep: int):
+        """Read the results of the updates begun, of all but the newest `keep`: was it skipped, is it time to stop?"""
+        nonlocal stopping, skipped_in_a_row, row_tokens, clock
+        while len(begun) > keep:
+            step, samples, factor, results = begun.popleft()
+            mean_loss, stops, failures, norm, skipped, own_loss = results.read()
+            stopping |= stops > 0
+            if failures:
+                runtime.on_main(writer.wait)  # raises what went wrong
+            skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
+            if skipped:
+                state.skipped += 1
+                ranks = [r for r, ok in enumerate(runtime.gather(math.isfinite(own_loss))) if not ok]
+                why = f"loss {mean_loss:.4g} from ranks {ranks or 'all'}"
+                if math.isfinite(mean_loss + norm):
+                    why = f"{norm / statistics.median(state.grad_norms):.0f} times the usual"
+                progress.print(f"step {step} skipped: gradient norm {norm:.4g}, {why}; weights are as before")
+            else:
+                state.grad_norms = [*state.grad_norms[-99:], norm]
+            row_tokens += tokens_per_step
+            progress.step(step)
+            if skipped_in_a_row >= s.max_skipped_steps:
+                newest = runtime.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1] or "none yet"
+                raise ValueError(
+                    f"{skipped_in_a_row} steps in a row were skipped, up to step {step} (samples "
+                    f"{samples - s.batch_size} to {samples - 1}): lower learning_rate, or look at these; "
+                    f"the last good checkpoint is {newest}"
+                )
+            if step % s.log_interval == 0 or step == s.max_steps or step == 1:
+                now = time.perf_counter()
+                speed = row_tokens / (now - clock)
+                row = {
+                    "step": step, "tokens": samples * s.block_size, "loss": mean_loss, "lr": factor * s.learning_rate,
+                    "grad_norm": norm, "tokens_per_second": round(speed, 1),
+                    "elapsed": round(time.time() - STARTED, 3), "memory": runtime.peak_memory(run.device),
+                }  # fmt: skip
+                if state.skipped:
+                    row["skipped"] = state.skipped
+                if peak:
+                    row["mfu"] = round(speed * flops_per_token / (peak * run.world_size), 4)
+                report(row, progress.train)
+                clock, row_tokens = now, 0
+
     # The loop: evaluate and save where it is time, then one update
     if resumed and state.step >= s.max_steps:
         say.print(f"{out} is complete at step {state.step}; --max_steps=N with a larger N goes on")
     else:
         watchdog.alive("trying one forward and backward pass")
         runtime.dry_pass(network, *batches.fetch(state.samples, 0), run)
-    skipped_in_a_row, stopping, row_tokens, clock = 0, False, 0, time.perf_counter()  # the latter two: since a row
+    begun, stopping, skipped_in_a_row = deque(), False, 0
+    row_tokens, clock = 0, time.perf_counter()  # since the last row
     while True:
-        paused, at_end = time.perf_counter(), state.step >= s.max_steps
+        at_end = state.step >= s.max_steps
         at_eval = at_end or state.step > 0 and state.step % s.eval_interval == 0
+        at_save = s.checkpoint_interval and state.step > 0 and state.step % s.checkpoint_interval == 0
+        settle(0 if at_eval or at_save else run.lag)
+        paused = time.perf_counter()
         stopping |= at_eval and state.evaluation.get("step") != state.step and not evaluate_and_sample()
-        if s.checkpoint_interval and state.step > 0 and state.step % s.checkpoint_interval == 0:
+        if at_save:
             save()
         clock += time.perf_counter() - paused
         if at_end or stopping:
@@ -218,71 +264,36 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         for micro in range(batches.micro_steps):
             watchdog.alive(f"training step {state.step + 1}")
             x, y = batches.fetch(state.samples, micro)
-            last = micro == batches.micro_steps - 1
             # DDP adds up over ranks once a step; FSDP each time, since no rank has room for a whole gradient.
-            with nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync():
+            last = micro == batches.micro_steps - 1 or not hasattr(network, "no_sync")
+            with nullcontext() if last else network.no_sync():
                 with run.autocast():
                     part = network(x, y, reduction="sum") * scale
                 scaler.scale(part).backward()
             loss += part.detach()
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        grad_norm = runtime.total_norm(parameters)
-        # The only exchange between ranks beside gradients: is the loss finite, is it time to stop, did a save fail?
-        mean_loss, stops, failures = runtime.sum_over_ranks(loss / run.world_size, stop.asked, writer.failed)
-        stopping, norm = stops > 0, grad_norm.item()
-        if failures:
-            runtime.on_main(writer.wait)  # raises what went wrong
-        finite = math.isfinite(mean_loss) and math.isfinite(norm)  # the same on every rank
-        usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else 0.0
-        spike = finite and 0 < s.skip_spikes * usual < norm
-        if finite and not spike:
-            if s.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, grad_norm, foreach=True)
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
-            skipped_in_a_row = 0
-            state.grad_norms = [*state.grad_norms[-99:], norm]
-        else:
-            if scaler.is_enabled():
-                scaler.update(scaler.get_scale() / 2)
-            state.skipped, skipped_in_a_row = state.skipped + 1, skipped_in_a_row + 1
-            ranks = [r for r, ok in enumerate(runtime.gather(math.isfinite(loss.item()))) if not ok]
-            why = f"loss {mean_loss:.4g} from ranks {ranks or 'all'}"
-            why = f"{norm / usual:.0f} times the usual" if spike else why
-            progress.print(f"step {state.step + 1} skipped: gradient norm {norm:.4g}, {why}; weights are as before")
+        norm = runtime.total_norm(parameters)
+        # The only exchange between ranks beside gradients: the loss, is it time to stop, did a save fail?
+        asked = (torch.full_like(loss, flag) for flag in (stop.asked, writer.failed))
+        told = runtime.add_ranks(torch.stack((loss / run.world_size, *asked)))
+        usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else math.inf
+        limit = s.skip_spikes * usual if s.skip_spikes else math.inf
+        skip = ~(told[0].isfinite() & norm.isfinite() & (norm <= limit))  # the same on every rank
+        if s.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, norm, foreach=True)
         for optimizer in optimizers:
+            scaler.step(optimizer, skip)
             optimizer.zero_grad()
+        scaler.update()
         state.step += 1
         state.samples += s.batch_size
-        row_tokens += tokens_per_step
-        progress.step(state.step)
-
-        if skipped_in_a_row >= s.max_skipped_steps:
-            newest = runtime.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1] or "none yet"
-            raise ValueError(
-                f"{skipped_in_a_row} steps in a row were skipped, up to step {state.step} (samples "
-                f"{state.samples - s.batch_size} to {state.samples - 1}): lower learning_rate, or look at these; "
-                f"the last good checkpoint is {newest}"
-            )
-        if state.step % s.log_interval == 0 or state.step == s.max_steps or state.step == 1:
-            now = time.perf_counter()
-            speed = row_tokens / (now - clock)
-            row = {
-                "step": state.step, "tokens": state.samples * s.block_size, "loss": mean_loss,
-                "lr": factor * s.learning_rate, "grad_norm": norm, "tokens_per_second": round(speed, 1),
-                "elapsed": round(time.time() - STARTED, 3), "memory": runtime.peak_memory(run.device),
-            }  # fmt: skip
-            if state.skipped:
-                row["skipped"] = state.skipped
-            if peak:
-                row["mfu"] = round(speed * flops_per_token / (peak * run.world_size), 4)
-            report(row, progress.train)
-            clock, row_tokens = now, 0
+        results = runtime.Later(torch.cat((told, torch.stack((norm, skip, loss)))))
+        begun.append((state.step, state.samples, factor, results))
         if state.step == 1:
             gc.collect()
             gc.freeze()  # what lives now lives to the end: the collector need not look at it again
+    settle(0)
     save()
     watchdog.off()
     runtime.on_main(writer.wait)
@@ -399,18 +410,6 @@ def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, 
         changed.append(f"processes {len(saved['random'])} -> {run.world_size} (dropout by new random numbers)")
     s.init_from = was["init_from"]
     say.print(f"resuming from {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
-
-
-def describe(s: Settings, state: TrainState, model: GPT, dataset: Dataset, run: runtime.Runtime) -> dict:
-    """state.json of a checkpoint."""
-    return {
-        "step": state.step, "samples": state.samples, "train": asdict(state), "model": asdict(model.config),
-        "settings": asdict(s), "dataset": {"path": s.dataset, "fingerprint": dataset.fingerprint},
-        "val_loss": state.evaluation["val_loss"] if state.evaluation.get("step") == state.step else None,
-        "tokenizer": {"name": dataset.tokenizer_name, "fingerprint": dataset.tokenizer_fingerprint},
-        "template": dataset.template,  # of the chats that it was trained on, see tokenizer.py
-        "versions": {"torch": torch.__version__, "python": platform.python_version()}, "world_size": run.world_size,
-    }  # fmt: skip
 
 
 def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, progress, mirrors, interrupted):

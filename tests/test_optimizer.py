@@ -137,6 +137,32 @@ def test_adamw_equals_torchs_also_without_some_gradients():
     assert all(p.grad is None for p in ours)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_an_update_that_a_device_skips_by_itself_leaves_no_trace(kind, bad):
+    def build():
+        params = [torch.full((8, 4), 0.5, requires_grad=True), torch.full((4, 8), -0.5, requires_grad=True)]
+        if kind == "muon":
+            return params, Muon(params, weight_decay=0.1, rows={0: (4, 4)})
+        return params, AdamW([dict(params=params)], weight_decay=0.1)
+
+    (masked, a), (plain, b) = build(), build()
+    for step, skip in enumerate((True, False, True, False)):  # also where there is no state yet
+        for p, twin in zip(masked, plain, strict=True):
+            twin.grad = torch.randn_like(p)
+            p.grad = twin.grad.clone()
+            p.grad[1] = bad if skip else p.grad[1]
+        with torch.no_grad():
+            a.update(a.param_groups[0], torch.tensor(skip))
+        if not skip:
+            b.step()
+        for p, twin in zip(masked, plain, strict=True):
+            assert torch.equal(p, twin), step
+            assert all(torch.equal(a.state[p][key], value) for key, value in b.state[twin].items())
+        b.step(torch.tensor(True))  # which a CPU knows beforehand
+    assert torch.equal(masked[0], plain[0])
+
+
 def test_a_gradient_scaler_drives_our_optimizers():
     (p,), scaler = with_gradients((8, 8)), torch.amp.GradScaler("cpu", init_scale=16.0)
     start, unscaled, optimizer = p.detach().clone(), p.grad.clone(), AdamW([dict(params=[p])])

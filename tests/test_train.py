@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tiny_run import ROOT, arguments, command, finished, losses, make_dataset, r
 import checkpoint
 import config
 import evaluate
+import runtime
 import train
 from config import Settings
 from train import TrainState
@@ -80,6 +82,44 @@ def test_tokens_per_second_is_tokens_over_seconds(dataset, tmp_path):
     seconds = last["elapsed"] - first["elapsed"]  # no evaluation and no save lies between the two
     assert (last["tokens"] - first["tokens"]) / seconds == pytest.approx(last["tokens_per_second"], rel=0.05)
     assert seconds < time.time() - before
+
+
+def test_results_read_a_step_late_as_on_a_gpu_change_nothing(finished_run, dataset, tmp_path, monkeypatch):
+    start = runtime.start
+    monkeypatch.setattr(runtime, "start", lambda *args, **options: replace(start(*args, **options), lag=1))
+    assert train.train(settings(dataset, tmp_path, dropout=0.1)) == 0
+    for kind, keys in (("loss", ("step", "tokens", "loss", "lr", "grad_norm")), ("val_loss", ("step", "val_loss"))):
+        late, usual = ([[row[key] for key in keys] for row in rows(out, kind)] for out in (tmp_path, finished_run))
+        assert late == usual
+    assert same(weights(tmp_path), weights(finished_run))
+    now, then = (checkpoint.load_optimizer(checkpoint.step_path(out, 10)) for out in (tmp_path, finished_run))
+    assert all(same(now["optimizer"][name], then["optimizer"][name]) for name in then["optimizer"])
+
+
+def test_a_signal_and_too_many_skips_are_seen_a_step_late(dataset, tmp_path, monkeypatch):
+    start, build, passes = runtime.start, train.build_model, 0
+
+    def faulty(*args):
+        def spoil(module, args, loss):
+            nonlocal passes
+            passes += module.training
+            if passes == 1 + 4 * 3 + 1:  # after a dry pass, four a step: in step 4
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss * (math.nan if stopped and module.training else 1)
+
+        model = build(*args)
+        model.register_forward_hook(spoil)
+        return model
+
+    monkeypatch.setattr(runtime, "start", lambda *args, **options: replace(start(*args, **options), lag=1))
+    monkeypatch.setattr(train, "build_model", faulty)
+    stopped = False
+    assert train.train(settings(dataset, tmp_path)) == 128 + signal.SIGTERM
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+    assert checkpoint.newest_checkpoint(tmp_path)[0].name == "step-0000005"
+    stopped = True
+    said = one_line_error(dataset, tmp_path, init_from="resume", max_skipped_steps=2)
+    assert "2 steps in a row were skipped, up to step 7 (samples 48 to 55)" in said
 
 
 def test_a_run_leaves_only_the_files_it_promises(finished_run):
