@@ -3,7 +3,7 @@
 import pytest
 from tiny_run import ROOT, SMALL, make_dataset
 
-from bench import ablate, results
+from bench import ablate, results, train_speed
 
 
 def test_the_way_to_a_target_is_read_between_evaluations():
@@ -26,6 +26,27 @@ def test_figures_told_one_by_one_become_one_entry(capsys, tmp_path, monkeypatch)
     entry = (tmp_path / "RESULTS.md").read_text()
     assert "## Data" in entry and "| speed | 3 MB/s |" in entry and "commit" in entry and entry.endswith("A note.\n")
     assert "3 MB/s" in capsys.readouterr().err and not results.TOLD
+
+
+def test_the_time_in_which_nothing_ran_on_the_device_is_counted_once():
+    kernels = [(100, 10), (105, 20), (150, 50), (160, 10), (240, 10)]  # overlapping, and one within another
+    events = [{"cat": "kernel", "ts": ts, "dur": dur} for ts, dur in kernels]
+    events += [{"cat": "cpu_op", "ts": 0, "dur": 1000}, {"ph": "M", "name": "process_name"}]
+    assert train_speed.waiting(events) == pytest.approx(1 - (25 + 50 + 10) / 150)
+    assert train_speed.waiting([{"cat": "cpu_op", "ts": 0, "dur": 10}, {"cat": "cpu_op", "ts": 15, "dur": 5}]) == 0.25
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_and_profiled(tmp_path, capsys):
+    data = make_dataset(tmp_path / "data")
+    words = [str(ROOT / "config" / "quickstart.toml"), f"--dataset={data}", "--steps=12", "--repeats=1", "--waits=true"]
+    assert train_speed.main([*words, "--save=false", "--extra=--n_layer=1 --block_size=32 --dtype=float32"]) == 0
+    note, *table = capsys.readouterr().out.splitlines()
+    header, row = ([cell.strip() for cell in table[i].split("|")[1:-1]] for i in (0, 2))
+    row = dict(zip(header, row, strict=True))
+    speed, ms = float(row["tokens/s"].replace(",", "")), float(row["ms/step"])
+    assert speed * ms / 1000 == pytest.approx(16 * 32, rel=0.01) and row["MFU"] == "-"
+    assert 0 < float(note.split()[3].rstrip("%")) < 100
 
 
 @pytest.mark.slow
