@@ -4,6 +4,10 @@ Read top to bottom: what must survive a restart, the set-up and the loop, then w
 trains config/quickstart.toml on the source of the Python standard library, and prepares that if it is missing.
 """
 
+import time
+
+STARTED = time.time()  # here: importing torch takes seconds, too
+
 import config
 from config import Settings
 
@@ -17,7 +21,6 @@ import math
 import os
 import shutil
 import statistics
-import time
 from collections import deque
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,8 +40,6 @@ from model import GPT, GPTConfig
 from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_schedule
 from sample import Sampling, generate
 from tasks import open_tasks
-
-STARTED = time.time()
 
 
 @dataclass

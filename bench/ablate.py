@@ -1,11 +1,11 @@
 """What each part of a recipe is worth: a preset against itself with some settings changed, over several seeds.
 
-    python bench/ablate.py shakespeare_char_cpu --without qk_norm=false --without optimizer=adamw,learning_rate=0.01
+    python bench/ablate.py shakespeare_char_cpu --without qk_norm=false "AdamW: optimizer=adamw,learning_rate=0.01"
 
-An arm is one --without: settings, joined by commas. Runs are whole training commands, arms in turn within each seed.
-The target of steps and seconds is the mean of the base's final losses; when a run has it is read off its evaluations by
-straight lines, and the mean is over the runs that get there. +- is the standard error of a mean. Differences to the
-base are taken seed by seed.
+An arm is settings, joined by commas, perhaps behind a name. Runs are whole training commands, arms in turn within each
+seed. The target of steps and seconds is the mean of the base's final losses; when a run has it is read off its
+evaluations by straight lines, and the mean is over the runs that get there. +- is the standard error of a mean.
+Differences to the base are taken seed by seed.
 """
 
 import json
@@ -13,8 +13,11 @@ import math
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,21 +31,30 @@ class Options:
     """What to compare."""
 
     run: list[str] = field(default_factory=list)  # the base: presets and settings' files
-    without: list[str] = field(default_factory=list)  # an arm: name=value,... that differ from the base
+    without: list[str] = field(default_factory=list)  # arms: [NAME: ]name=value,... that differ from the base
     extra: str = ""  # further settings of every arm, such as "--max_steps=600"
     dataset: str = ""  # what all read; empty = the preset's
     seeds: int = 3  # runs of each arm, seeds 1337, 1338, ...
+    at_once: int = 1  # runs side by side, which share the processor's threads: seconds then only compare
     evals: int = 20  # evaluations of a run, by which the way to the target is read
     save: bool = True  # append the table to bench/RESULTS.md
 
 
-def train(settings: list[str]) -> list[tuple[int, float, float]]:
+def train(settings: list[str], threads: int) -> list[tuple[int, float, float]]:
     """(step, validation loss, seconds since the process began) of each evaluation of one run."""
     with tempfile.TemporaryDirectory() as folder:
         given = [*settings, f"--out_dir={folder}/run", "--init_from=scratch", "--sample_tokens=0"]
-        run_child([sys.executable, str(ROOT / "train.py"), *given], Path(folder))
+        run_child([sys.executable, str(ROOT / "train.py"), *given], Path(folder), OMP_NUM_THREADS=str(threads))
         rows = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
     return [(row["step"], row["val_loss"], row["elapsed"]) for row in rows if "val_loss" in row]
+
+
+def read_arm(text: str) -> tuple[str, list[str]]:
+    """(name, arguments) of "NAME: a=1,b=2" or, where the settings are the name, "a=1,b=2"."""
+    name, colon, settings = text.partition(":")
+    if not colon or "=" in name:
+        name, settings = text, text
+    return name, [f"--{setting.strip()}" for setting in settings.split(",")]
 
 
 def reached(curve: list[tuple[int, float, float]], target: float) -> tuple[float, float] | None:
@@ -79,12 +91,14 @@ def main(argv: list[str] | None = None) -> int:
     dataset = o.dataset or base.dataset
     common.append(f"--dataset={Path(dataset).resolve() if Path(dataset).exists() else dataset}")
     common += [f"--eval_interval={max(1, base.max_steps // o.evals)}", f"--checkpoint_interval={base.max_steps}"]
-    arms = {"base": []} | {arm: [f"--{setting}" for setting in arm.split(",")] for arm in o.without}
-    curves = {arm: [] for arm in arms}
-    for seed in range(1337, 1337 + o.seeds):
-        for arm, changed in arms.items():
-            curves[arm].append(train([*common, *changed, f"--seed={seed}"]))
-            print(f"seed {seed}, {arm}: {curves[arm][-1][-1][1]:.4f}", file=sys.stderr)
+    arms = {"base": []} | dict(map(read_arm, o.without))
+    threads, curves = max(1, torch.get_num_threads() // o.at_once), {arm: [] for arm in arms}
+    runs = [(seed, arm) for seed in range(1337, 1337 + o.seeds) for arm in arms]
+    with ThreadPoolExecutor(o.at_once) as pool:
+        found = pool.map(lambda run: train([*common, *arms[run[1]], f"--seed={run[0]}"], threads), runs)
+        for (seed, arm), curve in zip(runs, found, strict=True):
+            curves[arm].append(curve)
+            print(f"seed {seed}, {arm}: {curve[-1][1]:.4f}", file=sys.stderr)
     finals = {arm: [curve[-1][1] for curve in of_arm] for arm, of_arm in curves.items()}
     target = statistics.mean(finals["base"])
     rows = []

@@ -30,10 +30,11 @@ for part in ${*:-tests speed laptop quality decode}; do
         shape="--n_layer=8 --n_head=8 --n_embd=512 --block_size=512 --batch_size=128 --max_steps=450 --log_interval=50"
         gpt2="--position=learned --norm=layernorm --norm_weight=true --activation=gelu_tanh --qk_norm=false --bias=true"
         gpt2="$gpt2 --tie_weights=true --zero_init=false --optimizer=adamw --lr_schedule=cosine --min_lr_fraction=0.1"
-        rates="--learning_rate=0.002 --warmup_steps=50 --weight_decay=0.1 --muon_learning_rate=0.02 --eval_tokens=500000"
-        modern="position=rope,norm=rmsnorm,norm_weight=false,activation=swiglu,qk_norm=true,bias=false,tie_weights=false"
-        modern="$modern,zero_init=true,optimizer=muon,lr_schedule=wsd,min_lr_fraction=0.05,learning_rate=0.008,n_head=4"
-        "$PYTHON" bench/ablate.py gpt2_124m --dataset=data/python_source --extra="$shape $gpt2 $rates" \
+        rates="--learning_rate=0.002 --warmup_steps=50 --weight_decay=0.1 --muon_learning_rate=0.02"
+        modern="modern, Muon: position=rope,norm=rmsnorm,norm_weight=false,activation=swiglu,qk_norm=true,bias=false"
+        modern="$modern,tie_weights=false,zero_init=true,n_head=4"
+        modern="$modern,optimizer=muon,lr_schedule=wsd,min_lr_fraction=0.05,learning_rate=0.008"
+        "$PYTHON" bench/ablate.py gpt2_124m --dataset=data/python_source --extra="$shape $gpt2 $rates --eval_tokens=500000" \
             --without learning_rate=0.001 learning_rate=0.004 "$modern"
         ;;
     decode) "$PYTHON" bench/decode_speed.py --only gpu ;;

@@ -82,10 +82,11 @@ class Options:
     save: bool = True  # append the table to bench/RESULTS.md
 
 
-def run_child(command: list[str], folder: Path) -> tuple[str, int]:
+def run_child(command: list[str], folder: Path, **environment: str) -> tuple[str, int]:
     """Run a command; returns its output and its peak memory in bytes. Raises ValueError if it fails."""
     with open(folder / "output.txt", "w+b") as output:
-        child = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+        environment = {**os.environ, **environment}
+        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(child.pid, 0)
         output.seek(0)
         text = output.read().decode(errors="replace")

@@ -5,6 +5,13 @@ from tiny_run import ROOT, SMALL, make_dataset
 
 from bench import ablate, results, train_speed
 
+SLOW = "slow: learning_rate=0.00001, optimizer=adamw"
+
+
+def test_an_arm_has_a_name_or_its_settings_are_the_name():
+    assert ablate.read_arm(SLOW) == ("slow", ["--learning_rate=0.00001", "--optimizer=adamw"])
+    assert ablate.read_arm("init_from=hf:x,seed=2") == ("init_from=hf:x,seed=2", ["--init_from=hf:x", "--seed=2"])
+
 
 def test_the_way_to_a_target_is_read_between_evaluations():
     curve = [(10, 3.0, 1.0), (20, 2.0, 2.0), (30, 2.5, 3.0), (40, 1.0, 4.0)]
@@ -54,8 +61,9 @@ def test_a_recipe_is_compared_with_itself(tmp_path, capsys):
     data = make_dataset(tmp_path / "data")
     extra = " ".join(f"--{name}={value}" for name, value in {**SMALL, "warmup_steps": 0}.items())
     words = [str(ROOT / "config" / "quickstart.toml"), f"--dataset={data}", f"--extra={extra}", "--seeds=2"]
-    assert ablate.main([*words, "--evals=4", "--save=false", "--without", "learning_rate=0.00001,optimizer=adamw"]) == 0
+    assert ablate.main([*words, "--evals=4", "--save=false", "--at_once=2", "--without", SLOW]) == 0
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert table[3][0] == "slow"
     base, arm = (dict(zip(table[0], row, strict=True)) for row in table[2:])
     assert float(arm["final val loss"].split()[0]) > float(base["final val loss"].split()[0])
     assert (base["reached"], arm["reached"]) == ("1 of 2", "0 of 2") and arm["seconds to target"] == "-"
