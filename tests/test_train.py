@@ -443,3 +443,18 @@ def test_on_a_gpu_a_step_without_a_finite_gradient_is_skipped(dataset, tmp_path,
     assert same(held[3], held[4]) and not same(held[4], held[5])
     assert all(t.isfinite().all() for step in held for t in step.values())
     assert rows(tmp_path)[-1]["skipped"] == 1
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
+def test_on_a_gpu_no_step_waits_for_the_device(dataset, tmp_path, monkeypatch):
+    schedule = train.set_schedule
+
+    def strict(optimizers, factor, step, max_steps):  # at the beginning of each step
+        torch.cuda.set_sync_debug_mode("error" if 3 <= step < 8 else "default")
+        schedule(optimizers, factor, step, max_steps)
+
+    monkeypatch.setattr(train, "set_schedule", strict)
+    assert train.train(settings(dataset, tmp_path, **{**ON_GPU, "checkpoint_interval": 0})) == 0
+    assert len(rows(tmp_path)) == 20
