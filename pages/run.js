@@ -22,6 +22,8 @@ start(({ runs }) => {
     ["mfu", "Model FLOPs utilization"],
     ["memory", "Peak memory (GB)"],
   ];
+  const scores = new Set(runs.flatMap((run) => Object.keys(run.evaluations).filter((key) => key.includes("/"))));
+  scores.forEach((key) => panels.push([key, "Task " + key]));
   let charts = [];
 
   const usable = (values) => values && values.some((v) => v !== null && v !== undefined);
@@ -52,8 +54,8 @@ start(({ runs }) => {
         const at = new Map((curves.step ?? []).map((step, i) => [step, loss[i]]));
         add(evaluations, evaluations.step.map((s, i) =>
           at.get(s) == null || evaluations.val_loss[i] === null ? null : evaluations.val_loss[i] - at.get(s)), "gap", 2);
-      } else if (key === "val_bits_per_byte") {
-        add(evaluations, evaluations.val_bits_per_byte, "bits per byte", 2);
+      } else if (evaluations[key]) {
+        add(evaluations, evaluations[key], title, 2);
       } else if (scaled) {
         add(curves, key === "lr" ? scaled : smoothed(scaled, weight), key === "loss" ? "training" : title, 1);
         if (key === "loss") add(evaluations, evaluations.val_loss, "validation", 2.5);

@@ -37,7 +37,7 @@ HOSTILE += "\U0001f600 \r\n" + "x" * 10_000
 # --- runs
 
 
-def make_run(folder, steps=200, interval=10, losses=None, starts=(0,), samples=(), torn="", **settings):
+def make_run(folder, steps=200, interval=10, losses=None, starts=(0,), samples=(), torn="", scores=(), **settings):
     """A run's folder as train.py leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.toml").write_text(
@@ -53,6 +53,7 @@ def make_run(folder, steps=200, interval=10, losses=None, starts=(0,), samples=(
             file.write(json.dumps(row) + "\n")
             if step % interval == 0:
                 row = {"step": step, "val_loss": 5.1 / math.sqrt(step), "val_bits_per_byte": 1.0, "elapsed": elapsed}
+                row |= {name: step / steps for name in scores}
                 file.write(json.dumps(row) + "\n")
         file.write(torn)
     with open(folder / "starts.jsonl", "w") as file:
@@ -469,6 +470,18 @@ def test_a_click_on_a_heading_sorts_the_summary(pages, browser):
     assert browser.js(names) == ["200", "200", "150"]
     browser.click("#summary th button", 2)
     assert browser.js(names) == ["150", "200", "200"]
+    assert browser.problems() == []
+
+
+def test_scores_of_tasks_have_a_chart_each(tmp_path, browser):
+    runs = [make_run(tmp_path / "plain"), make_run(tmp_path / "scored", scores=("exact_match/acc", "piqa/acc_norm"))]
+    page = tmp_path / "page.html"
+    page.write_text(run_page(runs), encoding="utf-8")
+    assert unpack(page.read_text())["runs"][1]["evaluations"]["piqa/acc_norm"] == [i / 20 for i in range(1, 21)]
+    browser.open(page)
+    titles = browser.js("[...document.querySelectorAll('.chart h3')].map(e => e.textContent)")
+    assert titles[-2:] == ["Task exact_match/acc", "Task piqa/acc_norm"]
+    assert browser.js("document.querySelectorAll('[id=\"chart-piqa/acc_norm\"] .u-series').length") == 2
     assert browser.problems() == []
 
 
