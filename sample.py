@@ -698,6 +698,8 @@ def main(argv: list[str] | None = None) -> int:
     options = config.parse(Options, argv, **PARSER)
     opened = open_model(options)
     opened = opened if options.chat else opened._replace(template="")
+    if options.system and opened.template not in TEMPLATES:
+        raise ValueError(f"--system is for chats; {opened.name} is asked without a chat template: leave it out")
     prompts = [] if options.interactive else read_prompts(options)
     chats = [[*system_message(options), {"role": "user", "content": row["prompt"]}] for row in prompts]
     ids = [encode(options, opened, chat_prompt(chat, opened.template)[0]) for chat in chats]

@@ -341,6 +341,13 @@ def test_prompts_are_questions_unless_chat_is_off(chat_run, capsys):
     assert capsys.readouterr().out == " apple\n"
 
 
+def test_a_system_message_without_a_chat_template_is_refused(chat_run):
+    words = [f"--out_dir={chat_run}", "--prompt=red", "--system=Be brief.", "--temperature=0", "--device=cpu"]
+    assert sample.main(words) == 0
+    with pytest.raises(ValueError, match="without a chat template: leave it out"):
+        sample.main([*words, "--chat=false"])
+
+
 def test_the_loss_of_evaluate_is_that_of_each_answer_alone(chat_run, capsys):
     """Bits per byte, too, count what is scored and nothing else."""
     evaluate.main([f"--out_dir={chat_run}", "--device=cpu"])
