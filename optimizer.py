@@ -22,7 +22,6 @@ POLAR_EXPRESS = (  # Amsel et al. 2025, arXiv 2505.16932: the best odd polynomia
     (3.28575, -2.36813, 0.46449),
     (2.34654, -1.70978, 0.42324),
 )
-CLASSIC = ((3.4445, -4.7750, 2.0315),) * 5  # Jordan et al. 2024, kellerjordan.github.io/posts/muon
 
 
 def orthogonalize(x: Tensor, coefficients=POLAR_EXPRESS, safety: float = 0.02) -> Tensor:

@@ -613,7 +613,7 @@ def produce(
     return samples
 
 
-def encode(options: Options, opened: Opened, text: str) -> list[int]:
+def encode(opened: Opened, text: str) -> list[int]:
     """Ids of a prompt with what comes before it. Raises ValueError where there is nothing to begin with."""
     ids = [*opened.begin, *opened.tokenizer.encode(text)]
     if not ids:
@@ -682,7 +682,7 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
             new = chat_prompt(asked, opened.template)[0]
         one = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
         try:
-            ids = encode(options, opened, new)
+            ids = encode(opened, new)
             start = start if asked is chat else len(new)
             chat, before, text = asked, new, new
             space = chat_prompt(chat, opened.template)[1] if chat and len(text) == start else ""
@@ -702,7 +702,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--system is for chats; {opened.name} is asked without a chat template: leave it out")
     prompts = [] if options.interactive else read_prompts(options)
     chats = [[*system_message(options), {"role": "user", "content": row["prompt"]}] for row in prompts]
-    ids = [encode(options, opened, chat_prompt(chat, opened.template)[0]) for chat in chats]
+    ids = [encode(opened, chat_prompt(chat, opened.template)[0]) for chat in chats]
     device, why_device = runtime.choose_device(options.device)
     dtype, why_dtype = choose_weights(options.dtype, device)
     steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)

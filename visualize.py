@@ -109,17 +109,6 @@ def pack(data: dict) -> str:
     return base64.b64encode(gzip.compress(blob, 6, mtime=0)).decode()
 
 
-def unpack(page: str) -> dict:
-    """What pack() put into a page."""
-    blob = gzip.decompress(base64.b64decode(re.search(r'id="data">\s*([\w+/=]+)', page)[1]))
-    (size,) = struct.unpack_from("<I", blob)
-    data = json.loads(blob[4 : 4 + size])
-    for name, about in data.pop("arrays").items():
-        count = int(np.prod(about["shape"]))
-        data[name] = np.frombuffer(blob, about["dtype"], count, about["at"]).reshape(about["shape"])
-    return data
-
-
 def render(
     template: str, scripts: tuple[str, ...], styles: tuple[str, ...], data: dict, max_mb: float, shrink: str, **shown
 ) -> str:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from model import CHOICES, GPT, GPT2, GPTConfig
 from optimizer import (
-    CLASSIC,
     POLAR_EXPRESS,
     AdamW,
     Muon,
@@ -22,6 +21,7 @@ from optimizer import (
     set_schedule,
 )
 
+CLASSIC = ((3.4445, -4.7750, 2.0315),) * 5  # Jordan et al. 2024, kellerjordan.github.io/posts/muon; torch's
 EXACT = ((2.0, -1.5, 0.5),) * 12  # slow, and the true polar factor
 SMALL = dict(vocab_size=61, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
 FAMILIES = {"modern": dict(SMALL, norm_weight=True), "gpt2": dict(SMALL, **GPT2)}

@@ -1,9 +1,13 @@
 """Promises of visualize.py: pages that load nothing, show what the run or the model did, and take any text as text."""
 
+import base64
+import gzip
 import html.parser
 import json
 import math
 import os
+import re
+import struct
 import subprocess
 import sys
 import time
@@ -27,11 +31,22 @@ from model import GPT, GPT2, GPTConfig
 from pages.inside import induction_scores, look_inside, read_once
 from sample import Sampling, generate
 from tokenizer import Tokenizer, load_tokenizer, train_bpe, train_char
-from visualize import ModelOptions, model_page, pack, run_page, thinned, unpack, write_report
+from visualize import ModelOptions, model_page, pack, run_page, thinned, write_report
 
 ROOT = Path(config.__file__).resolve().parent.parent
 HOSTILE = "</script><script>alert(1)</script><!-- \"'`&amp; {{ 7*7 }} \u2028\u2029 \x00\x1b[31m \u202eevil \ud83d "
 HOSTILE += "\U0001f600 \r\n" + "x" * 10_000
+
+
+def unpack(page: str) -> dict:
+    """What pack() put into a page, as pages/common.js reads it."""
+    blob = gzip.decompress(base64.b64decode(re.search(r'id="data">\s*([\w+/=]+)', page)[1]))
+    (size,) = struct.unpack_from("<I", blob)
+    data = json.loads(blob[4 : 4 + size])
+    for name, about in data.pop("arrays").items():
+        count = int(np.prod(about["shape"]))
+        data[name] = np.frombuffer(blob, about["dtype"], count, about["at"]).reshape(about["shape"])
+    return data
 
 
 # --- runs
