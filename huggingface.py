@@ -65,13 +65,13 @@ _LLAMA = {
 _QK = {"attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}
 _PLAIN_MLP = {"mlp.c_fc": ["mlp.up_proj"]}
 _APERTUS_NORMS = {"ln_1": ["attention_layernorm"], "ln_2": ["feedforward_layernorm"]}
-_ROTARY = dict(position=["rope"], norm=["rmsnorm"], logit_softcap=[0.0])
+_NONE_HAS = dict(logit_softcap=[0.0], bigram_rows=[0])
+_ROTARY = dict(position=["rope"], norm=["rmsnorm"]) | _NONE_HAS
 _PLAIN_ACTIVATIONS = ["relu2", "gelu", "gelu_tanh"]
 FAMILIES = {
     "GPT2LMHeadModel": (
         {name: [name] for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")},
-        dict(position=["learned"], norm=["layernorm"], activation=["gelu", "gelu_tanh"], qk_norm=[False],
-             logit_softcap=[0.0]),
+        _NONE_HAS | dict(position=["learned"], norm=["layernorm"], activation=["gelu", "gelu_tanh"], qk_norm=[False]),
     ),
     "LlamaForCausalLM": (_LLAMA, _ROTARY | dict(activation=["swiglu"], qk_norm=[False])),
     "Qwen3ForCausalLM": (_LLAMA | _QK, _ROTARY | dict(activation=["swiglu"], qk_norm=[True], bias=[False])),

@@ -1,8 +1,7 @@
 """The network: a decoder-only transformer (Vaswani et al. 2017, arXiv 1706.03762; GPT-2, Radford et al. 2019).
 
-Reading order: GPTConfig, norm, positions, attention, MLP, block, loss, GPT. Sizes in comments: B sequences, T
-positions, C = n_embd, nh query heads, nkv key/value heads, hd = head_dim, V vocabulary. Module names are GPT-2's, so
-that its published weights fit by name. No files, devices, ranks or optimizers here.
+Reading order: GPTConfig, norm, positions, attention, MLP, block, loss, GPT. Sizes: B sequences, T positions, C =
+n_embd, nh query heads, nkv key/value heads, hd = head_dim, V vocabulary. GPT-2's names, so that its weights fit.
 """
 
 import math
@@ -24,8 +23,7 @@ GPT2 = dict(position="learned", norm="layernorm", norm_weight=True, activation="
 
 @dataclass
 class GPTConfig:
-    """Shape and parts of a GPT. A 0 in n_kv_head, head_dim or n_hidden is replaced by its usual value. Raises
-    ValueError, naming the setting, for values that do not fit together."""
+    """Shape and parts of a GPT. Raises ValueError, naming the setting, for values that do not fit together."""
 
     vocab_size: int = 50257
     block_size: int = 1024  # longest context, in tokens
@@ -46,6 +44,7 @@ class GPTConfig:
     tie_weights: bool = False  # the head is the embedding table
     logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118); 0 = off
     dropout: float = 0.0
+    bigram_rows: int = 0  # of a table by pairs of tokens, added to the embedding (modded-nanogpt's records); 0 = off
     document_token: int = -1  # id that begins a document, whose tokens then see none before it; -1 = off
     zero_init: bool = True  # output projections and an untied head start at zero; False: GPT-2's initialisation
 
@@ -65,6 +64,7 @@ class GPTConfig:
             (self.position == "sinusoidal" and self.n_embd % 2, "n_embd", "be even with position=sinusoidal"),
             (not 0 <= self.dropout < 1, "dropout", "be at least 0 and below 1"),
             (not 0 <= self.logit_softcap < math.inf, "logit_softcap", "be 0 (off) or more"),
+            (self.bigram_rows < 0, "bigram_rows", "be 0 (off) or more"),
             *((not getattr(self, name) > 0, name, "be above 0") for name in ("norm_eps", "rope_theta")),
         ):
             if wrong:
@@ -81,8 +81,7 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -122,27 +121,25 @@ def rope_table(length: int, head_dim: int, theta: float) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn feature i together with feature i + hd/2 (the half-split form of Llama's published weights)."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # (T, 1, hd)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, dims=-1), sin.to(x.dtype))
 
 
 def sinusoidal_table(length: int, n_embd: int) -> Tensor:
     """(length, C): sin(pos / 10000^(2i/C)) in feature 2i, the cosine in 2i + 1 (arXiv 1706.03762, section 3.5)."""
-    frequency = 10000.0 ** -(torch.arange(0, n_embd, 2, dtype=torch.float64, device="cpu") / n_embd)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
+    cos, sin = rope_table(length, n_embd, 10000.0)[:, :, 0, n_embd // 2 :]
+    return torch.stack((sin, cos), dim=-1).flatten(1)
 
 
 class KVCache:
     """Keys and values of the tokens so far, allocated once: k and v are (n_layer, B, nkv, length, hd), of which the
-    first `pos` positions are filled. Raises ValueError for a length beyond block_size."""
+    first `pos` positions are filled; last (B, 1) is the newest token. ValueError for a length beyond block_size."""
 
     def __init__(self, config: GPTConfig, batch_size: int, length: int, device=None, dtype: torch.dtype | None = None):
         if length > config.block_size:
             raise ValueError(f"a cache of {length} positions is longer than block_size ({config.block_size})")
         shape = (config.n_layer, batch_size, config.n_kv_head, length, config.head_dim)
         self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.pos, self.mask = 0, None
+        self.pos, self.mask, self.last = 0, None, torch.zeros(batch_size, 1, dtype=torch.long, device=device)
 
     def advance(self, T: int) -> slice:
         """Make room for T tokens; returns their positions. Only several behind earlier ones need a mask written out."""
@@ -165,8 +162,7 @@ def causal_mask(T: int, total: int, device) -> Tensor:
 
 
 def documents(idx: Tensor, token: int) -> tuple[Tensor, Tensor]:
-    """ids (B, T), `token` where documents begin -> places in them (B, T), and who may look at whom: booleans
-    (B, 1, T, T), written out, since kernels on every device take that."""
+    """ids (B, T), `token` where documents begin -> places in them (B, T), who may look at whom (B, 1, T, T)."""
     place = torch.arange(idx.shape[1], device=idx.device)
     begin = torch.where(idx == token, place, 0).cummax(dim=1).values
     same = begin.unsqueeze(2) == begin.unsqueeze(1)
@@ -175,8 +171,8 @@ def documents(idx: Tensor, token: int) -> tuple[Tensor, Tensor]:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, steps: dict | None) -> Tensor:
     """softmax(q k^T / sqrt(hd)) v where mask, (T, S) or (B, 1, T, S), allows it; None is the causal one.
-    q (B, nh, T, hd), k and v (B, nkv, S, hd) -> (B, nh, T, hd). The fused kernel never holds the products, each
-    (B, nh, T, S); plain ones are faster for short contexts on a CPU (bench/LOG.md). A dict for `steps` gets them."""
+    q (B, nh, T, hd), k and v (B, nkv, S, hd) -> (B, nh, T, hd). The fused kernel never holds (B, nh, T, S) products;
+    plain ones are faster for short contexts on a CPU (bench/LOG.md). A dict for `steps` gets them."""
     (nh, T, hd), (nkv, S) = q.shape[1:], k.shape[1:3]
     short = q.is_cpu and T == S and 1 < T <= SHORT_CONTEXT.get(v.dtype, 0)
     if not short and steps is None:
@@ -203,38 +199,32 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rope, mask, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
-        (B, T, _), nh, nkv = x.shape, self.n_head, self.n_kv_head
-        qkv = self.c_attn(x).view(B, T, nh + 2 * nkv, self.head_dim)
-        if self.qk_norm or rope is not None:  # of queries and keys together: half the kernels
-            qk, v = qkv.split((nh + nkv, nkv), dim=2)
-            if self.qk_norm:
-                qk = rms_norm(qk, None, self.norm_eps)
-                if self.q_norm is not None:
-                    qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
-            q, k = (qk if rope is None else rotate(qk, *rope)).split((nh, nkv), dim=2)
-        else:
-            q, k, v = qkv.split((nh, nkv, nkv), dim=2)
+        nh, nkv = self.n_head, self.n_kv_head
+        qk, v = self.c_attn(x).unflatten(-1, (nh + 2 * nkv, -1)).split((nh + nkv, nkv), dim=2)  # (B, T, heads, hd)
+        if self.qk_norm:  # of queries and keys together: half the kernels
+            qk = rms_norm(qk, None, self.norm_eps)
+            if self.q_norm is not None:
+                qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
+        q, k = (qk if rope is None else rotate(qk, *rope)).split((nh, nkv), dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
         if cache is not None:
             k, v = cache.append(layer, k, v)
         y = attention(q, k, v, mask, self.dropout * self.training, trace)
-        y = y.transpose(1, 2).reshape(B, T, nh * self.head_dim)  # heads side by side
-        return self.resid_dropout(self.c_proj(y))
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # heads side by side
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = config.activation
-        matrices = 2 if config.activation == "swiglu" else 1  # gate and value as one: one kernel in place of two
-        self.c_fc = nn.Linear(config.n_embd, config.n_hidden * matrices, bias=config.bias)
+        self.c_fc = nn.Linear(config.n_embd, config.n_hidden * (1 + (self.activation == "swiglu")), bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
         if self.activation == "swiglu":
-            gate, value = x.chunk(2, dim=-1)
+            gate, value = x.chunk(2, dim=-1)  # computed as one: fewer kernels
             x = F.silu(gate) * value
         elif self.activation == "relu2":
             x = F.relu(x).square()
@@ -275,8 +265,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits = logits.log_softmax(dim=-1)
             scored, index = ts != IGNORE, ts.clamp(min=0)
             total -= (logits.gather(1, index) * scored).sum()
-            grad = logits.exp_()  # softmax minus one-hot is the gradient of the logits
-            grad.scatter_add_(1, index, -torch.ones_like(index, dtype=grad.dtype))
+            # The gradient of the logits is softmax minus one-hot.
+            grad = logits.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=logits.dtype))
             grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
             dx[begin : begin + rows] = (grad @ w) * scored
             if ctx.needs_input_grad[1]:
@@ -298,9 +288,10 @@ class GPT(nn.Module):
         modules = {"wte": nn.Embedding(c.padded_vocab_size, c.n_embd)}
         if c.position == "learned":
             modules["wpe"] = nn.Embedding(c.block_size, c.n_embd)
-        modules["drop"] = nn.Dropout(c.dropout)
-        modules["h"] = nn.ModuleList(Block(c) for _ in range(c.n_layer))
-        modules["ln_f"] = make_norm(c)
+        if c.bigram_rows:
+            modules["bigram"] = nn.Embedding(min(c.bigram_rows | 1, c.vocab_size**2), c.n_embd)  # odd: mixes both ids
+        blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        modules |= {"drop": nn.Dropout(c.dropout), "h": blocks, "ln_f": make_norm(c)}
         self.transformer = nn.ModuleDict(modules)
         self.lm_head = None if c.tie_weights else nn.Linear(c.n_embd, c.padded_vocab_size, bias=False)
         if c.position == "rope":
@@ -320,7 +311,7 @@ class GPT(nn.Module):
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
             elif name.endswith(("wte.weight", "wpe.weight")) or not c.zero_init:
                 nn.init.normal_(p, std=std / math.sqrt(2 * c.n_layer) if output else std)
-            elif output or name == "lm_head.weight":
+            elif output or name.endswith(("bigram.weight", "lm_head.weight")):
                 nn.init.zeros_(p)
             else:
                 nn.init.normal_(p, std=0.5 / math.sqrt(p.shape[1]))
@@ -328,6 +319,14 @@ class GPT(nn.Module):
     @property
     def head_weight(self) -> Tensor:  # (V padded, C), the matrix that turns features into logits
         return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def pairs(self, idx: Tensor, cache: KVCache | None) -> Tensor:
+        """ids (B, T) -> the row of the bigram table for each with the one before it; in a small table pairs share."""
+        before = F.pad(idx, (1, -1))
+        if cache is not None:
+            before[:, :1], cache.last[:] = cache.last, idx[:, -1:]
+        pair = before.masked_fill(idx == self.config.document_token, 0) * self.config.vocab_size + idx
+        return pair % self.transformer.bigram.num_embeddings
 
     def features(self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None) -> Tensor:
         """(B, T) token ids -> (B, T, C), normed, ready for the head.
@@ -342,6 +341,8 @@ class GPT(nn.Module):
         if cache is None and c.document_token >= 0:
             where, mask = documents(idx, c.document_token)
         x = self.transformer.wte(idx)
+        if c.bigram_rows:
+            x = x + self.transformer.bigram(self.pairs(idx, cache))
         if c.position == "learned":
             x = x + self.transformer.wpe.weight[where]
         elif c.position == "sinusoidal":
@@ -384,9 +385,8 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, context: int | None = None, training: bool = True) -> int:
-        """Floating-point operations of the matrix products for one token at `context` tokens (default block_size): two
-        for each weight, and in attention 4 context nh hd a layer, the masked half included, by the convention of PaLM
-        (arXiv 2204.02311, appendix B). A backward pass costs twice a forward one."""
+        """Operations in matrix products for one token at `context` tokens (default block_size), by PaLM's convention
+        (arXiv 2204.02311, appendix B): the masked half of attention counts; a backward pass costs twice a forward."""
         c = self.config
         weights = sum(p.numel() for p in self.transformer.h.parameters() if p.dim() == 2) + self.head_weight.numel()
         forward = 2 * weights + 4 * c.n_layer * (context or c.block_size) * c.n_head * c.head_dim

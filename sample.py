@@ -271,7 +271,7 @@ class Slots:
                 logits[mine] = found[source]
                 cache.k[:, their, :, :length] = filled.k[:, source]
                 cache.v[:, their, :, :length] = filled.v[:, source]
-                cache.filled[their] = length
+                cache.filled[their], cache.last[their] = length, filled.last[source]
         if not logits.isfinite().all():
             raise ValueError("the model's scores are not finite numbers: its weights are damaged, or its training was")
         return self.draw(logits, torch.tensor(slots, device=self.device))
@@ -314,7 +314,8 @@ class Slots:
         return drawn
 
     def capture(self):
-        state = [t for t in (self.cache.filled, self.new, self.n_drawn, self.counts, self.seen) if t is not None]
+        state = (self.cache.filled, self.cache.last, self.new, self.n_drawn, self.counts, self.seen)
+        state = [t for t in state if t is not None]
         before = [t.clone() for t in state]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -187,6 +187,7 @@ class BehindContexts:
 
     def __init__(self, filled: KVCache, lengths: list[int], source: list[int], block_size: int):
         self.filled, self.block_size, device = filled, block_size, filled.k.device
+        self.last = filled.last[source]
         self.source = torch.tensor(source, device=device)
         self.begins = torch.tensor(lengths, device=device)[self.source]  # (R,)
 
@@ -225,6 +226,7 @@ def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[fl
             part = KVCache(c, len(piece), longest, device, dtype)
             model.features(padded([contexts[i][:-1] for i in piece]), part)
             filled.k[:, piece, :, :longest], filled.v[:, piece, :, :longest] = part.k, part.v
+            filled.last[piece, 0] = torch.tensor([contexts[i][-2] if lengths[i] else 0 for i in piece], device=device)
     number, found = {context: i for i, context in enumerate(contexts)}, {}
     for piece in pieces([len(ids) for _, ids in pairs], at_once):
         rows = [pairs[i] for i in piece]

@@ -63,6 +63,7 @@ class Settings:
     tie_weights: bool = False  # one matrix for token embedding and output head
     zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
     logit_softcap: float = 0.0  # squash logits to +-this with tanh; 0 = off
+    bigram_rows: int = 0  # a table by pairs of tokens beside the embedding; no Hugging Face model has one; 0 = off
     dropout: float = 0.0  # probability of dropping an activation in training
     document_mask: bool = False  # tokens see their own document alone, though several share a window; for fine-tuning
 

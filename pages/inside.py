@@ -207,7 +207,7 @@ def leave_one_out(model: GPT, ids: list[int], logp: Tensor, following: Tensor, w
     with torch.no_grad():
         model.features(torch.tensor([ids]), cache)
         for i in range(T - 1, begin - 1, -1):
-            cache.pos = i  # what was before i is still there
+            cache.pos, cache.last[:] = i, ids[i - 1]  # what was before i is still there
             effects[i, i] = base[i] - logp[i - 1, following[i]]
             if i < T - 1:
                 without = F.log_softmax(model.logits(model.features(torch.tensor([ids[i + 1 :]]), cache))[0], dim=-1)
@@ -265,6 +265,8 @@ def parts(model: GPT) -> tuple[list[dict], int]:
     qkv = f"{c.n_embd} -> {attention.c_attn.out_features}"
     return [
         {"name": "Token embedding", "what": f"{c.vocab_size:,} x {c.n_embd}", "n": count(t.wte)},
+        *([{"name": "Pairs of tokens", "what": f"{t.bigram.num_embeddings:,} x {c.n_embd}", "n": count(t.bigram)}]
+          if c.bigram_rows else []),
         {"name": "Positions", "what": place, "n": t.wpe.weight.numel() if c.position == "learned" else 0},
         {"name": "Block", "what": f"x {c.n_layer}", "n": count(*t.h), "inner": [
             {"name": "Norm", "what": norm, "n": count(block.ln_1)},
