@@ -132,7 +132,7 @@ def sinusoidal_table(length: int, n_embd: int) -> Tensor:
 
 class KVCache:
     """Keys and values of the tokens so far, allocated once: k and v are (n_layer, B, nkv, length, hd), of which the
-    first `pos` positions are filled; last (B, 1) is the newest token. ValueError for a length beyond block_size."""
+    first `pos` positions are filled; last (B, 1) are the newest tokens, for pairs. ValueError beyond block_size."""
 
     def __init__(self, config: GPTConfig, batch_size: int, length: int, device=None, dtype: torch.dtype | None = None):
         if length > config.block_size:
@@ -289,7 +289,7 @@ class GPT(nn.Module):
         if c.position == "learned":
             modules["wpe"] = nn.Embedding(c.block_size, c.n_embd)
         if c.bigram_rows:
-            modules["bigram"] = nn.Embedding(min(c.bigram_rows | 1, c.vocab_size**2), c.n_embd)  # odd: mixes both ids
+            modules["bigram"] = nn.Embedding(min(c.bigram_rows, c.vocab_size**2), c.n_embd)
         blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         modules |= {"drop": nn.Dropout(c.dropout), "h": blocks, "ln_f": make_norm(c)}
         self.transformer = nn.ModuleDict(modules)
@@ -325,8 +325,8 @@ class GPT(nn.Module):
         before = F.pad(idx, (1, -1))
         if cache is not None:
             before[:, :1], cache.last[:] = cache.last, idx[:, -1:]
-        pair = before.masked_fill(idx == self.config.document_token, 0) * self.config.vocab_size + idx
-        return pair % self.transformer.bigram.num_embeddings
+        n, V = self.transformer.bigram.num_embeddings, self.config.vocab_size  # behind `else`: a prime
+        return (before.masked_fill(idx == self.config.document_token, 0) * (V if n == V * V else 0x9E3779B1) + idx) % n
 
     def features(self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None) -> Tensor:
         """(B, T) token ids -> (B, T, C), normed, ready for the head.

@@ -102,7 +102,7 @@ class AdamW(Optimizer):
             eps=group["eps"], amsgrad=False, maximize=False, found_inf=found_inf,
         )  # fmt: skip
         if skip is not None:
-            torch._foreach_sub_(steps, found_inf)
+            torch._foreach_sub_(steps, [found_inf] * len(steps))  # one tensor for all would be read by the host
 
 
 class Muon(Optimizer):
@@ -144,7 +144,7 @@ class Muon(Optimizer):
         if sharded:  # work on this rank's shards, which share their DTensors' memory
             grads, momenta = [t.to_local() for t in grads], [t.to_local() for t in momenta]
         if skip is not None:  # the average of momentum and itself is itself, whatever the gradients were
-            grads = [torch.where(skip, m, g) for m, g in zip(momenta, grads, strict=True)]
+            grads = [torch.where(skip, m, g, out=g) for m, g in zip(momenta, grads, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - mu)
         nesterov = torch._foreach_lerp(grads, momenta, mu)
         world = dist.get_world_size() if dist.is_initialized() else 1

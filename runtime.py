@@ -232,12 +232,12 @@ class Later:
     """Numbers that a device may still be computing. read() waits for them, and for nothing begun after them."""
 
     def __init__(self, numbers: Tensor):
-        self.numbers, self.copied = numbers.detach().to("cpu", non_blocking=True), None  # into pinned memory
+        self.numbers, self.copied = numbers.detach().to("cpu", non_blocking=numbers.is_cuda), None
         if numbers.is_cuda:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def read(self) -> list[float]:
+    def read(self) -> list:
         if self.copied is not None:
             self.copied.synchronize()
         return self.numbers.tolist()

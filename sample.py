@@ -380,13 +380,13 @@ def generate(
         if fresh and pending is None:
             contexts = [ids[row_in[slot]] for slot in fresh]
             contexts = [x if len(x) <= c.block_size else x[-(c.block_size // 2) or -1 :] for x in contexts]
-            launched = to_host(slots.read(fresh, contexts)), [(i, row_in[slot]) for i, slot in enumerate(fresh)]
+            launched = runtime.Later(slots.read(fresh, contexts)), [(i, row_in[slot]) for i, slot in enumerate(fresh)]
             for slot, context in zip(fresh, contexts, strict=True):
                 held[slot] = len(context)
                 made[row_in[slot]] += 1
         elif going and not fresh:
             drawn = slots.decode(max(held[slot] for slot in going) + 1)
-            launched = to_host(drawn), [(slot, row_in[slot]) for slot in going]
+            launched = runtime.Later(drawn), [(slot, row_in[slot]) for slot in going]
             for slot in going:
                 held[slot] += 1
                 made[row_in[slot]] += 1
@@ -396,10 +396,8 @@ def generate(
             launched, pending = pending, launched
         if launched is None:
             continue
-        (host, copied), places = launched
-        if copied is not None:
-            copied.synchronize()
-        values, tokens = host.tolist(), []
+        drawn, places = launched
+        values, tokens = drawn.read(), []
         for i, row in places:
             if row in ended:
                 continue
@@ -415,15 +413,6 @@ def generate(
             if row in ended:
                 row_in[slot] = None
                 ids.pop(row)
-
-
-def to_host(drawn: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A copy under way to the host, and the event that ends it: the device need not be idle for it to be read."""
-    host = drawn.to("cpu", non_blocking=True)
-    copied = torch.cuda.Event() if drawn.is_cuda else None
-    if copied is not None:
-        copied.record()
-    return host, copied
 
 
 # Text

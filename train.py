@@ -278,13 +278,13 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         # The only exchange between ranks beside gradients: the loss, is it time to stop, did a save fail?
         asked = (torch.full_like(loss, flag) for flag in (stop.asked, writer.failed))
         told = runtime.add_ranks(torch.stack((loss / run.world_size, *asked)))
-        usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else math.inf
-        limit = s.skip_spikes * usual if s.skip_spikes else math.inf
+        usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else 0.0
+        limit = s.skip_spikes * usual or math.inf
         skip = ~(told[0].isfinite() & norm.isfinite() & (norm <= limit))  # the same on every rank
         if s.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, norm, foreach=True)
         for optimizer in optimizers:
-            scaler.step(optimizer, skip)
+            optimizer.step(skip)
             optimizer.zero_grad()
         scaler.update()
         state.step += 1
@@ -349,7 +349,7 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
     names = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
     token = dataset.tokenizer().eot_id if s.document_mask else -1
     if start is None and s.lora_rank:
-        raise ValueError(f"lora_rank is {s.lora_rank} without a model to adapt: give --init_from=RUN or hf:NAME")
+        raise ValueError(f"lora_rank is {s.lora_rank} without a model to adapt: add --init_from=RUN or hf:NAME")
     if start is None:
         return GPT(GPTConfig(dataset.vocab_size, document_token=token, **{name: getattr(s, name) for name in names}))
     resumed = s.init_from in ("resume", "auto")

@@ -92,6 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     common.append(f"--dataset={Path(dataset).resolve() if Path(dataset).exists() else dataset}")
     common += [f"--eval_interval={max(1, base.max_steps // o.evals)}", f"--checkpoint_interval={base.max_steps}"]
     arms = {"base": []} | dict(map(read_arm, o.without))
+    if len(arms) <= len(o.without):
+        raise ValueError(f"two arms have one name ({', '.join(arms)}): name them apart")
     threads, curves = max(1, torch.get_num_threads() // o.at_once), {arm: [] for arm in arms}
     runs = [(seed, arm) for seed in range(1337, 1337 + o.seeds) for arm in arms]
     with ThreadPoolExecutor(o.at_once) as pool:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The rows of bench/RESULTS.md that need one large GPU, each part within ten minutes on an H200:
+# The rows of bench/RESULTS.md that need one large GPU, sized for ten minutes a part on an H200:
 #   bash bench/gpu.sh PATH_TO_NANOGPT [tests speed laptop quality decode]        without names, all of them
 # nanoGPT needs its data/shakespeare_char and data/shakespeare prepared. PYTHON=... chooses another Python.
 set -euo pipefail
@@ -18,7 +18,7 @@ for part in ${*:-tests speed laptop quality decode}; do
     speed) # tokens per second against nanoGPT's code, MFU, and the share of a step in which the GPU waits
         prepare shakespeare_gpt2 prepare/text.py --input "$PEER/data/shakespeare/input.txt" --tokenizer gpt2
         "$PYTHON" bench/train_speed.py gpt2_124m_64 --peer="$PEER" --peer_dataset=shakespeare --waits=true \
-            --dataset=data/shakespeare_gpt2 --extra=--activation=gelu_tanh
+            --dataset=data/shakespeare_gpt2
         ;;
     laptop) # tiny Shakespeare to the loss that nanoGPT's setting has on a GPU, whole processes
         prepare shakespeare_char prepare/shakespeare_char.py --input "$PEER/data/shakespeare_char/input.txt"

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         notes += f"pair by pair {min(ratios):.1f} to {max(ratios):.1f}"
     print(notes)
-    header = ["arm", "seed", "seconds", "final val loss", f"<= {o.target}", "peak MiB"]
+    header = ["arm", "seed", "seconds", "val loss", f"<= {o.target}", "peak MiB"]
     record(f"Time to validation loss {o.target}, {Path(o.run[0]).stem}", header, rows, notes + ".", o.save)
     return 0
 
