@@ -1,7 +1,7 @@
 """Which parameter is updated how: Muon for the matrices inside the blocks, AdamW for the rest, and the schedules.
 
-Every parameter is in exactly one group. Weight decay falls on matrices only. Learning rates and momentum are functions
-of the step, set before each update, so nothing of them needs saving.
+Every parameter is in exactly one group. Weight decay falls on matrices only. Learning rates are functions of the step,
+set before each update, so nothing of them needs saving.
 """
 
 import math
@@ -232,7 +232,7 @@ def build_optimizers(
     named_params: Iterable[tuple[str, Tensor]], optimizer: str, learning_rate: float, muon_learning_rate: float,
     weight_decay: float, betas: tuple[float, float], muon_momentum: float, fused_rows: dict[str, tuple[int, ...]],
 ) -> list[Optimizer]:  # fmt: skip
-    """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names`, `base_lr` and Muon's `base_momentum`.
+    """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names` and `base_lr`.
 
     fused_rows: see GPT.fused_rows. Raises ValueError for an unknown optimizer.
     """
@@ -253,9 +253,7 @@ def build_optimizers(
     if hidden:
         rows = {i: fused_rows[n] for i, (n, _) in enumerate(hidden) if n in fused_rows}
         muon = Muon([p for _, p in hidden], muon_learning_rate, muon_momentum, weight_decay, rows)
-        muon.param_groups[0].update(
-            names=[n for n, _ in hidden], base_lr=muon_learning_rate, base_momentum=muon_momentum
-        )
+        muon.param_groups[0].update(names=[n for n, _ in hidden], base_lr=muon_learning_rate)
         built.append(muon)
     if groups:
         # The small eps lets rows that are rarely seen (rare tokens) move as far as the others.
@@ -266,16 +264,11 @@ def build_optimizers(
     return built
 
 
-def set_schedule(optimizers: list[Optimizer], factor: float, step: int, max_steps: int):
-    """Give every group its rate for this step: base_lr * factor. Muon's momentum warms up from 0.85 over 300 steps or a
-    tenth of the run, since its early average is of directions soon left behind (modded-nanogpt's records)."""
-    warm = min(1.0, step / max(1.0, min(300, max_steps / 10)))
+def set_rates(optimizers: list[Optimizer], factor: float):
+    """Give every group its rate for this step: base_lr * factor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-            if "base_momentum" in group:
-                start = min(0.85, group["base_momentum"])
-                group["momentum"] = start + (group["base_momentum"] - start) * warm
 
 
 def lr_factor(

@@ -37,7 +37,7 @@ from data import Dataset, TrainBatches, open_dataset, prepare_own, val_windows
 from evaluate import validation
 from metrics import MetricsLog, Mirrors, Progress, farewell, keep_samples, log_start, resume_command
 from model import GPT, GPTConfig
-from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_schedule
+from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_rates
 from sample import Sampling, generate
 from tasks import open_tasks
 
@@ -258,7 +258,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             break
 
         factor = lr_factor(state.step, s.max_steps, s.lr_schedule, s.warmup_steps, s.decay_fraction, s.min_lr_fraction)
-        set_schedule(optimizers, factor, state.step, s.max_steps)
+        set_rates(optimizers, factor)
         # Each target weighs the same, whichever micro-batch or rank it is in; DDP and FSDP average over the ranks.
         scale = run.world_size / batches.targets(state.samples)
         loss = torch.zeros((), device=run.device)

@@ -53,14 +53,14 @@ sys.path.insert(0, sys.argv[1])
 import train
 kind = torch.profiler.ProfilerActivity
 profiler = torch.profiler.profile(activities=[kind.CUDA if torch.cuda.is_available() else kind.CPU])
-steps, schedule = int(sys.argv[3]), train.set_schedule
-def stepping(optimizers, factor, step, max_steps):  # at the beginning of each step
+steps, lr_factor = int(sys.argv[3]), train.lr_factor
+def stepping(step, *schedule):  # at the beginning of each step
     if step == 2 * steps // 3:
         profiler.start()
     elif step == steps - 1:
         profiler.stop()
-    schedule(optimizers, factor, step, max_steps)
-train.set_schedule = stepping
+    return lr_factor(step, *schedule)
+train.lr_factor = stepping
 train.main(sys.argv[4:])
 profiler.export_chrome_trace(sys.argv[2])
 """

@@ -449,12 +449,12 @@ def test_on_a_gpu_a_step_without_a_finite_gradient_is_skipped(dataset, tmp_path,
 @needs_cuda
 @pytest.mark.slow
 def test_on_a_gpu_no_step_waits_for_the_device(dataset, tmp_path, monkeypatch):
-    schedule = train.set_schedule
+    lr_factor = train.lr_factor
 
-    def strict(optimizers, factor, step, max_steps):  # at the beginning of each step
+    def strict(step, *schedule):  # at the beginning of each step
         torch.cuda.set_sync_debug_mode("error" if 3 <= step < 8 else "default")
-        schedule(optimizers, factor, step, max_steps)
+        return lr_factor(step, *schedule)
 
-    monkeypatch.setattr(train, "set_schedule", strict)
+    monkeypatch.setattr(train, "lr_factor", strict)
     assert train.train(settings(dataset, tmp_path, **{**ON_GPU, "checkpoint_interval": 0})) == 0
     assert len(rows(tmp_path)) == 20
