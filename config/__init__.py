@@ -51,7 +51,7 @@ class Settings:
     n_kv_head: int = 0  # key/value heads, fewer than n_head for grouped queries; 0 = n_head
     head_dim: int = 0  # width of one head; 0 = n_embd / n_head
     n_embd: int = 768  # width of the residual stream
-    n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, or for swiglu 8/3 n_embd rounded up to a multiple of 64
+    n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, or for swiglu 8/3 n_embd rounded up to a multiple of 32
     position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"  # how a token knows its place
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # normalisation before attention, MLP and head
