@@ -3,8 +3,9 @@
 #   bash bench/gpu.sh PATH_TO_NANOGPT [tests speed laptop quality decode]        without names, all of them
 # nanoGPT needs its data/shakespeare_char and data/shakespeare prepared. PYTHON=... chooses another Python.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+[ -d "${1:-}" ] || { echo "usage: bash bench/gpu.sh PATH_TO_NANOGPT [PART ...]" >&2; exit 2; }
 PEER=$(realpath "$1")
+cd "$(dirname "$0")/.."
 shift
 PYTHON="${PYTHON:-python}"
 

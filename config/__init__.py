@@ -132,8 +132,6 @@ class Settings:
         for name in ("gpus", "mfu", "dollars_per_hour"):
             if not self.dry_run and getattr(self, name) != getattr(Settings, name):
                 raise ValueError(f"{name} is {getattr(self, name)}, for plans alone: add --dry_run")
-        if self.lora_rank and self.init_from == "scratch":
-            raise ValueError(f"lora_rank is {self.lora_rank} without a model to adapt: add --init_from=RUN or hf:NAME")
         if not 0 < self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}; it must be above 0 and at most 1")
         if not self.out_dir.strip():
