@@ -520,4 +520,8 @@ def run(main):
             where += f": rank {os.environ['RANK']}"
         print(f"{where}: error: {_one_line(error)}", file=sys.stderr)
         code = 1
+    if code and "RANK" in os.environ:  # Python's own end can abort on gloo's threads, which still serve other ranks
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
