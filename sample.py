@@ -7,7 +7,7 @@ stdout carries generated text only; what is said about it goes to stderr. All sa
 side, each prompt is read once, and sample i depends on the prompt, the seed and i alone, not on what runs beside it.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import config
@@ -17,15 +17,16 @@ import config
 class Sampling:
     """How the next token is chosen. Raises ValueError, naming the setting, for values out of range."""
 
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    seed: int = 1337
-    logprobs: int = 0
+    # --- choice
+    temperature: float = 0.8  # below 1 safer, above 1 wilder; 0 = always the likeliest token
+    top_k: int = 0  # choose among this many likeliest tokens; 0 = all
+    top_p: float = 1.0  # choose among the likeliest tokens that together have this probability; 1 = all
+    min_p: float = 0.0  # leave out tokens less likely than this share of the likeliest one; 0 = none
+    repetition_penalty: float = 1.0  # divides the scores of tokens that occurred, in the prompt too; 1 = off
+    frequency_penalty: float = 0.0  # lowers a generated token's score by this for each time it occurred
+    presence_penalty: float = 0.0  # lowers a generated token's score by this once it occurred
+    seed: int = 1337  # of the random choices
+    logprobs: int = 0  # jsonl: log-probabilities, by the model alone, of each token and of this many likeliest ones
 
     def __post_init__(self):
         for name, right, rule in (
@@ -42,17 +43,17 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")
 
 
-@dataclass
-class Options:
+@dataclass(frozen=True)
+class Options(Sampling):
     """What to generate, from what."""
+
+    top_k: int = 200  # choose among this many likeliest tokens; 0 = all
 
     # --- model
     out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
     model: str = ""  # hf:NAME_OR_FOLDER samples from a Hugging Face model instead
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = (
-        "auto"  # of the weights; int8: 8 bits and a scale
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the weights; int8: 8 bits each
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the decoding step; auto: for long jobs on a GPU
 
     # --- prompts
@@ -67,14 +68,6 @@ class Options:
     num_samples: int = 1  # samples of each prompt
     max_new_tokens: int = 500  # longest sample, in tokens
     batch_size: int = 32  # most samples decoded side by side; in float32 no text depends on it
-    temperature: float = 0.8  # below 1 safer, above 1 wilder; 0 = always the likeliest token
-    top_k: int = 200  # choose among this many likeliest tokens; 0 = all
-    top_p: float = 1.0  # choose among the likeliest tokens that together have this probability; 1 = all
-    min_p: float = 0.0  # leave out tokens less likely than this share of the likeliest one; 0 = none
-    repetition_penalty: float = 1.0  # divides the scores of tokens that occurred, in the prompt too; 1 = off
-    frequency_penalty: float = 0.0  # lowers a generated token's score by this for each time it occurred
-    presence_penalty: float = 0.0  # lowers a generated token's score by this once it occurred
-    seed: int = 1337  # of the random choices
     stop: list[str] = field(default_factory=list)  # texts that end a sample; never printed
     stop_ids: list[int] = field(default_factory=list)  # token ids that end a sample, beside end-of-text
     ignore_eot: bool = False  # go on behind end-of-text
@@ -82,13 +75,12 @@ class Options:
     # --- output
     stream: bool = True  # print the first sample while it is being made
     format: Literal["text", "jsonl"] = "text"  # jsonl: one object per sample
-    logprobs: int = 0  # jsonl: log-probabilities, by the model alone, of each token and of this many likeliest ones
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("num_samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        self.sampling()
         given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{given[1]} and {given[0]} are both given: choose one")
@@ -98,9 +90,6 @@ class Options:
             raise ValueError("logprobs are part of jsonl output: add --format=jsonl")
         if self.model and not self.model.startswith("hf:"):
             raise ValueError(f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for a run")
-
-    def sampling(self) -> Sampling:
-        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
 
 
 PARSER = dict(prog="sample.py", description="Generate text with a trained model.")
@@ -112,8 +101,9 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,6 +182,13 @@ def penalize(logits: Tensor, seen: Tensor, counts: Tensor, s: Sampling) -> Tenso
 # Decoding a batch
 
 
+def cache_dtype(model: GPT) -> torch.dtype:
+    """Of the keys and values that the model computes: autocast's where that is on, else that of its embeddings."""
+    weight = model.transformer.wte.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 class RaggedCache(KVCache):
     """Rows of different lengths: row b has filled[b] positions, and a new token comes behind its own row's.
 
@@ -230,9 +227,7 @@ class Slots:
     def __init__(self, model: GPT, size: int, length: int, max_new_tokens: int, s: Sampling, compiled: bool = False):
         self.model, self.s, c = model, s, model.config
         self.device = device = model.transformer.wte.weight.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else model.transformer.wte.weight.dtype
-        self.cache = RaggedCache(c, size, length, device, dtype)
+        self.cache = RaggedCache(c, size, length, device, cache_dtype(model))
         self.new = torch.zeros(size, 1, dtype=torch.long, device=device)  # the last token drawn, not yet read
         self.u = torch.zeros(size, max_new_tokens, device=device)
         self.n_drawn = torch.zeros(size, dtype=torch.long, device=device)
@@ -256,19 +251,18 @@ class Slots:
         """Read contexts anew into these slots, equal ones once and those of equal length together; draw from each."""
         c, cache = self.model.config, self.cache
         logits = torch.empty(len(slots), c.vocab_size, device=self.device)
-        by_length = {}
-        for context in dict.fromkeys(map(tuple, contexts)):
-            by_length.setdefault(len(context), []).append(context)
+        by_length = {}  # {length: {context: its places in `contexts`}}
+        for i, ids in enumerate(map(tuple, contexts)):
+            by_length.setdefault(len(ids), {}).setdefault(ids, []).append(i)
         for length, group in by_length.items():
             at_once = max(1, 16384 // length)  # tokens in one pass: memory stays bounded
-            for rows in (group[i : i + at_once] for i in range(0, len(group), at_once)):
+            for rows in (list(group)[i : i + at_once] for i in range(0, len(group), at_once)):
                 filled = KVCache(c, len(rows), length, self.device, cache.k.dtype)
                 features = self.model.features(torch.tensor(rows, device=self.device), filled)
-                found = self.model.logits(features[:, -1])
-                places = [(i, rows.index(tuple(ids))) for i, ids in enumerate(contexts) if tuple(ids) in rows]
-                mine, source = (torch.tensor(x, device=self.device) for x in zip(*places, strict=True))
-                their = torch.tensor([slots[i] for i, _ in places], device=self.device)
-                logits[mine] = found[source]
+                mine = [i for row in rows for i in group[row]]
+                source = [n for n, row in enumerate(rows) for _ in group[row]]
+                their = [slots[i] for i in mine]
+                logits[mine] = self.model.logits(features[:, -1])[source]
                 cache.k[:, their, :, :length] = filled.k[:, source]
                 cache.v[:, their, :, :length] = filled.v[:, source]
                 cache.filled[their], cache.last[their] = length, filled.last[source]
@@ -286,14 +280,13 @@ class Slots:
         scores, s = logits, self.s
         if self.counts is not None:
             scores = penalize(logits, self.seen[slots], self.counts[slots], s)
-        u = self.u[slots].gather(1, self.n_drawn[slots].clamp(max=self.u.shape[1] - 1).unsqueeze(1)).squeeze(1)
+        u = self.u[slots, self.n_drawn[slots].clamp(max=self.u.shape[1] - 1)]
         ids = choose(scores, u, s.temperature, s.top_k, s.top_p, s.min_p)
-        self.new[slots] = ids.unsqueeze(1)
-        self.n_drawn[slots] += 1
         if self.counts is not None:
             self.counts[slots, ids] += 1
             self.seen[slots, ids] = True
-        ids = ids.unsqueeze(1)
+        self.n_drawn[slots] += 1
+        self.new[slots] = ids = ids.unsqueeze(1)
         if not s.logprobs:
             return ids.float()
         logprobs = logits.log_softmax(dim=-1)
@@ -340,6 +333,17 @@ class Token(NamedTuple):
     top: list[tuple[int, float]] | None = None
 
 
+@dataclass
+class Row:
+    """A sample while it is decoded."""
+
+    number: int
+    slot: int
+    ids: list[int]  # the prompt's, and those drawn behind it
+    asked: int = 0  # how many were drawn or are being drawn
+    held: int = 0  # positions of its slot that are filled
+
+
 @torch.inference_mode()
 def generate(
     model: GPT, prompts: list[list[int]], num_samples: int = 1, max_new_tokens: int = 500,
@@ -355,64 +359,52 @@ def generate(
     """
     if not all(prompts):
         raise ValueError("a prompt has no tokens: begin with the end-of-text token")
-    c, n_rows, ended = model.config, len(prompts) * num_samples, set() if ended is None else ended
-    size = min(batch_size, n_rows)
-    length = min(c.block_size, max(map(len, prompts)) + max_new_tokens)
-    slots = Slots(model, size, length, max_new_tokens, sampling, compiled)
-    waiting = deque(range(n_rows))
-    row_in: list[int | None] = [None] * size
-    ids, held, made = {}, [0] * size, {}  # per row: its ids; per slot: places filled; per row: tokens asked for
-    pending = None
+    n_rows, block_size, ended = len(prompts) * num_samples, model.config.block_size, set() if ended is None else ended
+    length = min(block_size, max(map(len, prompts)) + max_new_tokens)
+    rows: list[Row | None] = [None] * min(batch_size, n_rows)  # one a slot
+    slots = Slots(model, len(rows), length, max_new_tokens, sampling, compiled)
+    waiting, pending = iter(range(n_rows)), None
     while True:
-        fresh = []
-        for slot, row in enumerate(row_in):
-            if row is None and waiting:
-                row_in[slot] = row = waiting.popleft()
-                prompt, sample = prompts[row // num_samples], row % num_samples
-                ids[row], made[row] = list(prompt), 0
-                generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + sample) % 2**63)
-                slots.admit(slot, prompt, torch.rand(max_new_tokens, generator=generator))
-                fresh.append(slot)
-            elif row is not None and made[row] < max_new_tokens and (made[row] == 0 or held[slot] == length):
-                fresh.append(slot)
-        going = [slot for slot, row in enumerate(row_in) if row is not None and made[row] < max_new_tokens]
+        for slot, row in enumerate(rows):
+            if row is None and (number := next(waiting, None)) is not None:
+                rows[slot] = Row(number, slot, list(prompts[number // num_samples]))
+                generator = torch.Generator()
+                generator.manual_seed((sampling.seed * 1_000_003 + number % num_samples) % 2**63)
+                slots.admit(slot, rows[slot].ids, torch.rand(max_new_tokens, generator=generator))
+        going = [row for row in rows if row is not None and row.asked < max_new_tokens]
+        fresh = [row for row in going if row.held in (0, length)]  # to be read, or read anew
         launched = None
-        if fresh and pending is None:
-            contexts = [ids[row_in[slot]] for slot in fresh]
-            contexts = [x if len(x) <= c.block_size else x[-(c.block_size // 2) or -1 :] for x in contexts]
-            launched = runtime.Later(slots.read(fresh, contexts)), [(i, row_in[slot]) for i, slot in enumerate(fresh)]
-            for slot, context in zip(fresh, contexts, strict=True):
-                held[slot] = len(context)
-                made[row_in[slot]] += 1
+        if fresh and pending is None:  # whose last tokens are known
+            contexts = [row.ids if len(row.ids) <= block_size else row.ids[-(block_size // 2) or -1 :] for row in fresh]
+            drawn = slots.read([row.slot for row in fresh], contexts)
+            launched = runtime.Later(drawn), list(enumerate(fresh))
+            for row, context in zip(fresh, contexts, strict=True):
+                row.held = len(context)
         elif going and not fresh:
-            drawn = slots.decode(max(held[slot] for slot in going) + 1)
-            launched = runtime.Later(drawn), [(slot, row_in[slot]) for slot in going]
-            for slot in going:
-                held[slot] += 1
-                made[row_in[slot]] += 1
+            launched = runtime.Later(slots.decode(max(row.held for row in going) + 1)), [(r.slot, r) for r in going]
+            for row in going:
+                row.held += 1
         elif pending is None:
             return
+        for _, row in launched[1] if launched else ():
+            row.asked += 1
         if slots.device.type == "cuda":  # the device works on the next step while this one is looked at
             launched, pending = pending, launched
         if launched is None:
             continue
-        drawn, places = launched
-        values, tokens = drawn.read(), []
-        for i, row in places:
-            if row in ended:
+        values, tokens = launched[0].read(), []
+        for i, row in launched[1]:
+            if row.number in ended:
                 continue
             token, *more = values[i]
-            ids[row].append(int(token))
-            if int(token) in stop_ids or len(ids[row]) - len(prompts[row // num_samples]) == max_new_tokens:
-                ended.add(row)
-            n = (len(more) - 1) // 2
+            row.ids.append(int(token))
+            n_drawn, n = len(row.ids) - len(prompts[row.number // num_samples]), len(more) // 2
+            if token in stop_ids or n_drawn == max_new_tokens:
+                ended.add(row.number)
             top = [(int(a), b) for a, b in zip(more[1 : n + 1], more[n + 1 :], strict=True)]
-            tokens.append(Token(row, int(token), more[0], top) if more else Token(row, int(token)))
+            tokens.append(Token(row.number, int(token), *((more[0], top) if more else ())))
         yield tokens
-        for slot, row in enumerate(row_in):
-            if row in ended:
-                row_in[slot] = None
-                ids.pop(row)
+        rows = [None if row is None or row.number in ended else row for row in rows]
 
 
 # Text
@@ -423,8 +415,8 @@ class TextStream:
     still become a stop string; the stop string that ends first, and all behind it, is dropped, and so is the text
     `skip` at the beginning."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] | list[str] = (), skip: str = ""):
-        self.tokenizer, self.stop, self.skip = tokenizer, tuple(stop), skip
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip: str = ""):
+        self.tokenizer, self.stop, self.skip = tokenizer, stop, skip
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.held, self.stopped = "", False
 
@@ -451,32 +443,45 @@ class TextStream:
         return text
 
 
+def read_bytes(path: str) -> tuple[bytes, str]:
+    """Content and name of a file, or of standard input for "-"."""
+    return (sys.stdin.buffer.read(), "standard input") if path == "-" else (Path(path).read_bytes(), path)
+
+
 def read_text(path: str) -> str:
-    """A file's text, or that of standard input for "-". Raises ValueError if it is not UTF-8."""
-    raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    """A file's text. Raises ValueError if it is not UTF-8."""
+    raw, name = read_bytes(path)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = "standard input" if path == "-" else path
-        raise ValueError(f"the prompt in {where} is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
+        raise ValueError(f"the prompt in {name} is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
+
+
+def read_json_lines(path: str) -> list[tuple[str, dict]]:
+    """[(where, row)] of the JSON objects in a file that has one a line. Raises ValueError, naming file and line."""
+    rows, (raw, name) = [], read_bytes(path)
+    for n, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{name}, line {n} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{name}, line {n} is not a JSON object")
+            rows.append((f"{name}, line {n}", row))
+    return rows
 
 
 def read_prompts(options: Options) -> list[dict]:
     """[{"prompt": text, ...}] as the options say. Raises ValueError, naming the line, for JSONL that is not such."""
     if options.prompts:
-        rows = []
-        for n, line in enumerate(read_text(options.prompts).removeprefix("\ufeff").split("\n"), 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except json.JSONDecodeError as error:
-                raise ValueError(f"prompts: line {n} of {options.prompts} is not JSON: {error}") from None
-            if row is not None:
-                if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-                    raise ValueError(f'prompts: line {n} of {options.prompts} is not {{"prompt": TEXT}}')
-                rows.append(row)
+        rows = read_json_lines(options.prompts)
+        for where, row in rows:
+            if not isinstance(row.get("prompt"), str):
+                raise ValueError(f'prompts: {where} is not {{"prompt": TEXT}}')
         if not rows:
             raise ValueError(f"prompts: {options.prompts} holds no prompt")
-        return rows
+        return [row for _, row in rows]
     if options.prompt_file:
         return [{"prompt": read_text(options.prompt_file)}]
     return [{"prompt": read_text("-") if text == "-" else text} for text in options.prompt or [""]]
@@ -490,7 +495,7 @@ class Opened(NamedTuple):
     form of the chats that it was trained on, "" if there were none."""
 
     name: str
-    load: callable
+    load: Callable[[], GPT]
     tokenizer: Tokenizer
     begin: list[int]
     ends: tuple[int, ...]
@@ -516,90 +521,77 @@ def open_model(options: Options) -> Opened:
 class Sample:
     """One sample while it is made."""
 
+    about: dict  # its prompt, and what else stands in the prompt's row
+    number: int  # among the samples of this prompt
     stream: TextStream
     text: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    shown: int = 0  # characters of it that are printed
+    tokens: list[Token] = field(default_factory=list)
     finish_reason: str = ""  # "stop" or "length", once finished
     seconds: float = 0.0
 
-    def add(self, token: Token, ends: tuple[int, ...]):
-        if token.id in ends:
-            self.finish("stop")
-            return
-        self.ids.append(token.id)
-        if token.top is not None:
-            self.logprobs.append(token.logprob)
-            self.top_logprobs.append(token.top)
-        self.text += self.stream.add(token.id)
-        if self.stream.stopped:
-            self.finish_reason = "stop"
+    def print_text(self, heading: str):
+        """Print what is new, and before the first of it the heading, to stderr."""
+        text = self.text[self.shown :] + "\n" * bool(self.finish_reason)
+        if text and not self.shown:
+            print(heading, end="", file=sys.stderr, flush=True)
+        print(text, end="", flush=True)
+        self.shown = len(self.text)
 
-    def finish(self, reason: str):
-        self.text += self.stream.end()
-        self.finish_reason = "stop" if self.stream.stopped else reason
+    def print_json(self, options: Options):
+        ids = [token.id for token in self.tokens]
+        row = {**self.about, "sample": self.number, "text": self.text, "ids": ids, "finish_reason": self.finish_reason}
+        row |= {"seed": options.seed, "tokens_per_second": round(len(ids) / self.seconds, 2)}
+        if options.logprobs:
+            row["logprobs"] = [token.logprob for token in self.tokens]
+            row["top_logprobs"] = [token.top for token in self.tokens]
+        print(json.dumps(row), flush=True)
 
 
 def produce(
     options: Options, opened: Opened, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool, space: str
-):  # fmt: skip
+) -> list[Sample]:
     """Generate and print all samples of all prompts, in order, without `space` before them; returns them."""
-    N, as_text = options.num_samples, options.format == "text"
-    samples = [Sample(TextStream(opened.tokenizer, options.stop, space)) for _ in range(len(prompts) * N)]
+    numbers, as_text = range(options.num_samples), options.format == "text"
+    samples = [Sample(row, i, TextStream(opened.tokenizer, options.stop, space)) for row in prompts for i in numbers]
     ends = (*(() if options.ignore_eot else opened.ends), *options.stop_ids)
-    headings = as_text and sys.stdout.isatty() and not options.interactive
-    printed, shown, ended, first = 0, 0, set(), None  # shown: characters of the sample that is being printed
+    headings = sys.stdout.isatty() and not options.interactive
+    unprinted, ended, first = deque(enumerate(samples, 1)), set(), 0.0
     began = time.perf_counter()
-
-    def show():
-        """Print what is ready of the next sample in line."""
-        nonlocal printed, shown
-        while printed < len(samples):
-            sample = samples[printed]
-            if not sample.finish_reason and not (as_text and options.stream):
-                return
-            if as_text:
-                if headings and shown == 0 and (sample.text or sample.finish_reason):
-                    title = f"\n--- sample {printed + 1} of {len(samples)}\n" if len(samples) > 1 else ""
-                    print(title + prompts[printed // N]["prompt"], end="", file=sys.stderr, flush=True)
-                if len(sample.text) > shown or sample.finish_reason:
-                    sys.stdout.write(sample.text[shown:] + ("\n" if sample.finish_reason else ""))
-                    sys.stdout.flush()
-                    shown = len(sample.text)
-            if not sample.finish_reason:
-                return
-            if not as_text:
-                row = {**prompts[printed // N], "sample": printed % N, "text": sample.text, "ids": sample.ids}
-                row |= {"finish_reason": sample.finish_reason, "seed": options.seed}
-                row["tokens_per_second"] = round(len(sample.ids) / sample.seconds, 2)
-                if options.logprobs:
-                    row |= {"logprobs": sample.logprobs, "top_logprobs": sample.top_logprobs}
-                print(json.dumps(row), flush=True)
-            printed, shown = printed + 1, 0
-
     steps = generate(
-        model, ids, N, options.max_new_tokens, options.sampling(), ends, options.batch_size, ended, compiled
-    )  # fmt: skip
+        model, ids, len(numbers), options.max_new_tokens, options, ends, options.batch_size, ended, compiled
+    )
     n_steps = options.max_new_tokens * -(-len(samples) // options.batch_size)
     try:
         for tokens in with_bar(steps, "sampling", n_steps, not sys.stdout.isatty()):  # a bar would break into the text
             first = first or time.perf_counter() - began
             for token in tokens:
                 sample = samples[token.row]
-                sample.add(token, ends)
-                if sample.finish_reason:
+                if token.id not in ends:
+                    sample.tokens.append(token)
+                    sample.text += sample.stream.add(token.id)
+                if sample.stream.stopped:
                     ended.add(token.row)
-                elif token.row in ended:
-                    sample.finish("length")
+                if token.row in ended:
+                    sample.text += sample.stream.end()
+                    sample.finish_reason = "stop" if sample.stream.stopped or token.id in ends else "length"
                 sample.seconds = time.perf_counter() - began
-            show()
+            while unprinted:  # what is ready of the next in line
+                n, sample = unprinted[0]
+                if as_text and (options.stream or sample.finish_reason):
+                    title = f"\n--- sample {n} of {len(samples)}\n" if len(samples) > 1 else ""
+                    sample.print_text(title + sample.about["prompt"] if headings else "")
+                if not sample.finish_reason:
+                    break
+                if not as_text:
+                    sample.print_json(options)
+                unprinted.popleft()
     except KeyboardInterrupt:  # a dialogue goes on with what there is
         if not options.interactive:
             raise
         print(file=sys.stderr)
-    made, seconds = sum(len(sample.ids) for sample in samples), time.perf_counter() - began
-    print(f"{made:,} tokens, {made / seconds:,.1f} tokens/s, first after {1000 * (first or 0):.0f} ms", file=sys.stderr)
+    made, seconds = sum(len(sample.tokens) for sample in samples), time.perf_counter() - began
+    print(f"{made:,} tokens, {made / seconds:,.1f} tokens/s, first after {1000 * first:.0f} ms", file=sys.stderr)
     return samples
 
 
@@ -626,61 +618,54 @@ def system_message(options: Options) -> list[dict]:
 
 def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
     """Ask for prompts and continue them, or answer them in a chat that grows, until end of input."""
-    try:
-        import readline  # noqa: F401 - gives input() line editing and history; not on Windows
-    except ImportError:
-        pass
+    with suppress(ImportError):  # not on Windows
+        import readline  # noqa: F401 - gives input() line editing and history
     settings = [f.name for f in fields(Sampling)] + ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
-    chat, before, text, start, argv = system_message(options), "", "", 0, list(argv)  # text[start:] is the answer
+    chat, before, text, start = system_message(options), "", "", 0  # text[start:] is the answer
     print(f"a {'message' if opened.template in TEMPLATES else 'text to continue'}, or /help", file=sys.stderr)
     while True:
         try:
             line = input("> ")
             while line.endswith("\\"):
                 line = line[:-1] + "\n" + input(". ")
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            continue
-        command, _, rest = line.partition(" ")
-        asked, new = chat, text
-        if command == "/quit":
-            return
-        elif command == "/set" and rest.strip():
+            command, _, rest = line.partition(" ")
             name, _, value = rest.strip().partition(" ")
-            try:
-                options = config.parse(Options, [*argv, f"--{name}={value.strip()}"], **PARSER)
-                argv.append(f"--{name}={value.strip()}")
-            except SystemExit:  # what is wrong has been printed
-                pass
-            continue
-        elif command == "/set":
-            print("  ".join(f"{name}={getattr(options, name)}" for name in settings), file=sys.stderr)
-            continue
-        elif command == "/again":
-            new, options = before, replace(options, seed=options.seed + 1)
-        elif command == "/new":
-            chat, before, text, start = system_message(options), "", "", 0
-            continue
-        elif line.startswith("/"):
-            print(HELP, file=sys.stderr)
-            continue
-        elif line:
-            answer = {"role": "assistant", "content": text[start:]}
-            asked = [*chat, *([answer] if start else ()), {"role": "user", "content": line}]
-            new = chat_prompt(asked, opened.template)[0]
-        one = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
-        try:
+            asked, new = chat, text
+            if command == "/quit":
+                return
+            elif command == "/set" and name:
+                longer = [*argv, f"--{name}={value.strip()}"]
+                options, argv = config.parse(Options, longer, **PARSER), longer
+                continue
+            elif command == "/set":
+                print("  ".join(f"{name}={getattr(options, name)}" for name in settings), file=sys.stderr)
+                continue
+            elif command == "/new":
+                chat, before, text, start = system_message(options), "", "", 0
+                continue
+            elif command == "/again":
+                new, options = before, replace(options, seed=options.seed + 1)
+            elif line.startswith("/"):
+                print(HELP, file=sys.stderr)
+                continue
+            elif line:
+                answer = {"role": "assistant", "content": text[start:]}
+                asked = [*chat, *([answer] if start else ()), {"role": "user", "content": line}]
+                new = chat_prompt(asked, opened.template)[0]
+            one = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
             ids = encode(opened, new)
             start = start if asked is chat else len(new)
             chat, before, text = asked, new, new
             space = chat_prompt(chat, opened.template)[1] if chat and len(text) == start else ""
             text += space + produce(one, opened, model, [{"prompt": text}], [ids], False, space)[0].text
-        except ValueError as error:  # an unknown character, say
-            print(error, file=sys.stderr)
+        except EOFError:
+            return
         except KeyboardInterrupt:
             print(file=sys.stderr)
+        except SystemExit:  # what is wrong with a /set has been printed
+            continue
+        except ValueError as error:  # an unknown character, say
+            print(error, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -695,10 +680,10 @@ def main(argv: list[str] | None = None) -> int:
     ids = [encode(opened, chat_prompt(chat, opened.template)[0]) for chat in chats]
     device, why_device = runtime.choose_device(options.device)
     dtype, why_dtype = choose_weights(options.dtype, device)
-    steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)
-    compiled, why_compiled = runtime.choose_compile(options.compile, device, 0.12 * steps)
-    if device.type != "cuda":
-        compiled, why_compiled = False, "not compiled (decoding gains only on CUDA)"
+    compiled, why_compiled = False, "not compiled (decoding gains only on CUDA)"
+    if device.type == "cuda":
+        steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)
+        compiled, why_compiled = runtime.choose_compile(options.compile, device, 0.12 * steps)
     model = prepare_weights(opened.load().to(device), dtype)
     c, longest = model.config, max(map(len, ids), default=0)
     about = (f"{c.n_layer} layers, {c.n_embd} wide", why_device, why_dtype, why_compiled)

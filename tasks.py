@@ -5,7 +5,6 @@ fields of that test set. Prompts and figures are those of lm-evaluation-harness 
 so scores compare with published ones; hellaswag_nanogpt is the way of build-nanogpt's script.
 """
 
-import json
 import math
 import re
 import statistics
@@ -21,7 +20,7 @@ import torch
 import runtime
 from metrics import with_bar
 from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
-from sample import Sample, Sampling, TextStream, generate
+from sample import Sampling, cache_dtype, generate, read_json_lines
 from tokenizer import Tokenizer, chat_prompt
 
 TOKENS_AT_ONCE = 4096  # in the cache of one batch, four times as many off the CPU; a forward pass gets a quarter
@@ -118,7 +117,9 @@ def read_items(spec: str, limit: int = 0) -> list[Item]:
     name, _, file = spec.partition(":")
     if name not in FORMATS:
         raise ValueError(f"tasks: {name!r} is none of {', '.join(FORMATS)}; a file of your own is NAME:FILE")
-    rows, items = read_lines(name, Path(file)) if file else fetch_rows(name), []
+    if file and not Path(file).is_file():
+        raise FileNotFoundError(f"tasks: {spec}: there is no such file")
+    rows, items = read_json_lines(file) if file else fetch_rows(name), []
     for where, row in rows[: limit or None]:
         try:
             item = FORMATS[name].read(row)
@@ -139,24 +140,6 @@ def read_items(spec: str, limit: int = 0) -> list[Item]:
     if not items:
         raise ValueError(f"tasks: {spec} has no items")
     return items
-
-
-def read_lines(name: str, path: Path) -> list[tuple[str, dict]]:
-    """[(where, row)] of a JSONL file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"tasks: {name}:{path}: there is no such file")
-    rows = []
-    for n, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {n} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {n} is not a JSON object")
-        rows.append((f"{path}, line {n}", row))
-    return rows
 
 
 def fetch_rows(name: str) -> list[tuple[str, dict]]:
@@ -211,8 +194,7 @@ def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[fl
     pairs: (context, continuation) ids, at least one each, together at most block_size + 1.
     """
     c, device = model.config, model.transformer.wte.weight.device
-    kind, at_once = device.type, tokens_at_once(device) // 4
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.transformer.wte.weight.dtype
+    dtype, at_once = cache_dtype(model), tokens_at_once(device) // 4
 
     def padded(rows, fill=0):
         length = max(map(len, rows))
@@ -277,18 +259,12 @@ def answers(
     model: GPT, tokenizer: Tokenizer, prompts: list[list[int]], limits: list[int], stops: list[str], ends: tuple
 ) -> list[str]:
     """The likeliest text behind each prompt, up to its end (one of `ends`, or its stop text) or its limit of tokens."""
-    samples = [Sample(TextStream(tokenizer, [stop] if stop else [])) for stop in stops]
-    ended = set()
-    steps = generate(model, prompts, 1, max(limits), Sampling(temperature=0), ends, len(prompts), ended)
-    for token in (token for tokens in steps for token in tokens):
-        sample = samples[token.row]
-        if not sample.finish_reason:
-            sample.add(token, ends)
-            if len(sample.ids) == limits[token.row] and not sample.finish_reason:
-                sample.finish("length")
-            if sample.finish_reason:
-                ended.add(token.row)
-    return [sample.text for sample in samples]
+    ids = [[] for _ in prompts]
+    for tokens in generate(model, prompts, 1, max(limits), Sampling(temperature=0), ends, len(prompts)):
+        for token in tokens:
+            ids[token.row] += [token.id] * (token.id not in ends)
+    texts = [tokenizer.decode(row[:limit]) for row, limit in zip(ids, limits, strict=True)]
+    return [text.partition(stop)[0] if stop else text for text, stop in zip(texts, stops, strict=True)]
 
 
 # Tasks
