@@ -21,6 +21,10 @@ class RunOptions:
     out: str = ""  # page to write; empty = report.html in the run's folder, runs.html here for several runs
     max_mb: float = 5.0  # largest page, in MB
 
+    def __post_init__(self):
+        if not self.runs:
+            raise ValueError("which runs? python visualize.py run RUN [RUN ...]")
+
 
 @dataclass
 class ModelOptions:
@@ -38,27 +42,20 @@ class ModelOptions:
     max_mb: float = 2.5  # largest page, in MB
 
     def __post_init__(self):
-        if self.max_new_tokens < 0 or self.leave_out < 0 or not self.temperature >= 0:
-            name = "max_new_tokens" if self.max_new_tokens < 0 else "leave_out" if self.leave_out < 0 else "temperature"
-            raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        for name in ("max_new_tokens", "temperature", "leave_out"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
 
 
-COMMANDS = {
-    "run": (RunOptions, dict(description="Write a page about one run or several.", positional="runs")),
-    "model": (ModelOptions, dict(description="Write a page about what a model does inside for a text.")),
-}
-
-
-def parse(argv: list[str]):
+def parse(argv: list[str]) -> RunOptions | ModelOptions:
     """The options of the sub-command that argv begins with. Exits with 2 and one line for wrong use."""
     command, *rest = argv or [""]
-    if command in COMMANDS:
-        cls, more = COMMANDS[command]
-        options = config.parse(cls, rest, prog=f"visualize.py {command}", **more)
-        if command == "run" and not options.runs:
-            print("visualize.py run: error: which runs? python visualize.py run RUN [RUN ...]", file=sys.stderr)
-            sys.exit(2)
-        return options
+    if command == "run":
+        about = "Write a page about one run or several."
+        return config.parse(RunOptions, rest, prog="visualize.py run", description=about, positional="runs")
+    if command == "model":
+        about = "Write a page about what a model does inside for a text."
+        return config.parse(ModelOptions, rest, prog="visualize.py model", description=about)
     usage = "visualize.py run RUN [RUN ...] [--out=FILE] | visualize.py model --out_dir=RUN [--prompt=TEXT]"
     if command in ("-h", "--help"):
         print(f"usage: {usage}\n\nWrite a page about runs, or about a model. Each has its own --help.")
@@ -75,7 +72,6 @@ import gzip
 import hashlib
 import json
 import re
-import struct
 import tomllib
 from pathlib import Path
 
@@ -92,21 +88,17 @@ MOST_POINTS = 10_000  # per curve; longer ones are thinned
 
 def pack(data: dict) -> str:
     """JSON values, to six digits, and arrays (top level only): base64 of gzip of [length of JSON, JSON, arrays]."""
-    arrays = {name: np.ascontiguousarray(value) for name, value in data.items() if isinstance(value, np.ndarray)}
-    head = json.dumps({name: value for name, value in data.items() if name not in arrays})
-    head = json.loads(head, parse_float=lambda digits: float(f"{float(digits):.6g}"))  # what a screen can show
-
-    def text_with_offsets(begin: int) -> bytes:
-        at, places = begin, {}
-        for name, array in arrays.items():
-            places[name] = {"dtype": str(array.dtype), "shape": array.shape, "at": at}
-            at += -(-array.nbytes // 4) * 4
-        return json.dumps({**head, "arrays": places}, separators=(",", ":")).encode()
-
-    size = -(-(len(text_with_offsets(0)) + 12 * len(arrays)) // 4) * 4  # room for longer offsets
-    text = text_with_offsets(4 + size).ljust(size)
-    blob = struct.pack("<I", size) + text + b"".join(a.tobytes() + bytes(-a.nbytes % 4) for a in arrays.values())
-    return base64.b64encode(gzip.compress(blob, 6, mtime=0)).decode()
+    values, arrays, blob = {}, {}, b""
+    for name, value in data.items():
+        if isinstance(value, np.ndarray):
+            arrays[name] = {"dtype": str(value.dtype), "shape": value.shape, "at": len(blob)}
+            blob += value.tobytes() + bytes(-value.nbytes % 4)
+        else:
+            values[name] = value
+    values = json.loads(json.dumps(values), parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    text = json.dumps({**values, "arrays": arrays}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)  # a browser wants arrays at multiples of four
+    return base64.b64encode(gzip.compress(len(text).to_bytes(4, "little") + text + blob, 6, mtime=0)).decode()
 
 
 def render(
@@ -204,17 +196,16 @@ def read_run(folder: str | Path, most_points: int = MOST_POINTS) -> dict:
     evaluations["tokens"] = [row["step"] * tokens_per_step or None for row in evaluation]
     scored = [row for row in evaluation if row["val_loss"] is not None]
     best = min(scored, key=lambda row: row["val_loss"], default={})
-    last = rows[-1] if rows else {}
+    last, last_train = (of[-1] if of else {} for of in (rows, train))
     speeds = [row["tokens_per_second"] for row in train[1:] or train if row.get("tokens_per_second")]
     summary = {
         "run": folder.name, "parameters": about.get("parameters"), "step": last.get("step", 0),
-        "max_steps": settings.get("max_steps"), "train_loss": next((r["loss"] for r in reversed(train)), None),
+        "max_steps": settings.get("max_steps"), "train_loss": last_train.get("loss"),
         "val_loss": scored[-1]["val_loss"] if scored else None, "best_val_loss": best.get("val_loss"),
         "best_step": best.get("step"), "bits_per_byte": best.get("val_bits_per_byte"),
-        "tokens": next((r.get("tokens") for r in reversed(train)), None), "seconds": last.get("seconds"),
+        "tokens": last_train.get("tokens"), "seconds": last.get("seconds"),
         "tokens_per_second": float(np.median(speeds)) if speeds else None, "device": about.get("device"),
-        "skipped": next((r["skipped"] for r in reversed(train) if "skipped" in r), 0),
-        "restarts": max(0, len(starts) - 1),
+        "skipped": last_train.get("skipped", 0), "restarts": max(0, len(starts) - 1),
     }  # fmt: skip
     return {
         "name": folder.name, "settings": settings, "starts": starts, "curves": curves, "evaluations": evaluations,
@@ -225,19 +216,18 @@ def read_run(folder: str | Path, most_points: int = MOST_POINTS) -> dict:
 
 def few_samples(rows: list[dict], steps: int = 40, characters: int = 4000) -> list[dict]:
     """Texts of at most `steps` evaluations, evenly spread, the first and the last among them."""
-    rows = [row for row in rows if isinstance(row.get("step"), int)]
+    rows = [row for row in rows if isinstance(row.get("step"), int) and isinstance(row.get("text"), str)]
     found = sorted({row["step"] for row in rows})
     if len(found) > steps:
         found = [found[round(i * (len(found) - 1) / (steps - 1))] for i in range(steps)]
-    wanted = set(found)
     return [
         {
             "step": row["step"],
             "sample": row.get("sample", 0),
-            "text": f"{row.get('prompt', '')}{row['text']}"[:characters],
+            "text": (row.get("prompt", "") + row["text"])[:characters],
         }
         for row in rows
-        if row["step"] in wanted and isinstance(row.get("text"), str)
+        if row["step"] in found
     ]
 
 
@@ -258,11 +248,10 @@ SUMMARY = {
 def run_page(folders: list[str | Path], max_mb: float = 5.0, most_points: int = MOST_POINTS) -> str:
     """One page about the runs in these folders. Raises FileNotFoundError or ValueError."""
     runs = [read_run(folder, most_points) for folder in folders]
-    for i, run in enumerate(runs):  # two folders of one name are told apart
-        if [r["name"] for r in runs].count(run["name"]) > 1:
-            run["summary"]["run"] = str(folders[i])
-    for run in runs:
-        run["name"] = run["summary"]["run"]
+    names = [run["name"] for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        if names.count(run["name"]) > 1:
+            run["name"] = run["summary"]["run"] = str(folder)
     cells = [
         [form.format(run["summary"][key]) if run["summary"][key] is not None else "" for key, form in SUMMARY.items()]
         for run in runs

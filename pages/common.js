@@ -31,7 +31,7 @@ async function unpack() {
   const kinds = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array, float16: Uint16Array };
   for (const [name, { dtype, shape, at }] of Object.entries(data.arrays)) {
     const length = shape.reduce((a, b) => a * b, 1);
-    let values = new kinds[dtype](buffer, at, length);
+    let values = new kinds[dtype](buffer, 4 + size + at, length);
     if (dtype === "float16") values = Float32Array.from(values, float16);
     data[name] = values;
   }

@@ -140,7 +140,7 @@ def head_scores(weights: Tensor) -> dict:
     return {
         "entropy": (-(weights * weights.clamp(min=1e-12).log2()).sum(-1)[..., 1:].sum(-1) / rows).tolist(),  # bits
         "distance": ((weights * back).sum(-1)[..., 1:].sum(-1) / rows).tolist(),  # tokens
-        "previous": (weights.diagonal(-1, -2, -1).sum(-1) / rows).tolist() if T > 1 else weights[..., 0, 0].tolist(),
+        "previous": (weights.diagonal(-1, -2, -1).sum(-1) / rows).tolist(),
         "first": (weights[..., 1:, 0].sum(-1) / rows).tolist(),
     }
 

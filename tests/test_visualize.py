@@ -45,7 +45,7 @@ def unpack(page: str) -> dict:
     data = json.loads(blob[4 : 4 + size])
     for name, about in data.pop("arrays").items():
         count = int(np.prod(about["shape"]))
-        data[name] = np.frombuffer(blob, about["dtype"], count, about["at"]).reshape(about["shape"])
+        data[name] = np.frombuffer(blob, about["dtype"], count, 4 + size + about["at"]).reshape(about["shape"])
     return data
 
 
