@@ -68,7 +68,7 @@ def test_sigterm_to_the_job_or_to_one_rank_loses_no_step(data, tmp_path, who):
     os.kill(process.pid if who == "torchrun" else ranks_of(process)[1], signal.SIGTERM)
     asked = time.monotonic()
     _, out, err = finished(process)
-    assert time.monotonic() - asked < 10 and out == ""
+    assert time.monotonic() - asked < 30 and out == ""
     assert newest_step(tmp_path) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
     if who == "one rank":
         assert err.count("exitcode  : 143") == 2 or "143" in err  # both ranks stopped, not only the one that was told
@@ -81,7 +81,7 @@ def test_a_signal_during_a_long_evaluation(much_to_validate, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     asked = time.monotonic()
     code, _, err = finished(process)
-    assert code == 143 and time.monotonic() - asked < 10
+    assert code == 143 and time.monotonic() - asked < 30
     assert newest_step(tmp_path) == 3 and rows(tmp_path, "val_loss") == [], err
     # the evaluation that was broken off is made up for before step 4
     resumed = arguments(much_to_validate, tmp_path, max_steps=4, eval_tokens=160, init_from="resume")
@@ -129,7 +129,7 @@ def test_a_folder_in_use_is_refused_with_the_holders_name(data, tmp_path):
     began = time.monotonic()
     code, _, err = finished(command("train.py", *arguments(data, tmp_path, init_from="auto")))
     assert code == 1 and err.count("\n") == 1 and f"in use by process {first.pid} on" in err
-    assert time.monotonic() - began < 10  # most of it is importing torch
+    assert time.monotonic() - began < 30  # most of it is importing torch
     first.kill()
     first.communicate()
     code, _, err = finished(command("train.py", *arguments(data, tmp_path, init_from="auto", max_steps=2)))

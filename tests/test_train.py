@@ -214,7 +214,7 @@ def test_a_signal_saves_and_exits_with_128_plus_its_number(dataset, tmp_path, nu
     asked = time.monotonic()
     code, out, err = finished(process)
     assert code == 128 + number and out == "" and "Traceback" not in err
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - asked < 30
     saved = checkpoint.newest_checkpoint(tmp_path)[0]
     assert int(saved.name[5:]) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
 
@@ -407,7 +407,7 @@ def test_mistakes_end_in_one_line_without_a_traceback(tmp_path):
     started = time.monotonic()
     code, out, err = finished(command("train.py", *arguments(tmp_path / "none", tmp_path / "run")))
     assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("train.py: error: dataset ")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_importing_train_only_defines(tmp_path):
