@@ -17,11 +17,11 @@ import re
 import shutil
 import socket
 import sys
-import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -34,43 +34,39 @@ from model import GPT, GPTConfig
 
 FORMAT = 1
 STEP_NAME = re.compile(r"step-(\d{7,})")
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 # Who holds the folder
 
 
-class RunLock:
-    """Holds out_dir for one process, until released or the process ends, however it ends. Use as a context manager.
+@contextmanager
+def run_lock(out_dir: str | Path):
+    """Holds out_dir for this process inside the context, or until the process ends, however it ends.
 
     Raises OSError, naming the holder, if another process has it, or if the folder cannot be written.
     """
-
-    def __init__(self, out_dir: str | Path):
-        path = Path(out_dir) / "lock"
+    path = Path(out_dir) / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as error:
+        raise OSError(f"out_dir {out_dir} cannot be written ({error.strerror}): choose another --out_dir") from None
+    with file:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "a+")  # noqa: SIM115 - held open for as long as the lock is
-        except OSError as error:
-            raise OSError(f"out_dir {out_dir} cannot be written ({error.strerror}): choose another --out_dir") from None
-        try:
-            lock_exclusively(self.file)
+            lock_exclusively(file)
         except OSError:
-            self.file.seek(0)
-            holder = self.file.read().strip() or "another process"
-            self.file.close()
-            raise OSError(
-                f"out_dir {out_dir} is in use by {holder}: wait, stop it, or choose another --out_dir"
-            ) from None
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        self.file.flush()
-
-    def __enter__(self) -> "RunLock":
-        return self
-
-    def __exit__(self, *_):
-        self.file.truncate(0)
-        self.file.close()
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            text = f"out_dir {out_dir} is in use by {holder}: wait, stop it, or choose another --out_dir"
+            raise OSError(text) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield path
 
 
 def lock_exclusively(file):
@@ -114,7 +110,7 @@ def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state
     nothing is left behind then, and older checkpoints stay untouched.
     """
     final = step_path(out_dir, state["step"])
-    temporary, replaced = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
+    temporary = final.with_name(f".{final.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -132,11 +128,7 @@ def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state
         write_json_with_checksum(temporary / "state.json", {"format": FORMAT, **state, "files": files})
         verify(temporary)
         flush_to_disk(temporary)
-        if final.exists():
-            final.rename(replaced)
-        temporary.rename(final)
-        flush_to_disk(final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        replace_folder(temporary, final)
     except (OSError, RuntimeError, ValueError) as error:  # torch hides a full disk in a RuntimeError
         written = sum(p.stat().st_size for p in temporary.iterdir()) if temporary.exists() else 0
         shutil.rmtree(temporary, ignore_errors=True)
@@ -158,6 +150,22 @@ def publish(out_dir: str | Path, weights: dict, optimizer: dict, state: dict, to
     prune(out_dir, keep)
     megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     return f"saved {folder}: {megabytes:,.1f} MB on disk and verified in {time.perf_counter() - began:.2f} s"
+
+
+def replace_folder(new: Path, folder: Path):
+    """Rename `new` to `folder`; what was there is removed once that is on the disk, or stays if it fails."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    flush_to_disk(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class CheckedFile:
@@ -196,7 +204,7 @@ class CheckedFile:
 
 def write_safetensors(file: CheckedFile, tensors: dict[str, Tensor]):
     """The safetensors format: 8 bytes for the length of a JSON table of the tensors, the table, then their bytes."""
-    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     table, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -213,42 +221,29 @@ class BackgroundWriter:
     for the last one; whether it failed is known from `failed`, and wait() raises what it raised."""
 
     def __init__(self):
-        self.thread: threading.Thread | None = None
-        self.error: BaseException | None = None
+        self.pool, self.last = ThreadPoolExecutor(1, "checkpoint"), None
 
     @property
     def failed(self) -> bool:
-        return self.error is not None
+        return self.last is not None and self.last.done() and self.last.exception() is not None
 
     def start(self, write: Callable[[], None]):
         self.wait()
-
-        def run():
-            try:
-                write()
-            except BaseException as error:  # told in the thread that can act on it
-                self.error = error
-
-        self.thread = threading.Thread(target=run, name="checkpoint")
-        self.thread.start()
+        self.last = self.pool.submit(write)
 
     def wait(self):
         """Return when the last write is on disk. Raises what it raised, once."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
+        last, self.last = self.last, None
+        if last is not None:
+            last.result()
 
     def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __exit__(self, failed, *_):
+        self.pool.shutdown()
         if not failed:
             self.wait()
-        elif self.thread is not None:
-            self.thread.join()
 
 
 def tensors_in(value) -> list[Tensor]:
@@ -300,20 +295,15 @@ def prune(out_dir: str | Path, keep: int):
 
     Damaged ones are neither counted nor deleted: they may be all that is left of something.
     """
-    best = best_checkpoint(out_dir)
-    good = 0
+    best, good = best_checkpoint(out_dir), []
     for path in reversed(list_checkpoints(out_dir)):
-        if path == best:
-            continue
-        try:
+        with suppress(ValueError):
             sizes_match(path)
-        except ValueError:
-            continue
-        good += 1
-        if good > max(1, keep):
-            # First out of the name, then away: a crash in between leaves no half checkpoint under a good name.
-            path.rename(path.with_name(f".{path.name}.tmp"))
-            shutil.rmtree(path.with_name(f".{path.name}.tmp"), ignore_errors=True)
+            good += [path] * (path != best)
+    for path in good[max(1, keep) :]:
+        # First out of the name, then away: a crash in between leaves no half checkpoint under a good name.
+        doomed = path.rename(path.with_name(f".{path.name}.tmp"))
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep(out_dir: str | Path):
@@ -386,16 +376,21 @@ def verify(path: Path, optimizer: bool = True) -> dict:
     return state
 
 
-def newest_checkpoint(out_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies (None if none does), and what is wrong with those that are newer."""
+def first_whole(paths: Iterable[Path], optimizer: bool = True) -> tuple[Path | None, list[str]]:
+    """The first of these checkpoints that verifies (None if none does), and what is wrong with those before it."""
     faults = []
-    for path in reversed(list_checkpoints(out_dir)):
+    for path in paths:
         try:
-            verify(path)
+            verify(path, optimizer)
             return path, faults
         except ValueError as error:
             faults.append(str(error))
     return None, faults
+
+
+def newest_checkpoint(out_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies (None if none does), and what is wrong with those that are newer."""
+    return first_whole(reversed(list_checkpoints(out_dir)))
 
 
 def best_checkpoint(out_dir: str | Path) -> Path | None:
@@ -420,7 +415,7 @@ def best_val_loss(out_dir: str | Path) -> float:
 def find_checkpoint(folder: str | Path) -> Path:
     """The checkpoint meant by a run's folder (its best) or by a checkpoint's own.
 
-    For its weights: optimizer state is not looked at. A damaged best is replaced by the newest whole one. Raises
+    For its weights: optimizer state is not read. A damaged best is replaced by the newest whole one. Raises
     FileNotFoundError or ValueError, saying what was found.
     """
     folder = Path(folder)
@@ -428,19 +423,12 @@ def find_checkpoint(folder: str | Path) -> Path:
         verify(folder, optimizer=False)
         return folder
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} does not exist: give the out_dir of a run, or train one with python train.py"
-        )
-    if not list_checkpoints(folder):
+        raise FileNotFoundError(f"{folder} does not exist: give a run's out_dir, or train one with python train.py")
+    newest_first = list_checkpoints(folder)[::-1]
+    if not newest_first:
         raise FileNotFoundError(f"{folder} holds no checkpoints (expected {folder}/checkpoints/step-N)")
     best = best_checkpoint(folder)
-    if best is not None:
-        try:
-            verify(best, optimizer=False)
-            return best
-        except ValueError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-    path, faults = newest_checkpoint(folder)
+    path, faults = first_whole(sorted(newest_first, key=lambda path: path != best), optimizer=False)
     if path is None:
         raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(faults)}")
     for fault in faults:
@@ -463,8 +451,6 @@ def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:
 
 def safetensors_table(path: Path) -> dict[str, tuple[torch.dtype, list[int], int, int]]:
     """{name: (dtype, shape, first byte in the file, number of bytes)}. ValueError for a damaged file."""
-    kinds = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
-             "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
     out = {}
     try:
         size = path.stat().st_size
@@ -474,7 +460,7 @@ def safetensors_table(path: Path) -> dict[str, tuple[torch.dtype, list[int], int
         for name, entry in table.items():
             if name == "__metadata__":
                 continue
-            (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], kinds[entry["dtype"]]
+            (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], SAFETENSORS_DTYPES[entry["dtype"]]
             if not 0 <= begin <= end <= size - start or math.prod(shape) * dtype.itemsize != end - begin:
                 raise ValueError(f"tensor {name} does not fit the file's {size:,} bytes")
             out[name] = dtype, shape, start + begin, end - begin
@@ -489,13 +475,10 @@ def read_tensor(path: Path, entry: tuple) -> Tensor:
     """One tensor by its entry in the file's table. Read, not mapped: what is dropped then leaves memory at once."""
     dtype, shape, begin, size = entry
     data = torch.empty(size, dtype=torch.uint8)
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:
         file.seek(begin)
-        view = memoryview(data.numpy())
-        while view:
-            if not (n := file.readinto(view)):
-                raise ValueError(f"{path} ends early")
-            view = view[n:]
+        if file.readinto(data.numpy()) < size:
+            raise ValueError(f"{path} ends early")
     return data.view(dtype).view(shape)
 
 

@@ -331,26 +331,11 @@ def export(
         )  # fmt: skip
         (temporary / "README.md").write_text(card, encoding="utf-8")
         check(temporary)
-        replace_folder(temporary, folder)
+        checkpoint.replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return architecture
-
-
-def replace_folder(new: Path, folder: Path):
-    """Rename `new` to `folder`; what was there is removed once that is done."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # Import

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from tiny_run import ROOT, command, finished
 
 import checkpoint
-from checkpoint import BackgroundWriter, RunLock
+from checkpoint import BackgroundWriter, run_lock
 from tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer("byte")
@@ -264,7 +265,7 @@ def test_a_failure_in_the_background_is_known_and_raised_once(tmp_path):
 
     writer = BackgroundWriter()
     writer.start(write)
-    writer.thread.join()
+    wait([writer.last])
     assert writer.failed
     with pytest.raises(OSError, match="no space"):
         writer.wait()
@@ -277,17 +278,16 @@ def test_a_failure_in_the_background_is_known_and_raised_once(tmp_path):
 
 
 def test_a_second_holder_is_refused_by_name_until_the_first_is_gone(tmp_path):
-    code = "import sys, time; from checkpoint import RunLock; lock = RunLock(sys.argv[1]); print('held', flush=True)"
-    process = command("-c", code + "; time.sleep(60)", tmp_path)
+    code = "import sys, time, checkpoint\nwith checkpoint.run_lock(sys.argv[1]): print('held', flush=True); "
+    process = command("-c", code + "time.sleep(60)", tmp_path)
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(OSError, match=f"in use by process {process.pid} on "):
-        RunLock(tmp_path)
+    with pytest.raises(OSError, match=f"in use by process {process.pid} on "), run_lock(tmp_path):
+        pass
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    with RunLock(tmp_path):
-        pass
-    with RunLock(tmp_path):
-        pass
+    for _ in range(2):
+        with run_lock(tmp_path):
+            pass
 
 
 def test_state_is_json_that_people_can_read(tmp_path):
