@@ -7,7 +7,6 @@ A wrong name, type or choice is one line on stderr that names what was meant, an
 
 import difflib
 import inspect
-import io
 import json
 import os
 import re
@@ -16,12 +15,12 @@ import sys
 import textwrap
 import time
 import tomllib
-from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import MISSING, dataclass, fields, make_dataclass
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields
 from dataclasses import field as dataclass_field
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 PRESET_DIR = Path(__file__).resolve().parent
 
@@ -224,35 +223,31 @@ ELSEWHERE = {
 }
 
 
-def parse(
-    cls, argv=None, *, prog=None, description="", aliases=ALIASES, presets=False, default_preset="", positional=""
-):
+def parse(cls, argv=None, *, prog=None, description="", presets=False, default_preset="", positional=""):
     """The command line `argv` (this process's where None) as an instance of the dataclass `cls`.
 
-    Options are --name=value or --name value, with dashes or underscores; a list[str] field takes several values.
+    Options are --name=value or --name value, with dashes or underscores; a list field takes several values.
     With `presets`, bare words are TOML presets, applied in order before the options, or `default_preset` where none
     is given; with `positional`, they are the values of that list[str] field. --help prints and exits with 0, a user's
     mistake prints one line and exits with 2; under torchrun only rank 0 prints.
     """
-    prog = prog or _command_name()
-    hints, helps = get_type_hints(cls), _helps(cls)
+    prog, hints = prog or _command_name(), get_type_hints(cls)
     try:
-        bare, given, wants_help = _split(sys.argv[1:] if argv is None else argv, hints, aliases)
+        bare, given, wants_help = _split(sys.argv[1:] if argv is None else argv, hints)
         if wants_help:
             if _is_rank_0():
                 bare_words = "[PRESET.toml ...] " if presets else f"{positional} ... " if positional else ""
-                print(f"usage: {prog} {bare_words}[--name=value ...]\n\n{description}".rstrip() + "\n")
-                print(_options(cls, hints, helps), flush=True)
+                print(_help_page(cls, f"{prog} {bare_words}[--name=value ...]", description), flush=True)
             sys.exit(0)
         arguments = {}
         if presets:
             for preset in bare or [default_preset] * bool(default_preset):
-                arguments |= _read_preset(preset, hints, aliases)
+                arguments |= _read_preset(preset, hints)
         elif positional and bare:
             given[positional] = (bare, positional)
         elif bare:
             raise ValueError(f"unexpected argument {bare[0]!r}; settings are written --name=value")
-        return _build(cls, hints, helps, arguments | given)
+        return _build(cls, arguments | given, hints)
     except BrokenPipeError:
         _end_for_closed_pipe()
     except (ValueError, OSError) as error:
@@ -263,7 +258,7 @@ def parse(
         sys.exit(2)
 
 
-def _split(argv, hints, aliases):
+def _split(argv, hints):
     """(bare words, {setting: (values, where they were given)}, whether help was asked for)."""
     bare, given, wants_help, rest = [], {}, False, list(argv)
     while rest:
@@ -274,7 +269,7 @@ def _split(argv, hints, aliases):
             wants_help = True
         elif re.match(r"--\w", word):
             if name not in hints:
-                raise ValueError(f"unknown setting {shown}{_hint(name, hints, aliases, '--')}")
+                raise ValueError(f"unknown setting {shown}{_hint(name, hints, '--')}")
             is_list, is_bool = get_origin(hints[name]) is list, hints[name] is bool
             values = [value] if equals else []
             while not equals and rest and not re.match(r"--\w|-h$", rest[0]) and (is_list or not values):
@@ -292,7 +287,7 @@ def _split(argv, hints, aliases):
     return bare, given, wants_help
 
 
-def _read_preset(preset, hints, aliases):
+def _read_preset(preset, hints):
     """{setting: (values, where)} of a preset, given as a path or as the name of a file in config/."""
     places = (Path(preset), PRESET_DIR.parent / preset, PRESET_DIR / preset, PRESET_DIR / f"{preset}.toml")
     path = next((place for place in places if place.is_file()), None)
@@ -306,7 +301,7 @@ def _read_preset(preset, hints, aliases):
     arguments = {}
     for name, value in table.items():
         if name not in hints:
-            raise ValueError(f"{path}: unknown setting {name}{_hint(name, hints, aliases, '')}")
+            raise ValueError(f"{path}: unknown setting {name}{_hint(name, hints, '')}")
         values = value if get_origin(hints[name]) is list and isinstance(value, list) else [value]
         if any(isinstance(v, dict | list) for v in values):
             raise ValueError(f"{path}: {name} is a table or a list; settings are flat: {name} = value")
@@ -314,37 +309,18 @@ def _read_preset(preset, hints, aliases):
     return arguments
 
 
-_BOOLS = {"true": "True", "yes": "True", "1": "True", "false": "False", "no": "False", "0": "False"}
-
-
-def _canonical(text, kind):
-    """`text` as tyro spells values of this type: yes -> True, 1e3 -> 1000 where a whole number is wanted."""
-    if kind is bool:
-        return _BOOLS.get(text.lower(), text)
-    if {"true", "false"} <= set(get_args(kind)):
-        return _BOOLS.get(text.lower(), text).lower()
-    if kind is int and re.fullmatch(r"[+-]?\d+(\.\d*)?(e\+?\d{1,2})?", text, re.IGNORECASE):
-        number = Decimal(text)
-        return str(int(number)) if number == int(number) else text
-    return text
-
-
-def _build(cls, hints, helps, arguments):
+def _build(cls, arguments, hints):
     """The instance that the arguments make; ValueError names the setting that does not fit."""
-    arguments = {n: ([_canonical(v, hints[n]) for v in values], where) for n, (values, where) in arguments.items()}
-    for field in fields(cls):
-        if field.name not in arguments and field.default is field.default_factory is MISSING:
-            raise ValueError(f"--{field.name} is needed: {helps[field.name][0]}")
-    try:
-        values = _convert(arguments, hints)
-    except SystemExit:
-        # tyro explains in a box of several lines: ask about one argument at a time to learn which one it was.
-        for name, (texts, where) in arguments.items():
-            try:
-                _convert({name: (texts, where)}, hints)
-            except SystemExit:
-                raise ValueError(_mismatch(texts, hints[name], where, helps[name][0])) from None
-        raise
+    values = {}
+    for name, (texts, where) in arguments.items():
+        kind = hints[name]
+        try:
+            if get_origin(kind) is list:
+                values[name] = [_value(text, get_args(kind)[0]) for text in texts]
+            else:
+                values[name] = _value(texts[0], kind)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error} (help: {_helps(cls)[name][0]})") from None
     try:
         return cls(**values)
     except ValueError as error:  # from __post_init__: "batch_size is 0; ..."
@@ -352,49 +328,63 @@ def _build(cls, hints, helps, arguments):
         raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
-def _convert(arguments, hints):
-    """{setting: value of its type}, by tyro; SystemExit where a text does not fit."""
-    import tyro
-
-    form = make_dataclass("Arguments", [(name, hints[name]) for name in arguments])
-    words = [f"--{name}={text}" for name, (texts, _) in arguments.items() for text in texts]
-    config = (tyro.conf.FlagConversionOff, tyro.conf.UseAppendAction)
-    with redirect_stderr(io.StringIO()):
-        return vars(tyro.cli(form, args=words, config=config, use_underscores=True))
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def _mismatch(texts, kind, where, help):
-    """What is wrong with the texts given for a setting of this type."""
-    expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "of the right type")
-    text, meant = " ".join(texts), ""
-    if get_origin(kind) is Literal:
-        expected = f"one of {', '.join(map(str, get_args(kind)))}"
-        near = difflib.get_close_matches(text.lower(), get_args(kind), n=1, cutoff=0.5)
-        meant = f"; did you mean {near[0]}?" if near else ""
-    return f"{where}: {text!r} is not {expected}{meant} (help: {help})"
+def _value(text, kind):
+    """`text` as a value of this type: yes is true, 1e3 a whole number. ValueError says what was expected."""
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in _BOOLS:
+            return _BOOLS[text.lower()]
+        expected = "true or false"
+    elif kind is int:
+        if re.fullmatch(r"[+-]?\d[\d_]*(\.\d*)?(e\+?\d{1,2})?", text, re.IGNORECASE):
+            number = Decimal(text)
+            if number == int(number):
+                return int(number)
+        expected = "a whole number"
+    elif kind is float:
+        with suppress(ValueError):
+            return float(text)
+        expected = "a number"
+    else:
+        choices = get_args(kind)
+        if "true" in choices:
+            text = str(_BOOLS.get(text.lower(), text)).lower()
+        if text in choices:
+            return text
+        near = difflib.get_close_matches(text.lower(), choices, n=1, cutoff=0.5)
+        expected = f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+    raise ValueError(f"{text!r} is not {expected}")
 
 
-def _options(cls, hints, helps):
-    """The --help text of the options, in a box per section; plain text at any time, so NO_COLOR has nothing to do."""
-    import tyro
+def _help_page(cls, usage, description):
+    """The text of --help, with the options under the headings of their sections."""
+    import argparse
 
-    sections = {}
+    as_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(usage=usage, description=description, formatter_class=as_is, add_help=False)
+    parser.color = False  # which Python 3.14 brings
+    groups, helps, hints = {}, _helps(cls), get_type_hints(cls)
     for field in fields(cls):
-        kind = list if hints[field.name] == list[str] else hints[field.name]  # the same, without importing typeguard
-        kind = Annotated[kind, tyro.conf.arg(help=helps[field.name][0])]
-        default = dataclass_field(default=field.default, default_factory=field.default_factory)
-        sections.setdefault(helps[field.name][1].replace(" ", "_"), []).append((field.name, kind, default))
-    forms = {title: make_dataclass(title or "All", content, kw_only=True) for title, content in sections.items()}
-    form = forms[""] if list(forms) == [""] else make_dataclass("Sections", forms.items())
-    text = io.StringIO()
-    config = (tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
-    with suppress(SystemExit), redirect_stdout(text):
-        tyro.cli(form, args=["--help"], config=config, use_underscores=True)
-    lines = text.getvalue().splitlines()
-    return "\n".join(line.rstrip() for line in lines[2:])  # the usage line is ours
+        (help, section), kind = helps[field.name], hints[field.name]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section or "options")
+        if kind is bool or get_origin(kind) is Literal:
+            form = {"choices": get_args(kind) or ("true", "false")}
+        elif get_origin(kind) is list:
+            form = {"metavar": f"{get_args(kind)[0].__name__.upper()} ..."}
+        else:
+            form = {"metavar": kind.__name__.upper()}
+        default = field.default if field.default is not MISSING else field.default_factory()
+        text = f"{help} (default: {_toml(default)})".replace("%", "%%")
+        groups[section].add_argument(f"--{field.name}", help=text, **form)
+    return parser.format_help().rstrip()
 
 
-def _hint(name, hints, aliases, dashes):
+def _hint(name, hints, dashes):
     """How to go on after an unknown setting: '; did you mean --max_steps?', or which command has it."""
     name = name.lower()
     commands = {setting: command for command, settings in ELSEWHERE.items() for setting in settings.split()}
@@ -404,14 +394,14 @@ def _hint(name, hints, aliases, dashes):
 
     def meant(word):
         """The settings of this command that `word` stands for, or else a command that knows it."""
-        targets = [word] if word in hints else aliases.get(word, word).split()
+        targets = [word] if word in hints else ALIASES.get(word, word).split()
         here = [dashes + target for target in targets if target in hints]
         if here:
             return " and ".join(here)
         return next((f"{commands[t]} --{t}" for t in targets if t in commands), targets[0] * targets[0].endswith(".py"))
 
     # Nearest first, all that are equally near; a setting of this command before an alias, that before other commands'.
-    words = [*hints, *(alias for alias in aliases if alias not in hints), *commands]
+    words = [*hints, *ALIASES, *commands]
     nearness = {word: difflib.SequenceMatcher(None, name, word, autojunk=False).ratio() for word in words}
     best = max(nearness.values())
     near = [word for word in nearness if nearness[word] == best]
@@ -423,10 +413,7 @@ def _hint(name, hints, aliases, dashes):
 def _helps(cls):
     """{field: (help, section)} from the comments in the source of `cls`."""
     helps, section, current = {field.name: ("", "") for field in fields(cls)}, "", ""
-    try:  # those of a class that this one extends come first
-        sources = [textwrap.dedent(inspect.getsource(c)) for c in cls.__mro__[-2::-1]]
-    except OSError:  # a class without a source file still parses
-        return helps
+    sources = [textwrap.dedent(inspect.getsource(c)) for c in cls.__mro__[-2::-1]]  # first those that cls extends
     for line in "".join(sources).splitlines():
         if heading := re.match(r" +# --- (.+)", line):
             section = heading[1]
