@@ -4,11 +4,12 @@ import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+from metrics import cpu_name, git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "RESULTS.md"
@@ -16,24 +17,12 @@ RESULTS = ROOT / "bench" / "RESULTS.md"
 
 def machine() -> str:
     """This machine in words: processor, cores, memory, GPU if there is one."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        name = names[0] if names else name
-    words = f"{name}, {os.cpu_count()} cores"
+    words = cpu_name()
     if hasattr(os, "sysconf"):
         words += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     import torch
 
     return words + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU")
-
-
-def commit() -> str:
-    """The commit measured, with a + if the tree differs from it."""
-    git = ["git", "-C", str(ROOT)]
-    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return (name or "unknown") + ("+" if dirty else "")
 
 
 def record(title: str, header: list[str], rows: list[list], notes: str = "", save: bool = True):
@@ -48,9 +37,8 @@ def record(title: str, header: list[str], rows: list[list], notes: str = "", sav
     command = shlex.join(["python", "bench/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     command = re.sub(r"(^|[ =])/\S*/", r"\1.../", command)  # where things lie on this machine says nothing
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "numpy"))
-    about = (
-        f"{time.strftime('%Y-%m-%d')}, {machine()}; Python {platform.python_version()}, {versions}; commit {commit()}"
-    )
+    about = f"{time.strftime('%Y-%m-%d')}, {machine()}; Python {platform.python_version()}, {versions}"
+    about += f"; commit {git_commit() or 'unknown'}"
     text = [f"\n## {title}\n", *lines, f"\n`{command}`  \n{about}"]
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.write("\n".join(text) + (f"  \n{notes}" if notes else "") + "\n")

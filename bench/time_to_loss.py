@@ -8,12 +8,10 @@ validation loss, and its whole run counts, whatever it reaches; the best of its 
 """
 
 import json
-import os
 import re
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import config
 from bench.results import ROOT, record
-from bench.train_speed import run_child
+from bench.train_speed import run_child, run_nanogpt
 
 # What nanoGPT's README gives its config/train_shakespeare_char.py for CPUs; for GPUs it is nothing.
 ON_CPU = "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4"
@@ -51,34 +49,24 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(ROOT / "train.py"), *preset, *o.extra.split(), f"--seed={seed}"]
             command += [f"--dataset={Path(o.dataset).resolve()}", f"--out_dir={folder}/run", "--init_from=scratch"]
-            began = time.perf_counter()
-            _, memory = run_child(command, Path(folder))
-            seconds["lathe"].append(time.perf_counter() - began)
+            _, memory, took = run_child(command, Path(folder))
             losses = [json.loads(line).get("val_loss") for line in open(f"{folder}/run/metrics.jsonl")]
         loss = [x for x in losses if x is not None][-1]
         verdict = "reached" if loss <= o.target else "MISSED"
-        rows.append(["lathe", seed, f"{seconds['lathe'][-1]:.1f}", f"{loss:.4f}", verdict, f"{memory / 2**20:,.0f}"])
+        seconds["lathe"].append(took)
+        rows.append(["lathe", seed, f"{took:.1f}", f"{loss:.4f}", verdict, f"{memory / 2**20:,.0f}"])
         print(rows[-1], file=sys.stderr)
         if o.peer:
-            peer = Path(o.peer).resolve()
-            settings = [] if torch.cuda.is_available() else ON_CPU.split()
-            with tempfile.TemporaryDirectory() as folder:
-                os.symlink(peer / "data", f"{folder}/data")
-                os.symlink(peer / "configurator.py", f"{folder}/configurator.py")
-                files = [str(peer / "train.py"), str(peer / "config" / "train_shakespeare_char.py")]
-                began = time.perf_counter()
-                text, memory = run_child([sys.executable, *files, *settings, f"--out_dir={folder}/out"], Path(folder))
-                seconds["nanoGPT"].append(time.perf_counter() - began)
+            text, memory, took = run_nanogpt(o.peer, [] if torch.cuda.is_available() else ON_CPU.split())
             loss = min(map(float, re.findall(r"val loss ([\d.]+)", text)))
-            rows.append(["nanoGPT", 1337, f"{seconds['nanoGPT'][-1]:.1f}", f"{loss:.4f}", "", f"{memory / 2**20:,.0f}"])
+            seconds["nanoGPT"].append(took)
+            rows.append(["nanoGPT", 1337, f"{took:.1f}", f"{loss:.4f}", "", f"{memory / 2**20:,.0f}"])
             print(rows[-1], file=sys.stderr)
     notes = f"Median {statistics.median(seconds['lathe']):.1f} s"
     if o.peer:
         ratios = [b / a for a, b in zip(seconds["lathe"], seconds["nanoGPT"], strict=True)]
-        notes += (
-            f" against {statistics.median(seconds['nanoGPT']):.1f} s: {statistics.median(ratios):.1f} times faster, "
-        )
-        notes += f"pair by pair {min(ratios):.1f} to {max(ratios):.1f}"
+        notes += f" against {statistics.median(seconds['nanoGPT']):.1f} s: {statistics.median(ratios):.1f} times faster"
+        notes += f", pair by pair {min(ratios):.1f} to {max(ratios):.1f}"
     print(notes)
     header = ["arm", "seed", "seconds", "val loss", f"<= {o.target}", "peak MiB"]
     record(f"Time to validation loss {o.target}, {Path(o.run[0]).stem}", header, rows, notes + ".", o.save)

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -82,17 +83,28 @@ class Options:
     save: bool = True  # append the table to bench/RESULTS.md
 
 
-def run_child(command: list[str], folder: Path, **environment: str) -> tuple[str, int]:
-    """Run a command; returns its output and its peak memory in bytes. Raises ValueError if it fails."""
+def run_child(command: list[str], folder: Path, **environment: str) -> tuple[str, int, float]:
+    """Run a command; returns its output, its peak memory in bytes and its seconds. Raises ValueError if it fails."""
     with open(folder / "output.txt", "w+b") as output:
-        environment = {**os.environ, **environment}
+        environment, began = {**os.environ, **environment}, time.perf_counter()
         child = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - began
         output.seek(0)
         text = output.read().decode(errors="replace")
     if status:
         raise ValueError(f"{' '.join(command)} failed:\n{text[-2000:]}")
-    return text, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return text, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), seconds
+
+
+def run_nanogpt(peer: str, settings: list[str], *before: str) -> tuple[str, int, float]:
+    """run_child of nanoGPT's train.py and its preset for tiny Shakespeare. before: further arguments of Python's."""
+    home = Path(peer).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("data", "configurator.py"):  # which it looks for where it is started
+            os.symlink(home / name, f"{folder}/{name}")
+        files = [str(home / "train.py"), str(home / "config" / "train_shakespeare_char.py")]
+        return run_child([sys.executable, *before, *files, *settings, f"--out_dir={folder}/out"], Path(folder))
 
 
 def short_run(settings: list[str], steps: int, dataset: str, folder: str) -> list[str]:
@@ -106,7 +118,7 @@ def ours(settings: list[str], steps: int, dataset: str) -> tuple[float, float, i
     """(tokens per second, ms per step, peak bytes, MFU or 0) of our train.py."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), *short_run(settings, steps, dataset, folder)]
-        _, memory = run_child(command, Path(folder))
+        _, memory, _ = run_child(command, Path(folder))
         rows = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
     rows = [r for r in rows if "loss" in r and r["step"] > steps / 3]
     speed = statistics.median(r["tokens_per_second"] for r in rows)
@@ -114,20 +126,15 @@ def ours(settings: list[str], steps: int, dataset: str) -> tuple[float, float, i
     return speed, rows[-1]["tokens"] / rows[-1]["step"] / speed * 1000, memory, rows[-1].get("mfu", 0)
 
 
-def nanogpt(peer: Path, shape: tuple, steps: int, dataset: str, compile: bool) -> tuple[float, float, int, float]:
+def nanogpt(peer: str, shape: tuple, steps: int, dataset: str, compile: bool) -> tuple[float, float, int, float]:
     """The same of nanoGPT's train.py, from the milliseconds that it prints for each step; its MFU is left out, since it
     counts otherwise."""
     layers, heads, width, block, batch = shape
-    with tempfile.TemporaryDirectory() as folder:
-        os.symlink(peer / "data", f"{folder}/data")  # it looks for its data where it is started
-        os.symlink(peer / "configurator.py", f"{folder}/configurator.py")
-        on_gpu = torch.cuda.is_available()
-        settings = f"--dataset={dataset} --device={'cuda' if on_gpu else 'cpu'} --compile={compile} --log_interval=1"
-        settings += " --eval_iters=1 --gradient_accumulation_steps=1"
-        settings += f" --eval_interval={10 * steps} --max_iters={steps} --block_size={block} --batch_size={batch}"
-        settings += f" --n_layer={layers} --n_head={heads} --n_embd={width} --dropout=0.0 --out_dir={folder}/out"
-        files = [str(peer / "train.py"), str(peer / "config" / "train_shakespeare_char.py")]
-        text, memory = run_child([sys.executable, "-c", WITH_PEAK, *files, *settings.split()], Path(folder))
+    on_gpu = torch.cuda.is_available()
+    settings = f"--dataset={dataset} --device={'cuda' if on_gpu else 'cpu'} --compile={compile} --log_interval=1"
+    settings += f" --eval_iters=1 --eval_interval={10 * steps} --max_iters={steps} --gradient_accumulation_steps=1"
+    settings += f" --block_size={block} --batch_size={batch} --n_layer={layers} --n_head={heads} --n_embd={width}"
+    text, memory, _ = run_nanogpt(peer, [*settings.split(), "--dropout=0.0"], "-c", WITH_PEAK)
     times = [float(m) for m in re.findall(r"time ([\d.]+)ms", text)][steps // 3 :]
     ms = statistics.median(times)
     memory = int(re.findall(r"peak (\d+)", text)[-1]) if on_gpu else memory
@@ -170,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     arms = {"lathe": lambda: ours(settings, o.steps, o.dataset)}
     if o.peer:
         compiled = o.peer_compile == "true" or o.peer_compile == "auto" and torch.cuda.is_available()
-        arms["nanoGPT"] = lambda: nanogpt(Path(o.peer).resolve(), shape, o.steps, o.peer_dataset, compiled)
+        arms["nanoGPT"] = lambda: nanogpt(o.peer, shape, o.steps, o.peer_dataset, compiled)
     found = {arm: [] for arm in arms}
     for repeat in range(o.repeats):
         for arm, run in arms.items():
