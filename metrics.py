@@ -25,23 +25,24 @@ def _kind(row):
     return "eval" if "val_loss" in row else "train"
 
 
+def read_lines(path):
+    """The JSON objects of a file that may be missing, or half-written when the power went."""
+    rows = []
+    for line in Path(path).read_bytes().splitlines() if Path(path).exists() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def _read_rows(path):
-    """{(kind, step): row} of a metrics file in order; the last row of a step stands, unreadable lines are left out."""
-    rows = {}
-    for line in Path(path).read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # half-written when the power went
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows[_kind(row), row["step"]] = row
-    return rows
+    """{(kind, step): row} of a metrics file in order; the last row of a step stands."""
+    return {(_kind(row), row["step"]): row for row in read_lines(path) if isinstance(row.get("step"), int)}
 
 
 def read_metrics(path):
-    """(training rows, evaluation rows) of a metrics.jsonl, also of one that is being written.
+    """(training rows, evaluation rows) of a metrics.jsonl, also of one that is being written, or not there yet.
 
-    Numbers that were not finite are None. Raises FileNotFoundError."""
+    Numbers that were not finite are None."""
     rows = _read_rows(path)
     return tuple([row for (kind, _), row in rows.items() if kind == wanted] for wanted in ("train", "eval"))
 
@@ -54,7 +55,7 @@ class MetricsLog:
 
     def __init__(self, path, resume_step=0):
         self.path = Path(path)
-        rows = _read_rows(self.path) if resume_step and self.path.exists() else {}
+        rows = _read_rows(self.path) if resume_step else {}
         rows = {key: row for key, row in rows.items() if row["step"] <= resume_step}
         self.written = set(rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,19 +129,8 @@ def git_commit():
 
 def keep_samples(path, step):
     """Drop the lines of samples.jsonl of steps that a run at `step` will reach again."""
-    rows = read_samples(path) if step else []
+    rows = read_lines(path) if step else []
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step), encoding="utf-8")
-
-
-def read_samples(path):
-    """Rows of samples.jsonl; a line that was half-written when the power went is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def resume_command(settings, more=""):
@@ -150,49 +140,40 @@ def resume_command(settings, more=""):
 
 def farewell(settings, evaluation, seconds):
     """The last samples in full, what came out, and what to type next."""
-    rows = [r for r in read_samples(Path(settings.out_dir) / "samples.jsonl") if r["step"] == evaluation["step"]]
-    parts = [f"--- sample {r['sample'] + 1} of {len(rows)}\n{r['prompt']}{r['text']}".rstrip() for r in rows]
-    bits, step = evaluation["val_bits_per_byte"], evaluation["step"]
+    step, bits = evaluation["step"], evaluation["val_bits_per_byte"]
     bits = "" if bits is None else f", {bits:.4f} bits per byte"
     where, prompt = shlex.quote(settings.out_dir), shlex.quote(settings.sample_prompt or "The ")
-    parts.append(
-        f"---\ndone: validation loss {evaluation['val_loss']:.4f}{bits} at step {evaluation['step']}, {seconds:.0f} s; "
-        f"all of it is in {settings.out_dir}\nnext:\n"
-        f"  python sample.py --out_dir={where} --num_samples=3 --prompt={prompt}\n"
-        f"  python evaluate.py --out_dir={where}\n"
-        f"  {resume_command(settings, f' --max_steps={2 * step}')}"
-    )
+    rows = [row for row in read_lines(Path(settings.out_dir) / "samples.jsonl") if row["step"] == step]
+    parts = [f"--- sample {row['sample'] + 1} of {len(rows)}\n{row['prompt']}{row['text']}".rstrip() for row in rows]
+    parts += [
+        f"---\ndone: validation loss {evaluation['val_loss']:.4f}{bits} at step {step}, {seconds:.0f} s; "
+        f"all of it is in {settings.out_dir}\nnext:",
+        f"  python sample.py --out_dir={where} --num_samples=3 --prompt={prompt}",
+        f"  python evaluate.py --out_dir={where}",
+        f"  {resume_command(settings, f' --max_steps={2 * step}')}",
+    ]
     return "\n".join(parts)
 
 
 def train_line(row, max_steps):
     """A training row for people; time per step and time left follow from the row itself."""
     width = len(str(max_steps))
-    parts = [f"step {row['step']:>{width}}/{max_steps}", f"loss {_number(row['loss'], '.4f')}"]
-    parts += [f"lr {_number(row['lr'], '.2e')}", f"grad {_number(row['grad_norm'], '.2f')}"]
-    speed, mfu = row["tokens_per_second"], row.get("mfu")
-    parts.append(f"{_number(speed, ',.0f')} tok/s")
-    seconds = row["tokens"] / row["step"] / speed if row["step"] and speed else None  # per step
-    if seconds is not None:
-        parts.append(f"{1000 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms")
-    if mfu is not None:
-        parts.append(f"mfu {100 * mfu:.1f}%")
-    if seconds is not None:
-        parts.append(f"eta {_duration((max_steps - row['step']) * seconds)}")
-    return " | ".join(parts)
+    parts = [f"step {row['step']:>{width}}/{max_steps}", f"loss {row['loss']:.4f}"]
+    parts += [f"lr {row['lr']:.2e}", f"grad {row['grad_norm']:.2f}", f"{row['tokens_per_second']:,.0f} tok/s"]
+    seconds = row["tokens"] / row["step"] / row["tokens_per_second"]  # per step
+    parts.append(f"{1000 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms")
+    if "mfu" in row:
+        parts.append(f"mfu {row['mfu']:.1%}")
+    return " | ".join([*parts, f"eta {_duration((max_steps - row['step']) * seconds)}"])
 
 
 def eval_line(row, max_steps):
     """An evaluation row for people."""
-    parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}", f"val loss {_number(row['val_loss'], '.4f')}"]
-    if row.get("val_bits_per_byte") is not None:
+    parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}", f"val loss {row['val_loss']:.4f}"]
+    if row["val_bits_per_byte"] is not None:
         parts.append(f"{row['val_bits_per_byte']:.4f} bits per byte")
-    parts += [f"{name} {_number(value, '.4f')}" for name, value in row.items() if "/" in name]  # scores in tasks
+    parts += [f"{name} {value:.4f}" for name, value in row.items() if "/" in name]  # scores in tasks
     return " | ".join([*parts, f"{_duration(row['elapsed'])} elapsed"])
-
-
-def _number(value, spec):
-    return "nan" if value is None else format(value, spec)
 
 
 def _duration(seconds):
@@ -241,9 +222,9 @@ class Progress:
         if self.bar is None:
             self.print(train_line(row, self.max_steps))
         else:
-            mfu = "" if row.get("mfu") is None else f", mfu {100 * row['mfu']:.1f}%"
-            loss, speed = _number(row["loss"], ".4f"), _number(row["tokens_per_second"], ",.0f")
-            self.bar.set_postfix_str(f"loss {loss}, {speed} tok/s{mfu}", refresh=False)
+            mfu = f", mfu {row['mfu']:.1%}" if "mfu" in row else ""
+            text = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tok/s{mfu}"
+            self.bar.set_postfix_str(text, refresh=False)
 
     def evaluation(self, row):
         self.print(eval_line(row, self.max_steps))
@@ -256,16 +237,12 @@ class Progress:
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)
 
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Mirrors:

@@ -77,7 +77,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metrics import read_metrics
+from metrics import read_lines, read_metrics
 
 PAGES = Path(__file__).parent / "pages"
 MOST_POINTS = 10_000  # per curve; longer ones are thinned
@@ -131,17 +131,6 @@ def write(path: Path, page: str):
 
 
 # A run
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The JSON objects of a file that may be missing or half-written."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict)]
 
 
 def running_seconds(rows: list[dict]) -> list[float]:
