@@ -4,6 +4,7 @@ import faulthandler
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -41,7 +42,6 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     rank: int = 0
-    local_rank: int = 0
     world_size: int = 1
     reasons: list[str] = field(default_factory=list)
     lag: int = 0  # steps that are under way while the results of an earlier one are read; a GPU must not wait for that
@@ -76,28 +76,22 @@ class Runtime:
 
 def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
     """("auto", "cpu", "cuda", "cuda:N" or "mps") -> device and the reason. Raises ValueError if it is not there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    reason = "as asked"
     if name == "auto":
-        if torch.cuda.is_available():
-            device = torch.device("cuda", local_rank)
-            return device, f"device {device} ({torch.cuda.get_device_name(device)})"
-        if torch.backends.mps.is_available():
-            return torch.device("mps"), "device mps (Apple GPU)"
-        return torch.device("cpu"), f"device cpu (no GPU found; {torch.get_num_threads()} threads)"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device is {name!r}: choose auto, cpu, cuda, cuda:N or mps") from None
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device is {name!r}, but torch sees no CUDA device: use --device=auto or --device=cpu")
-        device = torch.device("cuda", local_rank) if device.index is None else device
-        if device.index >= torch.cuda.device_count():
-            raise ValueError(f"device is {str(device)!r}, but there are {torch.cuda.device_count()} CUDA devices")
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device is 'mps', but torch finds no Apple GPU here: use --device=auto or --device=cpu")
-    elif device.type not in ("cpu", "mps"):
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+        reason = torch.cuda.get_device_name(local_rank) if cuda else "Apple GPU" if mps else "no GPU found"
+        reason += f"; {torch.get_num_threads()} threads" if name == "cpu" else ""
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise ValueError(f"device is {name!r}: choose auto, cpu, cuda, cuda:N or mps")
-    return device, f"device {device} (as asked)"
+    device = torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+    if device.type == "cuda" and not cuda:
+        raise ValueError(f"device is {name!r}, but torch sees no CUDA device: use --device=auto or --device=cpu")
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device is {str(device)!r}, but there are {torch.cuda.device_count()} CUDA devices")
+    if name == "mps" and not mps:
+        raise ValueError("device is 'mps', but torch finds no Apple GPU here: use --device=auto or --device=cpu")
+    return device, f"device {device} ({reason})"
 
 
 def choose_dtype(name: str, device: torch.device, training: bool = False) -> tuple[torch.dtype, str]:
@@ -169,9 +163,8 @@ def start(device: str, dtype: str, timeout_seconds: float = 600.0, training: boo
     # Before CUDA is touched: fewer gaps between tensors in a GPU's memory.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    chosen, device_reason = choose_device(device, local_rank)
-    if world > 1 and device != "auto" and chosen.type == "cuda" and ":" in device:
+    chosen, device_reason = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1 and device.startswith("cuda:"):
         raise ValueError(f"device is {device!r} under torchrun: use --device=cuda, each rank takes its own")
     kind, dtype_reason = choose_dtype(dtype, chosen, training)
     if chosen.type == "cuda":
@@ -180,7 +173,7 @@ def start(device: str, dtype: str, timeout_seconds: float = 600.0, training: boo
     if world > 1:
         join_ranks("nccl" if chosen.type == "cuda" else "gloo", rank, world, timedelta(seconds=timeout_seconds))
     lag = 1 if chosen.type == "cuda" else 0
-    return Runtime(chosen, kind, rank, local_rank, world, [device_reason, dtype_reason], lag)
+    return Runtime(chosen, kind, rank, world, [device_reason, dtype_reason], lag)
 
 
 def join_ranks(backend: str, rank: int, world: int, timeout: timedelta):
