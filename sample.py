@@ -621,7 +621,7 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
     with suppress(ImportError):  # not on Windows
         import readline  # noqa: F401 - gives input() line editing and history
     settings = [f.name for f in fields(Sampling)] + ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
-    chat, before, text, start = system_message(options), "", "", 0  # text[start:] is the answer
+    chat, before, answer = system_message(options), "", ""  # before: what there was of the answer before it went on
     print(f"a {'message' if opened.template in TEMPLATES else 'text to continue'}, or /help", file=sys.stderr)
     while True:
         try:
@@ -630,7 +630,7 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
                 line = line[:-1] + "\n" + input(". ")
             command, _, rest = line.partition(" ")
             name, _, value = rest.strip().partition(" ")
-            asked, new = chat, text
+            asked, so_far = chat, answer
             if command == "/quit":
                 return
             elif command == "/set" and name:
@@ -641,23 +641,23 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
                 print("  ".join(f"{name}={getattr(options, name)}" for name in settings), file=sys.stderr)
                 continue
             elif command == "/new":
-                chat, before, text, start = system_message(options), "", "", 0
+                chat, before, answer = system_message(options), "", ""
                 continue
             elif command == "/again":
-                new, options = before, replace(options, seed=options.seed + 1)
+                so_far, options = before, replace(options, seed=options.seed + 1)
             elif line.startswith("/"):
                 print(HELP, file=sys.stderr)
                 continue
             elif line:
-                answer = {"role": "assistant", "content": text[start:]}
-                asked = [*chat, *([answer] if start else ()), {"role": "user", "content": line}]
-                new = chat_prompt(asked, opened.template)[0]
+                answered = [{"role": "assistant", "content": answer}] if chat and chat[-1]["role"] == "user" else []
+                asked, so_far = [*chat, *answered, {"role": "user", "content": line}], ""
+            prompt, space = chat_prompt(asked, opened.template) if asked else ("", "")
+            if so_far:
+                prompt, space = prompt + space + so_far, ""
+            ids = encode(opened, prompt)
+            chat, before, answer = asked, so_far, so_far
             one = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
-            ids = encode(opened, new)
-            start = start if asked is chat else len(new)
-            chat, before, text = asked, new, new
-            space = chat_prompt(chat, opened.template)[1] if chat and len(text) == start else ""
-            text += space + produce(one, opened, model, [{"prompt": text}], [ids], False, space)[0].text
+            answer += produce(one, opened, model, [{"prompt": prompt}], [ids], False, space)[0].text
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -688,14 +688,11 @@ def main(argv: list[str] | None = None) -> int:
     c, longest = model.config, max(map(len, ids), default=0)
     about = (f"{c.n_layer} layers, {c.n_embd} wide", why_device, why_dtype, why_compiled)
     print(f"{opened.name}: {', '.join(about)}", file=sys.stderr)
-    if longest > c.block_size:
-        kept = c.block_size // 2
-        print(
-            f"a prompt of {longest} tokens exceeds the context of {c.block_size}: its last {kept} count",
-            file=sys.stderr,
-        )
-    elif longest + options.max_new_tokens > c.block_size:
-        print(f"longer than the context of {c.block_size} tokens: when full, its last half is kept", file=sys.stderr)
+    size, kept = c.block_size, c.block_size // 2
+    if longest > size:
+        print(f"a prompt of {longest} tokens exceeds the context of {size}: its last {kept} count", file=sys.stderr)
+    elif longest + options.max_new_tokens > size:
+        print(f"longer than the context of {size} tokens: when full, its last half is kept", file=sys.stderr)
     if options.interactive:
         converse(argv, options, opened, model)
     else:
