@@ -26,6 +26,7 @@ import os
 import subprocess
 import sys
 from bisect import bisect_right
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class ShardWriter:
     def __init__(self, folder, split, tokenizer, shard_tokens=SHARD_TOKENS, position=0):
         self.folder, self.split, self.tokenizer = Path(folder), split, tokenizer
         self.shard_tokens, self.n_tokens = shard_tokens, position
-        self.dtype, self.file, self.mask_file = token_dtype(tokenizer.vocab_size), None, None
+        self.dtype, self.files = token_dtype(tokenizer.vocab_size), []  # those of the shard being written
         for suffix, header, itemsize in ((".bin", HEADER_BYTES, self.dtype.itemsize), (".mask", 0, 1)):
             name = f"{split}_{'[0-9]' * 6}{suffix}"
             for path in self.folder.glob(name):  # named by a `finish` that did not end
@@ -79,34 +80,31 @@ class ShardWriter:
         disk for good only after `sync`."""
         if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:  # a cast to uint16 would wrap silently
             raise ValueError(f"token id {tokens.max()} is outside the vocabulary of {self.tokenizer.vocab_size} ids")
-        while len(tokens):
+        parts = [tokens] if scored is None else [tokens, scored]
+        while len(parts[0]):
             shard, filled = divmod(self.n_tokens, self.shard_tokens)
-            if self.file is None:
-                self.file = open(f"{self.path(shard)}.tmp", "ab")
+            if not self.files:
+                suffixes = (".bin", ".mask")[: len(parts)]
+                self.files = [open(f"{self.path(shard, suffix)}.tmp", "ab") for suffix in suffixes]
                 if not filled:
-                    self.file.write(bytes(HEADER_BYTES))
-                if scored is not None:
-                    self.mask_file = open(f"{self.path(shard, '.mask')}.tmp", "ab")
-            here = tokens[: self.shard_tokens - filled]
-            self.file.write(np.ascontiguousarray(here, self.dtype))
-            if scored is not None:
-                self.mask_file.write(np.ascontiguousarray(scored[: len(here)], np.uint8))
-                scored = scored[len(here) :]
-            self.n_tokens += len(here)
-            tokens = tokens[len(here) :]
-            if filled + len(here) == self.shard_tokens:
+                    self.files[0].write(bytes(HEADER_BYTES))
+            room = self.shard_tokens - filled
+            for file, part, dtype in zip(self.files, parts, (self.dtype, np.uint8), strict=False):
+                file.write(np.ascontiguousarray(part[:room], dtype))
+            self.n_tokens += len(parts[0][:room])
+            if len(parts[0]) >= room:
                 self.close()
+            parts = [part[room:] for part in parts]
 
     def sync(self):
-        for file in filter(None, (self.file, self.mask_file)):
+        for file in self.files:
             file.flush()
             os.fsync(file.fileno())
 
     def close(self):
         self.sync()
-        for file in filter(None, (self.file, self.mask_file)):
-            file.close()
-        self.file = self.mask_file = None
+        while self.files:
+            self.files.pop().close()
 
     def finish(self) -> list[dict]:
         """Give every shard its header and name; returns what meta.json says about them, in order."""
@@ -136,7 +134,7 @@ class ShardWriter:
             )
             mask = Path(f"{self.path(shard, '.mask')}.tmp")
             if mask.is_file():
-                scored = sum(int(chunk.sum()) for chunk in _chunks(np.memmap(mask, np.uint8, "r")))
+                scored = int(np.count_nonzero(np.memmap(mask, np.uint8, "r")))
                 about[-1] |= {"scored": scored, "mask_sha256": file_sha256(mask)}
                 os.replace(mask, self.path(shard, ".mask"))
         if about and "scored" in about[-1]:
@@ -194,11 +192,6 @@ def file_sha256(path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _chunks(tokens, size=2**22):
-    for start in range(0, len(tokens), size):
-        yield tokens[start : start + size]
-
-
 # ------------------------------------------------------------------------------------------------- reading datasets
 
 
@@ -220,14 +213,6 @@ class Stream:
             for s in streams:
                 masks += s.mask.shards if s.mask else [np.broadcast_to(np.uint8(1), len(shard)) for shard in s.shards]
         return cls(shards, masks)
-
-    def check(self, rows):
-        """ValueError if a token just read is outside the vocabulary: shards that are damaged or another tokenizer's."""
-        if self.vocab_size and int(rows.max()) >= self.vocab_size:
-            raise ValueError(
-                f"dataset {self.path} has token id {rows.max()}, outside its tokenizer's {self.vocab_size:,} ids: "
-                f"python prepare/verify.py {self.path} shows where; copy or prepare it again"
-            )
 
     def read(self, start, count, out):
         """Copy tokens start .. start + count - 1 into the array `out`, which may have a wider type."""
@@ -276,10 +261,25 @@ class Stream:
             self.mask.read(start + 1 + begin, len(found), found)
         return found
 
-    def hide(self, targets, start, begin, end):
-        """Put -1 in the targets (block_size,) of the window at token `start` that are not scored or not its own."""
-        targets[:begin], targets[end:] = -1, -1
-        targets[begin:end][self.scored(start, begin, end) == 0] = -1
+    def gather(self, starts, begins, ends, rows, x, y):
+        """Put the windows that `place` gives into x and y, int64 (B, block_size), with -1 in y for masked targets.
+
+        rows: (B, block_size + 1) of this stream's dtype, to work in. ValueError if a token is outside the vocabulary.
+        """
+        block_size = x.shape[1]
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            count = min(block_size + 1, self.n_tokens - start)  # less in a split shorter than a block
+            self.read(start, count, row[:count])
+        if self.vocab_size and int(rows.max(initial=0)) >= self.vocab_size:
+            raise ValueError(
+                f"dataset {self.path} has token id {rows.max()}, outside its tokenizer's {self.vocab_size:,} ids: "
+                f"python prepare/verify.py {self.path} shows where; copy or prepare it again"
+            )
+        x[:], y[:] = rows[:, :-1], rows[:, 1:]
+        for i in np.flatnonzero((begins > 0) | (ends < block_size) | (self.mask is not None)):
+            begin, end = begins[i], ends[i]
+            y[i, :begin], y[i, end:] = -1, -1
+            y[i, begin:end][self.scored(starts[i], begin, end) == 0] = -1
 
 
 class Dataset:
@@ -307,10 +307,6 @@ class Dataset:
         """Ids of a prompt, as this dataset has them: behind end-of-text, and in its chat template."""
         text, _ = chat_prompt([{"role": "user", "content": text}], self.template)
         return [self.tokenizer().eot_id, *self.tokenizer().encode(text)]
-
-    def token_byte_lengths(self) -> np.ndarray:
-        """(vocab_size,) int64: bytes of text that each id stands for. Summed over targets: the bytes they predict."""
-        return self.tokenizer().token_byte_lengths()
 
 
 def open_dataset(path, verify=False) -> Dataset:
@@ -362,22 +358,19 @@ def _open_one(path, verify) -> Dataset:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["format"] != "lathe-tokens" or meta["version"] != 1:
             raise ValueError(f"{folder}/meta.json has version {meta['version']}, this lathe reads 1; prepare it again")
-        streams, masks = ({split: [] for split in SPLITS} for _ in range(2))
+        streams, masks, hashes = {"train": [], "val": []}, {"train": [], "val": []}, []
         for shard in meta["shards"]:
-            tokens = _open_shard(folder / shard["name"], meta, shard, verify)
+            tokens, mask = _open_shard(folder / shard["name"], meta, shard, verify)
             streams[shard["split"]].append(tokens)
-            if "mask_sha256" in shard:
-                masks[shard["split"]].append(_open_mask(folder / shard["name"], shard, verify))
-        names = ("sha256", "mask_sha256")
-        hashes = "\n".join(shard[name] for shard in meta["shards"] for name in names if name in shard)
-        meta["tokenizer"]["vocab_size"], meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
+            masks[shard["split"]] += [] if mask is None else [mask]
+            hashes += [shard[name] for name in ("sha256", "mask_sha256") if name in shard]
+        train, val = (Stream(streams[split], masks[split]) for split in SPLITS)
+        fingerprint = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        return Dataset(str(path), meta, val, [(train, 1.0)], fingerprint, folder)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare it again"
         ) from error
-    fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
-    train, val = (Stream(streams[split], masks[split]) for split in SPLITS)
-    return Dataset(str(path), meta, val, [(train, 1.0)], fingerprint, folder)
 
 
 def _why_no_dataset(folder) -> str:
@@ -409,10 +402,13 @@ def _map_tokens(path, dtype, offset) -> np.ndarray:
     return np.frombuffer(mapped, dtype, offset=offset)
 
 
-def _open_shard(path, meta, shard, verify) -> np.ndarray:
-    """The tokens of a shard with a header. `meta` and `shard`: what meta.json says, or {} where there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, though meta.json names it: copy or prepare the dataset again")
+def _open_shard(path, meta, shard, verify):
+    """The tokens of a shard with a header, and which of them are scored: uint8, or None for all. `meta` and `shard`:
+    what meta.json says, or {} where there is none."""
+    mask = path.with_suffix(".mask") if "mask_sha256" in shard else None
+    for file in filter(None, (path, mask)):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, though meta.json names it: copy or prepare the dataset again")
     with open(path, "rb") as file:
         words = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4").tolist()
     dtype = FORMATS.get((words[0], words[1]))
@@ -421,13 +417,13 @@ def _open_shard(path, meta, shard, verify) -> np.ndarray:
             f"{path} does not begin with a shard's header; if it is a headerless file of tokens, write "
             f"dataset=raw:TOKENIZER:{path.parent}"
         )
-    size, expected = path.stat().st_size, HEADER_BYTES + words[2] * dtype.itemsize
-    if size != expected or words[2] != shard.get("tokens", words[2]):
-        count = shard.get("tokens", words[2])
-        raise ValueError(
-            f"{path} is truncated or changed: it has {size:,} bytes, {count:,} tokens make "
-            f"{HEADER_BYTES + count * dtype.itemsize:,}; copy or prepare the dataset again"
-        )
+    count = shard.get("tokens", words[2])
+    for file, expected in ((path, HEADER_BYTES + count * dtype.itemsize), (mask, count)):
+        if file and (file.stat().st_size != expected or words[2] != count):
+            raise ValueError(
+                f"{file} is truncated or changed: it has {file.stat().st_size:,} bytes, {count:,} tokens make "
+                f"{expected:,}; copy or prepare the dataset again"
+            )
     if words[3] == LATHE_TAG and meta:
         of_header = np.array(words[7:11], "<i4").tobytes().hex()
         if of_header != meta["tokenizer"]["sha256"][:32]:
@@ -435,37 +431,24 @@ def _open_shard(path, meta, shard, verify) -> np.ndarray:
                 f"{path} was made with another tokenizer than meta.json names ({of_header[:12]}..., "
                 f"{meta['tokenizer']['name']} is {meta['tokenizer']['sha256'][:12]}...); prepare the dataset again"
             )
-    if verify and "sha256" in shard and (found := file_sha256(path)) != shard["sha256"]:
-        raise ValueError(
-            f"{path} was changed: sha256 {found[:16]}..., meta.json says {shard['sha256'][:16]}...; prepare it again"
-        )
     tokens = _map_tokens(path, dtype, HEADER_BYTES)
-    if verify and meta:
+    if verify:
+        for file, name in ((path, "sha256"), (mask, "mask_sha256")):
+            if file and (found := file_sha256(file)) != shard[name]:
+                raise ValueError(
+                    f"{file} was changed: sha256 {found[:16]}..., meta.json says {shard[name][:16]}...; "
+                    f"copy or prepare the dataset again"
+                )
         _check_ids(path, tokens, meta["tokenizer"]["vocab_size"])
-    return tokens
-
-
-def _open_mask(path, shard, verify) -> np.ndarray:
-    """Which tokens of the shard at `path` are scored: uint8, one per token."""
-    path = path.with_suffix(".mask")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, though meta.json names it: copy or prepare the dataset again")
-    if path.stat().st_size != shard["tokens"] or verify and file_sha256(path) != shard["mask_sha256"]:
-        raise ValueError(
-            f"{path} is truncated or changed: it has {path.stat().st_size:,} bytes, {shard['tokens']:,} tokens make as "
-            f"many, and its sha256 is to be {shard['mask_sha256'][:16]}...; copy or prepare the dataset again"
-        )
-    return _map_tokens(path, np.dtype(np.uint8), 0)
+    return tokens, mask and _map_tokens(mask, np.dtype(np.uint8), 0)
 
 
 def _check_ids(path, tokens, vocab_size):
-    for i, chunk in enumerate(_chunks(tokens)):
-        if (bad := chunk >= vocab_size).any():
-            where = int(bad.argmax())
-            raise ValueError(
-                f"{path}: token {i * 2**22 + where:,} is {chunk[where]}, outside the tokenizer's {vocab_size:,} ids; "
-                f"these tokens are of another tokenizer or type, or damaged"
-            )
+    if len(tokens) and tokens[where := int(tokens.argmax())] >= vocab_size:
+        raise ValueError(
+            f"{path}: token {where:,} is {tokens[where]}, outside the tokenizer's {vocab_size:,} ids; "
+            f"these tokens are of another tokenizer or type, or damaged"
+        )
 
 
 def _open_raw(path, verify) -> Dataset:
@@ -477,12 +460,12 @@ def _open_raw(path, verify) -> Dataset:
         raise FileNotFoundError(f"dataset={path}: no .bin files in {folder}; the form is raw:TOKENIZER:FOLDER")
     tokenizer = load_tokenizer(spec)
     meta = {"tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.fingerprint}}
-    dtype, streams, identity = token_dtype(tokenizer.vocab_size), {split: [] for split in SPLITS}, []
+    dtype, streams, identity = token_dtype(tokenizer.vocab_size), {"train": [], "val": []}, []
     for file in files:
         with open(file, "rb") as opened:
             head = opened.read(2**16)
         if (*np.frombuffer(head[:8].ljust(8, b"\0"), "<i4").tolist(),) in FORMATS:
-            tokens = _open_shard(file, {}, {}, verify=False)
+            tokens, _ = _open_shard(file, {}, {}, verify=False)
         elif file.stat().st_size % dtype.itemsize:
             raise ValueError(
                 f"{file} has {file.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens"
@@ -544,9 +527,6 @@ class SampleOrder:
             here = epochs == epoch
             index[here] = self._permuted(epoch, slots[here])
         return place(index, self.n_tokens, self.block_size, self.spans)
-
-    def starts(self, first, count) -> np.ndarray:
-        return self.windows(np.arange(first, first + count))[0]
 
     def _permuted(self, epoch, slots):
         if self.n_windows > FEISTEL_ABOVE:
@@ -632,9 +612,6 @@ class MixtureOrder:
             found[:, here] = self.orders[s].windows(local[here])
         return found[0] + self.offsets[source], found[1], found[2]
 
-    def starts(self, first, count) -> np.ndarray:
-        return self.windows(np.arange(first, first + count))[0]
-
     def _permutation(self, block):
         if self._block[0] != block:
             self._block = block, np.argsort(_hashes(MIXTURE_BLOCK, self.seed, -1, block))
@@ -668,10 +645,11 @@ class TrainBatches:
         self.micro_steps = even_split(batch_size, micro_batch_size, world_size)
         self.batch_size, self.micro_batch_size, self.block_size = batch_size, micro_batch_size, block_size
         self.rank, self.world_size = rank, world_size
-        spans, n_longer = zip(*(stream.spans(block_size) for stream, _ in dataset.parts), strict=True)
-        self.n_longer = sum(n_longer)  # prompts with completions that no window holds whole
-        sizes = [stream.n_tokens for stream, _ in dataset.parts]
-        orders = [SampleOrder(n, block_size, seed, of) for n, of in zip(sizes, spans, strict=True)]
+        orders, self.n_longer = [], 0  # n_longer: prompts with completions that no window holds whole
+        for stream, _ in dataset.parts:
+            spans, n_longer = stream.spans(block_size)
+            orders.append(SampleOrder(stream.n_tokens, block_size, seed, spans))
+            self.n_longer += n_longer
         weights = [weight for _, weight in dataset.parts]
         self.order = orders[0] if len(orders) == 1 else MixtureOrder(orders, weights, seed)
         self.stream, self.device = dataset.train, torch.device(device)
@@ -680,11 +658,9 @@ class TrainBatches:
                 shard.base.obj.madvise(mmap.MADV_RANDOM)
         # Two buffers, so that the next batch is gathered while the copy of this one to the device may be under way.
         on_cuda, shape = self.device.type == "cuda", (2, micro_batch_size, block_size)
-        self._buffers = [torch.empty(shape, dtype=torch.int64, pin_memory=on_cuda) for _ in range(2)]
-        self._arrays = [buffer.numpy() for buffer in self._buffers]
-        self._copied = [torch.cuda.Event() if on_cuda else None for _ in range(2)]
+        buffers = [torch.empty(shape, dtype=torch.int64, pin_memory=on_cuda) for _ in range(2)]
+        self._buffers = cycle([(b, *b.numpy(), torch.cuda.Event() if on_cuda else None) for b in buffers])
         self._rows = np.zeros((micro_batch_size, block_size + 1), self.stream.dtype)
-        self._turn = 0
 
     def fetch(self, seen, micro):
         """(x, y) of micro-step `micro` of the optimizer step that follows `seen` samples.
@@ -693,18 +669,11 @@ class TrainBatches:
         reused by the next fetch but one: copy to keep them.
         """
         first = seen + (micro * self.world_size + self.rank) * self.micro_batch_size
-        starts, begins, ends = self.order.windows(np.arange(first, first + self.micro_batch_size))
-        for row, start in zip(self._rows, starts.tolist(), strict=True):
-            count = min(self.block_size + 1, self.stream.n_tokens - start)  # less only at the end of all pairs
-            self.stream.read(start, count, row[:count])
-        self.stream.check(self._rows)
-        self._turn = 1 - self._turn
-        buffer, array, copied = self._buffers[self._turn], self._arrays[self._turn], self._copied[self._turn]
+        windows = self.order.windows(np.arange(first, first + self.micro_batch_size))
+        buffer, x, y, copied = next(self._buffers)
         if copied is not None:
             copied.synchronize()  # the copy before last, long done
-        array[0], array[1] = self._rows[:, :-1], self._rows[:, 1:]
-        for row in np.flatnonzero((begins > 0) | (ends < self.block_size) | (self.stream.mask is not None)):
-            self.stream.hide(array[1, row], starts[row], begins[row], ends[row])
+        self.stream.gather(*windows, self._rows, x, y)
         if self.device.type == "cpu":
             return buffer[0], buffer[1]
         on_device = buffer.to(self.device, non_blocking=copied is not None)
@@ -720,16 +689,12 @@ class TrainBatches:
         return sum(int(self.stream.scored(*window).sum()) for window in np.stack(windows, axis=1).tolist())
 
 
-def _n_windows(stream, block_size, stride=0) -> int:
-    spans, _ = stream.spans(block_size)
-    if spans is not None:
-        return len(spans)
-    return 1 + math.ceil(max(0, stream.n_tokens - 1 - block_size) / (stride or block_size))
-
-
 def count_val_windows(stream, block_size, eval_tokens, stride=0) -> int:
-    n_windows = _n_windows(stream, block_size, stride)
-    return min(n_windows, max(1, eval_tokens // (stride or block_size))) if eval_tokens else n_windows
+    """How many windows `val_windows` reads on all ranks together."""
+    spans, _ = stream.spans(block_size)
+    step = stride or block_size
+    count = 1 + math.ceil(max(0, stream.n_tokens - 1 - block_size) / step) if spans is None else len(spans)
+    return min(count, max(1, eval_tokens // step)) if eval_tokens else count
 
 
 def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world_size=1, device="cpu", stride=0):
@@ -745,17 +710,13 @@ def val_windows(stream, block_size, eval_tokens, micro_batch_size, rank=0, world
     if stream.n_tokens < 2:
         raise ValueError(f"val has {stream.n_tokens} tokens, need 2: prepare the dataset with a larger --val_fraction")
     count = count_val_windows(stream, block_size, eval_tokens, stride)
-    chosen = np.arange(count) * _n_windows(stream, block_size, stride) // count
-    windows = np.stack(place(chosen, stream.n_tokens, block_size, stream.spans(block_size)[0], stride), axis=1)
-    step = micro_batch_size * world_size
-    length = min(block_size, stream.n_tokens - 1)  # a split shorter than a block is masked behind its end
-    row = np.empty(length + 1, stream.dtype)
-    for first in range(0, count, step):
-        x = np.zeros((micro_batch_size, block_size), np.int64)
-        y = np.full((micro_batch_size, block_size), -1, np.int64)
-        for b, (start, begin, end) in enumerate(windows[first + rank : first + step : world_size].tolist()):
-            stream.read(start, length + 1, row)
-            stream.check(row)
-            x[b, :length], y[b, :length] = row[:-1], row[1:]
-            stream.hide(y[b], start, begin, end)
-        yield torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+    chosen = np.arange(count) * count_val_windows(stream, block_size, 0, stride) // count
+    windows = np.stack(place(chosen, stream.n_tokens, block_size, stream.spans(block_size)[0], stride))
+    rows = np.zeros((micro_batch_size, block_size + 1), stream.dtype)
+    for first in range(0, count, micro_batch_size * world_size):
+        mine = windows[:, first + rank : first + micro_batch_size * world_size : world_size]
+        n = mine.shape[1]
+        x, y = torch.zeros(2, micro_batch_size, block_size, dtype=torch.int64)
+        y.fill_(-1)
+        stream.gather(*mine, rows[:n], x[:n].numpy(), y[:n].numpy())
+        yield x.to(device), y.to(device)

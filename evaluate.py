@@ -76,7 +76,7 @@ def validation(
     """
     was_training = model.training
     model.eval()
-    lengths = torch.from_numpy(dataset.token_byte_lengths()).to(run.device)
+    lengths = torch.from_numpy(dataset.tokenizer().token_byte_lengths()).to(run.device)
     size = block_size or model.config.block_size
     sums = torch.zeros(2 + 2 * size, dtype=torch.float64)  # nats and bytes of text; nats, then targets, by position
     stopped = 0

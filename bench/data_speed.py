@@ -343,7 +343,7 @@ def measure_order(options, work):
     for _ in range(options.repeats):
         began = time.process_time()
         order = SampleOrder(10**10, 1024, 0)
-        order.starts(0, 1)
+        order.windows(np.arange(1))
         best = min(best, time.process_time() - began)
     kept = sum(a.nbytes for a in order._epochs.values())
     digest = hashlib.sha256(order._epochs[0].tobytes()).hexdigest()[:12]

@@ -54,11 +54,11 @@ def report(dataset, options) -> str:
         stream = getattr(dataset, split)
         lines += ["", f"{split}: {len(stream.shards)} shards, {stream.n_tokens:,} tokens"]
         if stream.n_tokens:
-            lines += _contents(stream, tokenizer, dataset.token_byte_lengths())
+            lines += _contents(stream, tokenizer, tokenizer.token_byte_lengths())
     if options.windows and dataset.train.n_tokens > options.window_tokens:
         lines += ["", f"{options.windows} windows of {options.window_tokens} tokens of train:"]
-        starts = SampleOrder(dataset.train.n_tokens, options.window_tokens, options.seed).starts(0, options.windows)
-        for start in starts.tolist():
+        order = SampleOrder(dataset.train.n_tokens, options.window_tokens, options.seed)
+        for start in order.windows(np.arange(options.windows))[0].tolist():
             tokens = np.empty(options.window_tokens, np.int64)
             dataset.train.read(start, options.window_tokens, tokens)
             lines += ["", f"--- at token {start:,}", tokenizer.decode(tokens, specials=True)]

@@ -195,7 +195,7 @@ def test_a_damaged_mask_is_found(tmp_path, damage):
     prepare(tmp_path, PAIRS)
     path = tmp_path / "data" / "train_000000.mask"
     path.write_bytes(path.read_bytes()[:-1] + b"\0" * (damage == "other"))
-    with pytest.raises(ValueError, match=r"train_000000\.mask is truncated or changed"):
+    with pytest.raises(ValueError, match=r"train_000000\.mask (is truncated or|was) changed"):
         open_dataset(tmp_path / "data", verify=True)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"train_000000\.mask is missing"):

@@ -403,7 +403,7 @@ def interrupt_after(monkeypatch, n_units):
     def append(writer, tokens, *scored):
         seen.append(tokens)
         if len(seen) == 2 * n_units:  # in the middle of a unit: train is written, val is not
-            writer.file.write(b"half a tok")
+            writer.files[0].write(b"half a tok")
             raise Interrupted
         real(writer, tokens, *scored)
 
