@@ -22,10 +22,10 @@ import time
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,8 @@ import config
 from data import SHARD_TOKENS, SPLITS, ShardWriter, token_dtype, write_meta
 from prepare.sources import UNIT_BYTES, Rules, Source, document_hash, documents, find_sources, units
 from tokenizer import TIKTOKEN_ENCODINGS, count_pieces, load_tokenizer, train_bpe, train_char
+
+UNFINISHED = ("progress.jsonl", "duplicates.tmp", "tokenizer.json", "tokenizer.tiktoken")  # what a run leaves
 
 
 @dataclass
@@ -59,9 +61,9 @@ class Options:
     def __post_init__(self):
         if not 0 <= self.val_fraction < 1 and self.val_fraction != -1:
             raise ValueError(f"val_fraction={self.val_fraction} must be at least 0 and below 1")
-        for name, most in (("shard_tokens", 2**31 - 1), ("bpe_sample", 2**31), ("workers", 1024)):
-            if not (name != "workers") <= getattr(self, name) <= most:
-                raise ValueError(f"{name}={getattr(self, name)} must be from {int(name != 'workers')} to {most}")
+        for name, least, most in (("shard_tokens", 1, 2**31 - 1), ("bpe_sample", 1, 2**31), ("workers", 0, 1024)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} must be from {least} to {most}")
         size = self.tokenizer.removeprefix("bpe:")
         if size != self.tokenizer and not (size.isdecimal() and int(size) >= 257):
             raise ValueError(f"tokenizer={self.tokenizer}: write bpe:N with N from 257, such as bpe:4096")
@@ -77,24 +79,15 @@ def main(argv=None, name="text", about=__doc__, kind=Options, **defaults):
         defaults.pop("val_input", None)  # own files instead of the usual ones bring their own validation
     for option, value in defaults.items():
         setattr(options, option, getattr(options, option) or value)
-    if missing := _missing(options, name):
-        print(f"prepare/{name}.py: error: {missing}", file=sys.stderr)
+    if not (options.input and options.out):
+        missing, command = "--out FOLDER" if options.input else "--input FILE...", f"prepare/{name}.py"
+        print(f"{command}: error: {missing} is missing: {command} --input FILE... --out FOLDER", file=sys.stderr)
         sys.exit(2)
     prepare(options)
 
 
-def _missing(options, name="text") -> str:
-    """What to say where --input or --out is not given: only here are the defaults of all commands filled in."""
-    if options.input and options.out:
-        return ""
-    missing = "--out FOLDER" if options.input else "--input FILE..."
-    return f"{missing} is missing: prepare/{name}.py --input FILE... --out FOLDER"
-
-
 def prepare(options) -> dict:
     """Make the dataset that `options` describe and return its meta. ValueError and OSError with one line for people."""
-    if missing := _missing(options):
-        raise ValueError(missing)
     options.tokenizer = options.tokenizer or "bpe:4096"
     out = Path(options.out)
     if out.exists() and not out.is_dir():
@@ -123,11 +116,9 @@ def prepare(options) -> dict:
 
 
 def _prepare(options, sources, out):
-    began = time.monotonic()
-    size = sum(s.size for s in sources)
-    fraction = options.val_fraction
+    began, fraction = time.monotonic(), options.val_fraction
     if fraction == -1:
-        fraction = 0.0 if options.val_input else min(0.1, 1e7 / max(size, 1))
+        fraction = 0.0 if options.val_input else min(0.1, 1e7 / max(sum(s.size for s in sources), 1))
     without_effect = ("input", "val_input", "out", "workers", "overwrite")  # on what is written; files are in `files`
     signature = {key: value for key, value in vars(options).items() if key not in without_effect}
     signature["val_fraction"] = fraction
@@ -140,28 +131,27 @@ def _prepare(options, sources, out):
     # One text alone is split by position, so that both parts are of it; measuring it takes a pass.
     alone = len(sources) == 1 and sources[0].format == "text" and fraction > 0
     rules = options.rules(needs_hashes=options.dedup or not alone)
-    run = _Run(options, rules, sources, out, size, signature)
+    run = _Run(options, rules, sources, out, fraction)
     header, done = _read_progress(out, signature)
     if header is None:
-        _remove(out, "progress.jsonl", "duplicates.tmp", "tokenizer.json", "tokenizer.tiktoken")
+        _remove(out, *UNFINISHED)
         tokenizer = _tokenizer(run)
         tokenizer.save(out)
         cut = _cut(run.each(partial(measure_unit, rules=rules), "measuring"), fraction) if alone else None
-        header, done = {"signature": signature, "tokenizer": tokenizer.fingerprint, "cut": cut}, []
+        header = {"signature": signature, "cut": cut}
     else:
         tokenizer = load_tokenizer(out)
         _say(f"continuing in {out}: {len(done)} units of the input are done")
-    run.tokenizer, run.fraction = tokenizer, fraction
-    lines, writers = run.tokenize(header, done)
+    lines, writers = run.tokenize(tokenizer, header, done)
 
     one_sided = min(w.n_tokens for w in writers) == 0 and fraction > 0 and header["cut"] is None
     if one_sided and max(w.n_tokens for w in writers) > 0 and not options.val_input:
         _say(f"all documents fell into one part: the last {fraction:.1%} of the characters become validation instead")
         header["cut"] = _cut((line["characters"] for line in lines), fraction)
-        lines, writers = run.tokenize(header, [])
+        lines, writers = run.tokenize(tokenizer, header, [])
     counts = sum((Counter(line["counts"]) for line in lines), Counter())
     if not any(w.n_tokens for w in writers):
-        _remove(out, "progress.jsonl", "duplicates.tmp", "tokenizer.json", "tokenizer.tiktoken")
+        _remove(out, *UNFINISHED)
         _no_documents(sources, counts)
     if rules.template:
         for writer in (w for w in writers if w.n_tokens):  # what ends the last pair
@@ -196,8 +186,8 @@ class Tokens:
     scored: np.ndarray | None  # of pairs: uint8 per token, 0 in a prompt
 
 
-def tokenize_unit(unit, rules, folder, fingerprint) -> Tokens:
-    tokenizer, counts = _saved_tokenizer(folder, fingerprint), Counter()
+def tokenize_unit(unit, rules, tokenizer) -> Tokens:
+    counts = Counter()
     arrays, scored, lengths, hashes, splits, continues, characters = [], [], [], [], [], False, 0
     eot = np.array([tokenizer.eot_id], token_dtype(tokenizer.vocab_size))
     for text, of_whole, begins, split, n_prompt in documents(unit, rules, counts):
@@ -233,25 +223,20 @@ def tokenize_unit(unit, rules, folder, fingerprint) -> Tokens:
     )
 
 
-_tokenizers = {}  # of this process, by fingerprint
-
-
-def _saved_tokenizer(folder, fingerprint):
-    if fingerprint not in _tokenizers:
-        _tokenizers[fingerprint] = load_tokenizer(folder)
-    return _tokenizers[fingerprint]
+def texts(unit, rules):
+    return (text for text, *_ in documents(unit, rules, Counter()))
 
 
 def measure_unit(unit, rules) -> int:
-    return sum(len(text) for text, *_ in documents(unit, rules, Counter()))
+    return sum(map(len, texts(unit, rules)))
 
 
 def characters_of_unit(unit, rules) -> set:
-    return set().union(*(text for text, *_ in documents(unit, rules, Counter())))
+    return set().union(*texts(unit, rules))
 
 
 def pieces_of_unit(unit, rules) -> Counter:
-    return count_pieces(text for text, *_ in documents(unit, rules, Counter()))
+    return count_pieces(texts(unit, rules))
 
 
 def in_order(task, items, workers):
@@ -263,11 +248,10 @@ def in_order(task, items, workers):
     # Forked workers have the tokenizer at once; but fork is safe only where nothing else runs in this process.
     alone = sys.platform == "linux" and threading.active_count() == 1 and not {"pyarrow", "torch"} & set(sys.modules)
     context = multiprocessing.get_context("fork" if alone else "spawn")
-    pool = ProcessPoolExecutor(workers, context, _begin_worker)
-    ahead, items = deque(), iter(items)
+    pool, ahead = ProcessPoolExecutor(workers, context, _begin_worker, (task,)), deque()
     try:
         for item in items:
-            ahead.append((item, pool.submit(task, item)))
+            ahead.append((item, pool.submit(_work, item)))
             if len(ahead) > 2 * workers:
                 item, future = ahead.popleft()
                 yield item, future.result()
@@ -282,15 +266,21 @@ def in_order(task, items, workers):
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker():
-    """Leave Ctrl-C to the parent, and do not outlive it, however it ends."""
+def _begin_worker(task):
+    """Take the task, which comes once, not with every item; leave Ctrl-C to the parent, and do not outlive it."""
+    global _task
 
     def follow(parent):
         parent.join()
         os._exit(1)
 
+    _task = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _work(item):
+    return _task(item)
 
 
 # ------------------------------------------------------------------------------------------------- the run
@@ -302,52 +292,46 @@ class _Run:
     rules: Rules
     sources: list
     out: Path
-    size: int
-    signature: dict
-    tokenizer: object = None
-    fraction: float = 0.0
+    fraction: float  # of the documents, for validation
 
     def __post_init__(self):
+        self.size = sum(s.size for s in self.sources)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = self.options.workers or (1 if self.size < 4 * UNIT_BYTES else cores)
 
-    def each(self, task, what, chosen=lambda i: True):
-        """Results of `task` over the units with the chosen numbers, in order, with progress shown."""
+    def each(self, task, what, every=1):
+        """Results of `task` over the units, or one of so many, in order, with progress shown."""
         progress = _Progress(what, self.size)
-        numbered = (unit for i, unit in enumerate(units(self.sources, self.rules)) if chosen(i))
-        for unit, result in in_order(task, numbered, self.workers):
+        chosen = islice(units(self.sources, self.rules), 0, None, every)
+        for unit, result in in_order(task, chosen, self.workers):
             yield result
             progress.show(unit.done_bytes)
         progress.close()
 
-    def tokenize(self, header, done):
+    def tokenize(self, tokenizer, header, done):
         """Tokenize all units into shards; returns progress.jsonl's lines and the writers, one per split.
 
         A unit is done once its line is in progress.jsonl, which is when its tokens are safely on the disk. Units of
         an interrupted run are skipped up to the first whose input is no longer what its line says.
         """
-        todo, lines = self._skip_done(units(self.sources, self.rules), done)
+        todo, lines = self._units(header["cut"]), []
+        for line in done:
+            unit = next(todo, None)
+            if unit is None or unit.sha256() != line["sha256"]:
+                todo = chain([unit] if unit else [], todo)
+                break
+            lines.append(line)
         last = lines[-1] if lines else {"train": 0, "val": 0, "seen": 0, "kept": True}
-        writers = [
-            ShardWriter(self.out, split, self.tokenizer, self.options.shard_tokens, last[split]) for split in SPLITS
-        ]
+        shard_tokens = self.options.shard_tokens
+        writers = [ShardWriter(self.out, split, tokenizer, shard_tokens, last[split]) for split in SPLITS]
         seen = _Seen(self.out / "duplicates.tmp", last["seen"]) if self.options.dedup else None
-        cut_unit, cut_at = header["cut"] or (None, None)
-        _tokenizers[self.tokenizer.fingerprint] = self.tokenizer
-        task = partial(tokenize_unit, rules=self.rules, folder=self.out, fingerprint=self.tokenizer.fingerprint)
         progress, kept = _Progress("tokenizing", self.size), last["kept"]
-
-        def with_cut(numbered):
-            for i, unit in numbered:
-                if header["cut"]:
-                    unit.cut = cut_at if i == cut_unit else 2**62 if i < cut_unit else -1
-                yield unit
-
+        task = partial(tokenize_unit, rules=self.rules, tokenizer=tokenizer)
         journal = self.out / "progress.jsonl"
         Path(f"{journal}.tmp").write_text("".join(json.dumps(row) + "\n" for row in [header, *lines]), "utf-8")
         os.replace(f"{journal}.tmp", journal)
         with open(journal, "a", encoding="utf-8") as file:
-            for unit, result in in_order(task, with_cut(todo), self.workers):
+            for unit, result in in_order(task, todo, self.workers):
                 keep = np.ones(len(result.lengths), bool)
                 if seen is not None:
                     fresh = slice(int(result.continues), None)  # a continued document shares its beginning's fate
@@ -371,14 +355,12 @@ class _Run:
         progress.close()
         return lines, writers
 
-    def _skip_done(self, all_units, done):
-        """(the (number, unit) pairs still to do, the lines of those that are done)."""
-        numbered = enumerate(all_units)
-        for i, line in enumerate(done):
-            pair = next(numbered, None)
-            if pair is None or pair[1].sha256() != line["sha256"]:
-                return chain([pair] if pair else [], numbered), done[:i]
-        return numbered, list(done)
+    def _units(self, cut):
+        """All units, told where they are cut: [unit, character in it] with which validation begins, or None."""
+        for i, unit in enumerate(units(self.sources, self.rules)):
+            if cut:
+                unit.cut = cut[1] if i == cut[0] else 2**62 if i < cut[0] else -1
+            yield unit
 
 
 class _Seen:
@@ -388,26 +370,23 @@ class _Seen:
         self.file = open(path, "a+b")
         self.file.truncate(8 * count)
         self.file.seek(0)
-        self.sorted, self.count = np.sort(np.frombuffer(self.file.read(), np.uint64)), count
+        self.sorted = np.sort(np.frombuffer(self.file.read(), np.uint64))
 
     def add(self, hashes) -> np.ndarray:
         """Which of `hashes` are new, the first of equal ones counting as new."""
-        places = np.searchsorted(self.sorted, hashes)
-        known = np.zeros(len(hashes), bool)
-        inside = places < len(self.sorted)
-        known[inside] = self.sorted[places[inside]] == hashes[inside]
-        first = np.zeros(len(hashes), bool)
-        first[np.unique(hashes, return_index=True)[1]] = True
-        new = first & ~known
-        self.sorted = np.insert(self.sorted, places[new][np.argsort(hashes[new])], np.sort(hashes[new]))
+        values, first = np.unique(hashes, return_index=True)
+        places = np.searchsorted(self.sorted, values)
+        unknown = np.searchsorted(self.sorted, values, side="right") == places
+        self.sorted = np.insert(self.sorted, places[unknown], values[unknown])
+        new = np.zeros(len(hashes), bool)
+        new[first[unknown]] = True
         self.file.write(hashes[new].tobytes())
-        self.count += int(new.sum())
         return new
 
     def sync(self) -> int:
         self.file.flush()
         os.fsync(self.file.fileno())
-        return self.count
+        return len(self.sorted)
 
 
 def _remove(out, *names):
@@ -436,7 +415,7 @@ def _tokenizer(run):
     elif spec.startswith("bpe:"):
         every = max(1, math.ceil(run.size / (run.options.bpe_sample * 10**6)))
         counts = Counter()
-        for of_unit in run.each(partial(pieces_of_unit, rules=run.rules), "counting", lambda i: i % every == 0):
+        for of_unit in run.each(partial(pieces_of_unit, rules=run.rules), "counting", every):
             counts.update(of_unit)
         tokenizer = train_bpe(counts, int(spec[4:])) if counts else None
     elif spec in ("byte", *TIKTOKEN_ENCODINGS) or Path(spec).exists():
@@ -460,8 +439,8 @@ def _needed(sources, tokenizer=None, rules=None) -> float:
     text_bytes = sum(s.size * (4 if s.compression or s.format == "parquet" else 1) for s in sources)
     if tokenizer is None:
         return text_bytes
-    unit = next(units(sources, rules), None)
-    text = next((text[:100_000] for text, *_ in documents(unit, rules, Counter())), "") if unit else ""
+    first = islice(units(sources, rules), 1)
+    text = next((text[:100_000] for unit in first for text in texts(unit, rules)), "")
     per_byte = (len(tokenizer.encode_numpy(text)) + 1) / max(len(text.encode()), 1)
     return text_bytes * min(per_byte, 1) * token_dtype(tokenizer.vocab_size).itemsize
 
@@ -502,14 +481,10 @@ def _finished(out, signature, sources, overwrite):
 
 def _read_progress(out, signature):
     """(header, lines) of an interrupted run of the same command, else (None, [])."""
-    try:
-        rows = []
+    rows = []
+    with suppress(FileNotFoundError, json.JSONDecodeError):  # there is none, or its last line was being written
         for row in (out / "progress.jsonl").read_text(encoding="utf-8").splitlines():
             rows.append(json.loads(row))
-    except FileNotFoundError:
-        return None, []
-    except json.JSONDecodeError:
-        pass  # the last line was being written
     if not rows or rows[0]["signature"] != signature:
         return None, []
     return rows[0], rows[1:]
