@@ -13,11 +13,13 @@ import logging
 import os
 import re
 import sys
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from glob import glob
 from hashlib import blake2b, sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from tokenizer import EOT, TEMPLATES, chat_prompt, replace_lone_surrogates
@@ -97,17 +99,15 @@ def find_sources(inputs, format="auto", split="", not_below=None) -> list[Source
     """
     found = {}
     for name in inputs:
-        if name.startswith("hf:"):
-            found |= {path: _source(path, format, split) for path in _hub_files(name)}
-            continue
         path = Path(name)
-        if path.is_dir():
+        if name.startswith("hf:"):
+            files = _hub_files(name)
+        elif path.is_dir():
             files = _files_below(name, format, not_below)
         elif path.is_file() or "://" in name:
             files = [name]
         elif any(c in name for c in "*?["):
-            base = Path(path.anchor) if path.is_absolute() else Path()
-            files = sorted(p for p in base.glob(str(path.relative_to(base))) if p.is_file())
+            files = sorted(p for p in map(Path, glob(name, recursive=True, include_hidden=True)) if p.is_file())
         else:
             raise FileNotFoundError(f"--input {name}: no such file or folder")
         if not files:
@@ -229,10 +229,8 @@ def _blocks(source, rules):
             for block in cutters.get(source.format, _byte_blocks)(source, file, rules):
                 block.split = source.split
                 yield block, min(raw.tell(), source.size)
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{source.label} is damaged or cut short: {error}") from error
         except Exception as error:
-            if type(error).__name__ == "ZstdError":
+            if isinstance(error, (EOFError, gzip.BadGzipFile, zlib.error)) or type(error).__name__ == "ZstdError":
                 raise ValueError(f"{source.label} is damaged or cut short: {error}") from error
             raise
 
@@ -240,18 +238,17 @@ def _blocks(source, rules):
 def _byte_blocks(source, file, rules):
     cut = {"text": _cut_text, "jsonl": _cut_lines}.get(source.format, _cut_records)
     pieces = _cut_file(file, cut)
-    first = next(pieces, None)
-    if first is None:
+    begin = list(islice(pieces, 2))
+    if not begin:
         yield Block(source.label, source.format, b"")  # an empty file is an empty document, and counted
         return
-    second = next(pieces, None)
     columns, line, whole_hash = [], 1, None
-    if source.format == "text" and second is not None and rules.needs_hashes:
+    if source.format == "text" and len(begin) > 1 and rules.needs_hashes:
         whole_hash = _hash_of_file(source, rules)
     if source.format in ("csv", "tsv"):
-        text = _decode(Block(source.label, source.format, first[1]), rules, Counter())
+        text = _decode(Block(source.label, source.format, begin[0][1]), rules, Counter())
         columns = next(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(source.format)), [])
-    for offset, data in chain([first], [second] if second else [], pieces):
+    for offset, data in chain(begin, pieces):
         yield Block(source.label, source.format, data, offset, line, columns, whole_hash)
         line += data.count(b"\n")
 
@@ -286,16 +283,13 @@ def _cut_text(data):
             return space
     if len(data) < 4 * UNIT_BYTES:
         return 0
-    end = len(data) - 1
-    while end > 1 and (data[end] & 0xC0 == 0x80 or data[end - 1] == 13):  # inside a character, or after \r
-        end -= 1
     print(f"prepare: no words in {len(data) / 1e6:.1f} MB: cutting anywhere, a token may differ", file=sys.stderr)
-    return end
+    return _cut_characters(data)
 
 
 def _cut_characters(data):
     end = len(data) - 1
-    while end > 0 and data[end] & 0xC0 == 0x80:
+    while end > 1 and (data[end] & 0xC0 == 0x80 or data[end - 1] == 13):  # inside a character, or after \r
         end -= 1
     return end
 
@@ -333,32 +327,27 @@ def document_hash(text) -> int:
 
 def _json_blocks(source, file, rules):
     """Texts of a JSON array, or of JSON values one after the other, without holding the whole file."""
-    decoder, text, position, values, size, number = json.JSONDecoder(), "", 0, [], 0, 1
     pieces = _cut_file(file, _cut_characters)
     chunks = (_decode(Block(source.label, "json", data, offset), rules, Counter()) for offset, data in pieces)
-    is_array = None
+    decode, between, text = json.JSONDecoder().raw_decode, re.compile(r"[\s,]*"), next(chunks, "")
+    is_array = text.lstrip().startswith("[")
+    position, values, size, number = text.find("[") + 1 if is_array else 0, [], 0, 1
     while True:
-        position = re.compile(r"[\s,]*").match(text, position).end()
-        if is_array is None and position < len(text):
-            is_array = text[position] == "["
-            position += is_array
-            continue
+        position, problem = between.match(text, position).end(), None
         if is_array and text[position : position + 1] == "]":
             break
-        value = None
         try:
-            value, end = decoder.raw_decode(text, position)
+            value, end = decode(text, position)
+            goes_on = end == len(text)  # as a number might
         except json.JSONDecodeError as error:
-            end, problem = len(text), error
-            if error.pos < len(text) - 10 and not error.msg.startswith("Unterminated"):  # wrong, not just incomplete
-                end = position
-        if end == len(text) and (more := next(chunks, "")):  # cut short, or a number that might go on
+            problem, goes_on = error, error.pos >= len(text) - 10 or error.msg.startswith("Unterminated")
+        if goes_on and (more := next(chunks, "")):
             text, position = text[position:] + more, 0
             continue
         if position == len(text) and not is_array:
             break
         where = f"{source.label}: element {number + len(values)}"
-        if value is None and text[position:end] != "null":
+        if problem:
             raise ValueError(f"{where} is not JSON: {problem.msg}") from problem
         values.append(_value_of(value, where, rules))
         size, position = size + end - position, end
@@ -389,9 +378,9 @@ def _parquet_blocks(source, file, rules):
         )
         step = max(1, about.num_rows * UNIT_BYTES // max(size, UNIT_BYTES)) if about.num_rows else 1
         # The contents are read by the workers; these figures stand for them when an interrupted run goes on.
-        identity = sha256(repr((column, group, about.num_rows, about.total_byte_size, size, source.size)).encode())
+        figures = [column, about.num_rows, about.total_byte_size, size]
         for first in range(0, about.num_rows, step):
-            rows = [source.path, source.size, group, first, min(first + step, about.num_rows), identity.hexdigest()]
+            rows = [source.path, source.size, group, first, min(first + step, about.num_rows), figures]
             yield Block(source.label, "parquet", rows, offset=first, line=group)
 
 
@@ -403,8 +392,7 @@ def documents(unit, rules, counts):
     what was changed. A row of messages is a document per answer; their hashes differ in the low bits alone, so that
     all are in the same split."""
     for block in unit.blocks:
-        readers = {"text": _read_text, "jsonl": _read_jsonl, "json": _read_json, "parquet": _read_parquet}
-        for value in readers.get(block.format, _read_csv)(block, rules, counts):
+        for value in _values(block, rules, counts):
             if rules.template:
                 pairs = [[_normalize(text, rules, counts) for text in pair] for pair in _pairs_of(*value, rules)]
                 key = document_hash("".join(pairs[-1]))
@@ -455,12 +443,14 @@ def _pairs_of(where, row, rules) -> list[tuple[str, str]]:
     return [(prompt, space + answer) for prompt, space, answer in prompts]
 
 
-def _read_text(block, rules, counts):
-    yield _decode(block, rules, counts)
-
-
-def _read_json(block, rules, counts):
-    yield from block.data
+def _values(block, rules, counts):
+    """The text of each document in a block, or, for pairs, (where it stands, the row)."""
+    if block.format == "text":
+        return [_decode(block, rules, counts)]
+    if block.format == "json":
+        return block.data
+    readers = {"jsonl": _read_jsonl, "parquet": _read_parquet}
+    return readers.get(block.format, _read_csv)(block, rules, counts)
 
 
 def _read_jsonl(block, rules, counts):
@@ -558,10 +548,8 @@ def _decode(block, rules, counts) -> str:
 
 def _normalize(text, rules, counts) -> str:
     if rules.newlines == "lf" and "\r" in text:
-        pairs = text.count("\r\n")
         counts["Windows or Mac line ends converted"] += text.count("\r")
-        text = text.replace("\r\n", "\n") if pairs else text
-        text = text.replace("\r", "\n")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     if EOT in text:
         counts[f"{EOT} in the text, kept as ordinary text"] += text.count(EOT)
     try:

@@ -130,6 +130,8 @@ def test_damaged_json_and_archives(fails):
     whole = gzip.compress(os.urandom(5000).hex().encode())
     write("a.txt.gz", whole[: len(whole) // 2])
     fails("in/a.txt.gz is damaged or cut short")
+    write("a.txt.gz", whole[:2000] + bytes(50) + whole[2050:])
+    fails("in/a.txt.gz is damaged or cut short")
     write("a.txt.gz", b"no archive at all")
     fails("in/a.txt.gz is damaged or cut short")
     Path("in/a.txt.gz").unlink()
