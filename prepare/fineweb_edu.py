@@ -13,14 +13,8 @@ from prepare import text
 
 
 def main(argv=None):
-    text.main(
-        argv,
-        "fineweb_edu",
-        __doc__,
-        input=["hf:HuggingFaceFW/fineweb-edu:sample-10BT"],
-        out="data/fineweb_edu",
-        tokenizer="gpt2",
-    )
+    usual = dict(input=["hf:HuggingFaceFW/fineweb-edu:sample-10BT"], out="data/fineweb_edu", tokenizer="gpt2")
+    text.main(argv, "fineweb_edu", __doc__, **usual)
 
 
 if __name__ == "__main__":

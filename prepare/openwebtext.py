@@ -13,14 +13,8 @@ from prepare import text
 
 
 def main(argv=None):
-    text.main(
-        argv,
-        "openwebtext",
-        __doc__,
-        input=["hf:Skylion007/openwebtext"],
-        out="data/openwebtext",
-        tokenizer="gpt2",
-    )
+    usual = dict(input=["hf:Skylion007/openwebtext"], out="data/openwebtext", tokenizer="gpt2")
+    text.main(argv, "openwebtext", __doc__, **usual)
 
 
 if __name__ == "__main__":

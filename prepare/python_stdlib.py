@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import config
 from prepare import text
 
-TOKENIZER = "bpe:1024"  # small enough for a model that learns within minutes on two cores
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 
 
@@ -21,7 +20,8 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 class Options:
     input: str = ""  # a folder of Python source to take instead of this Python's library
     out: str = "data/python_stdlib"  # folder for the dataset
-    tokenizer: str = TOKENIZER  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N, or a folder with tokenizer files
+    # small enough for a model that learns within minutes on two cores
+    tokenizer: str = "bpe:1024"  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N, or a folder with tokenizer files
     overwrite: bool = False  # replace another dataset in the same folder
 
 
@@ -31,16 +31,8 @@ def main(argv=None):
     files = sorted(p for p in library.rglob("*.py") if not LEFT_OUT & set(p.relative_to(library).parts[:-1]))
     if not files:
         raise FileNotFoundError(f"no Python source in {library}: name a folder that has some with --input")
-    text.prepare(
-        text.Options(
-            input=[str(p) for p in files],
-            out=options.out,
-            tokenizer=options.tokenizer,
-            val_fraction=0.1,
-            errors="replace",
-            overwrite=options.overwrite,
-        )
-    )
+    given = dict(out=options.out, tokenizer=options.tokenizer, overwrite=options.overwrite)
+    text.prepare(text.Options(input=[str(p) for p in files], val_fraction=0.1, errors="replace", **given))
 
 
 if __name__ == "__main__":

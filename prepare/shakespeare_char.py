@@ -36,11 +36,8 @@ def main(argv=None):
             ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    text.prepare(
-        text.Options(
-            input=[str(path)], out=options.out, tokenizer="char", val_fraction=0.1, overwrite=options.overwrite
-        )
-    )
+    given = dict(input=[str(path)], out=options.out, overwrite=options.overwrite)
+    text.prepare(text.Options(**given, tokenizer="char", val_fraction=0.1))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,8 @@ from prepare import text
 
 
 def main(argv=None):
-    text.main(
-        argv,
-        "tinystories",
-        __doc__,
-        input=["hf:roneneldan/TinyStories:train"],
-        val_input=["hf:roneneldan/TinyStories:validation"],
-        out="data/tinystories",
-        tokenizer="bpe:4096",
-    )
+    usual = dict(input=["hf:roneneldan/TinyStories:train"], out="data/tinystories", tokenizer="bpe:4096")
+    text.main(argv, "tinystories", __doc__, val_input=["hf:roneneldan/TinyStories:validation"], **usual)
 
 
 if __name__ == "__main__":
