@@ -79,13 +79,12 @@ def validation(
     lengths = torch.from_numpy(dataset.tokenizer().token_byte_lengths()).to(run.device)
     size = block_size or model.config.block_size
     sums = torch.zeros(2 + 2 * size, dtype=torch.float64)  # nats and bytes of text; nats, then targets, by position
-    stopped = 0
+    stopped = False
     of_rank = math.ceil(count_val_windows(dataset.val, size, eval_tokens, stride) / run.world_size)
     batch = max(1, min(of_rank, max(micro_batch_size, TOKENS_AT_ONCE // size)))
     windows = val_windows(dataset.val, size, eval_tokens, batch, run.rank, run.world_size, run.device, stride)
     for x, y in with_bar(windows, "evaluating", math.ceil(of_rank / batch), run.is_main):
-        if interrupted():
-            stopped = 1
+        if stopped := interrupted():
             break
         with run.autocast():
             losses = model(x, y, reduction="none")  # (B, T), 0 where y is masked
@@ -132,12 +131,13 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"block_size is {size}: the model's context is {context}")
     if options.stride > size:
         raise ValueError(f"stride is {options.stride}: beyond block_size ({size}) tokens would be left out")
-    run = runtime.start(options.device, "float32" if options.dtype == "int8" else options.dtype)
+    int8 = options.dtype == "int8"
+    run = runtime.start(options.device, "float32" if int8 else options.dtype)
     tasks = open_tasks(options.tasks, tokenizer, opened.begin, context, options.limit, opened.template)
     model.to(run.device)
-    if options.dtype == "int8":
-        model = prepare_weights(model, "int8")
-    dtype = "int8" if options.dtype == "int8" else str(run.dtype).split(".")[1]
+    if int8:
+        prepare_weights(model, "int8")
+    dtype = "int8" if int8 else str(run.dtype).removeprefix("torch.")
     found = {"checkpoint": opened.name, "step": state.get("step"), "dtype": dtype}
     if dataset:
         val = validation(

@@ -215,16 +215,15 @@ def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[fl
         behind = BehindContexts(filled, lengths, [number[tuple(context)] for context, _ in rows], c.block_size)
         x = model.features(padded([(context[-1], *ids[:-1]) for context, ids in rows]), behind)
         targets = padded([ids for _, ids in rows], IGNORE)
-        scored = targets != IGNORE
-        nats, likeliest = torch.zeros(targets.shape, device=device), torch.ones_like(scored)
-        n, of_piece = max(1, LOGITS_AT_ONCE // c.padded_vocab_size), []
+        scored, n, of_piece = targets != IGNORE, max(1, LOGITS_AT_ONCE // c.padded_vocab_size), []
         for features, target in zip(x[scored].split(n), targets[scored].split(n), strict=True):
             logits = model.logits(features)
             own = logits.gather(1, target[:, None]).squeeze(1)
             of_piece.append((own - logits.logsumexp(dim=-1), logits.argmax(dim=-1) == target))
-        nats[scored], likeliest[scored] = (torch.cat(part) for part in zip(*of_piece, strict=True))
-        sums = nats.cpu().double().sum(dim=1).tolist()
-        found |= zip(piece, zip(sums, likeliest.all(dim=1).tolist(), strict=True), strict=True)
+        sizes = [len(ids) for _, ids in rows]
+        by_row = (torch.cat(part).cpu().split(sizes) for part in zip(*of_piece, strict=True))
+        for i, logprobs, likeliest in zip(piece, *by_row, strict=True):
+            found[i] = logprobs.double().sum().item(), bool(likeliest.all())
     return [found[i] for i in range(len(pairs))]
 
 

@@ -160,9 +160,7 @@ def read_run(folder: str | Path, most_points: int = MOST_POINTS) -> dict:
     """What a run's folder tells, also of one in progress or crashed. Raises FileNotFoundError without metrics."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} does not exist: give the out_dir of a run, or train one with python train.py"
-        )
+        raise FileNotFoundError(f"{folder} does not exist: give a run's out_dir, or train one with python train.py")
     if not (folder / "metrics.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds no metrics.jsonl: it is not the out_dir of a run that has begun")
     train, evaluation = read_metrics(folder / "metrics.jsonl")

@@ -145,16 +145,15 @@ def head_scores(weights: Tensor) -> dict:
     }
 
 
+@torch.no_grad()
 def induction_scores(model: GPT, ids: list[int]) -> list[list[float]]:
     """(L, H): in a text that is read twice, how much attention goes from the second copy of a token to what followed
     its first copy (Olsson et al. 2022, arXiv 2209.11895)."""
     text = ids[1:][: min(64, (model.config.block_size - 1) // 2)]
     if len(text) < 2:
         return [[0.0] * model.config.n_head for _ in range(model.config.n_layer)]
-    trace = []
-    with torch.no_grad():
-        model.features(torch.tensor([[ids[0], *text, *text]]), trace=trace)
-    n = len(text)
+    trace, n = [], len(text)
+    model.features(torch.tensor([[ids[0], *text, *text]]), trace=trace)
     weights = torch.stack([layer["weights"][0, :, n + 1 :, 2 : n + 2] for layer in trace])  # queries: the second copy
     return weights[..., :n, :].diagonal(0, -2, -1)[..., : n - 1].mean(-1).tolist()
 
@@ -175,6 +174,7 @@ def choose_heads(scores: dict, T: int, c, wanted: list[str]) -> list[tuple[int, 
     return sorted(divmod(head, c.n_head) for head in list(mixed)[:most])
 
 
+@torch.no_grad()
 def write_on(model: GPT, ids: list[int], options, ends: tuple[int, ...]):
     """What the model writes behind ids: (new ids, their probabilities, the likeliest ten at each
     step, why it stopped), all at temperature 1."""
@@ -185,12 +185,12 @@ def write_on(model: GPT, ids: list[int], options, ends: tuple[int, ...]):
     reason = f"the length asked for (max_new_tokens={n})" if n < room else "the context is full (block_size)"
     if new and new[-1] in ends:
         reason = "the end-of-text token came"
-    with torch.no_grad():
-        p = model(torch.tensor([[*ids, *new[:-1]]]))[0, len(ids) - 1 :][: len(new)].softmax(dim=-1)
+    p = model(torch.tensor([[*ids, *new[:-1]]]))[0, len(ids) - 1 :][: len(new)].softmax(dim=-1)
     top = p.topk(min(10, p.shape[-1]), dim=-1)
     return new, p[torch.arange(len(new)), new].tolist(), top, reason
 
 
+@torch.no_grad()
 def leave_one_out(model: GPT, ids: list[int], logp: Tensor, following: Tensor, wanted: int):
     """((T, T) effects, the first token that was left out): effect [i, p] is how many nats likelier `following[p]`, as
     foretold at position p, is with token i than without it; nan where it was not computed.
@@ -204,14 +204,13 @@ def leave_one_out(model: GPT, ids: list[int], logp: Tensor, following: Tensor, w
     begin = max(1, T - (wanted or affordable))  # text without its beginning has no first prediction: 0 stays
     base = logp[places, following]
     cache = KVCache(model.config, 1, T)
-    with torch.no_grad():
-        model.features(torch.tensor([ids]), cache)
-        for i in range(T - 1, begin - 1, -1):
-            cache.pos, cache.last[:] = i, ids[i - 1]  # what was before i is still there
-            effects[i, i] = base[i] - logp[i - 1, following[i]]
-            if i < T - 1:
-                without = F.log_softmax(model.logits(model.features(torch.tensor([ids[i + 1 :]]), cache))[0], dim=-1)
-                effects[i, i + 1 :] = base[i + 1 :] - without[torch.arange(T - 1 - i), following[i + 1 :]]
+    model.features(torch.tensor([ids]), cache)
+    for i in range(T - 1, begin - 1, -1):
+        cache.pos, cache.last[:] = i, ids[i - 1]  # what was before i is still there
+        effects[i, i] = base[i] - logp[i - 1, following[i]]
+        if i < T - 1:
+            without = F.log_softmax(model.logits(model.features(torch.tensor([ids[i + 1 :]]), cache))[0], dim=-1)
+            effects[i, i + 1 :] = base[i + 1 :] - without[torch.arange(T - 1 - i), following[i + 1 :]]
     return effects, begin
 
 
@@ -232,17 +231,16 @@ def positions(model: GPT, T: int) -> tuple[dict, dict]:
     n = c.block_size if c.position == "learned" else min(c.block_size, max(64, T))
     places = torch.linspace(0, n - 1, min(n, 96)).round().long()
     if c.position == "rope":
-        turned = torch.cat(tuple(model.table[:, places, 0].float().chunk(2, dim=-1)[1]), dim=-1)
-        picture = turned.chunk(2, dim=-1)[0]  # cosines of the angles, (places, hd / 2)
+        picture, sines = model.table[:, places, 0, c.head_dim // 2 :].float()  # of the angles, (places, hd / 2)
+        turned = torch.cat((picture, sines), dim=-1)
         frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2) / c.head_dim)
         about["wavelengths"] = (2 * np.pi / frequency.double()).tolist()  # tokens per full turn
     else:
         turned = (model.transformer.wpe.weight if c.position == "learned" else model.table).detach()[places].float()
         features = torch.linspace(0, c.n_embd - 1, min(c.n_embd, 160)).round().long()
         picture = turned[:, features]
-    turned = F.normalize(turned, dim=-1)
+    about["places"], turned = places.tolist(), F.normalize(turned, dim=-1)
     picture = 127.5 * (1 + picture / picture.abs().max().clamp(min=1e-9))
-    about["places"] = places.tolist()
     similarity = (turned @ turned.T).numpy().astype(np.float16)
     return about, {"position_picture": picture.round().byte().numpy(), "position_similarity": similarity}
 

@@ -282,5 +282,5 @@ def test_a_missing_run_is_one_line_that_says_what_to_do():
     done = command("--out_dir=nowhere")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "evaluate.py: error: nowhere does not exist: give the out_dir of a run, or train one with python train.py"
+        "evaluate.py: error: nowhere does not exist: give a run's out_dir, or train one with python train.py"
     ]
