@@ -1,4 +1,4 @@
-"""A run's folder: who holds it, what is saved in it, which of that is whole, and what is loaded back.
+"""A run's folder: what is saved in it, which of that is whole, and what is loaded back.
 
     out_dir/settings.toml  metrics.jsonl  samples.jsonl
     out_dir/checkpoints/step-0000500/   model.safetensors  optimizer.pt  state.json  tokenizer files
@@ -15,13 +15,12 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -38,48 +37,6 @@ SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-
-
-# Who holds the folder
-
-
-@contextmanager
-def run_lock(out_dir: str | Path):
-    """Holds out_dir for this process inside the context, or until the process ends, however it ends.
-
-    Raises OSError, naming the holder, if another process has it, or if the folder cannot be written.
-    """
-    path = Path(out_dir) / "lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
-    except OSError as error:
-        raise OSError(f"out_dir {out_dir} cannot be written ({error.strerror}): choose another --out_dir") from None
-    with file:
-        try:
-            lock_exclusively(file)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            text = f"out_dir {out_dir} is in use by {holder}: wait, stop it, or choose another --out_dir"
-            raise OSError(text) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        yield path
-
-
-def lock_exclusively(file):
-    """Take an advisory lock or raise OSError at once; the system frees it when the process ends."""
-    if os.name == "nt":
-        import msvcrt
-
-        file.seek(1 << 30)  # a byte far behind the text, so that others can still read who holds it
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # Saving

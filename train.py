@@ -75,7 +75,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     say, out = Progress(s.max_steps, enabled=run.is_main), Path(s.out_dir)
     dataset = find_dataset(s)
     # Rank 0 holds the folder and decides where all begin.
-    start = runtime.on_main(lambda: held.enter_context(checkpoint.run_lock(out)) and find_start(s, say))
+    start = runtime.on_main(lambda: held.enter_context(config.lock_folder("out_dir", out)) and find_start(s, say))
     resumed = start is not None and s.init_from in ("resume", "auto")
     state = read_position(start, s, dataset) if resumed else TrainState(wandb_run_id=os.urandom(4).hex())
     held.enter_context(runtime.memory_levers(s))

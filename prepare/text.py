@@ -22,7 +22,7 @@ import time
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -95,8 +95,7 @@ def prepare(options) -> dict:
     given = "train" if options.val_input else ""
     sources = find_sources([i for i in options.input if i != "-"], options.format, given, not_below=out)
     sources += find_sources(options.val_input, options.format, "val", not_below=out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with config.lock_folder("out", out):
         if "-" in options.input:
             sources.append(_spool_stdin(out, options.format, given))
         try:
@@ -500,33 +499,6 @@ def _add_source_ranges(shards, lines):
             position += shard["tokens"]
             last = next(i for i, end in enumerate(ends) if end >= position)
             shard["source"] = [lines[first]["unit"], lines[last]["unit"]]
-
-
-@contextmanager
-def _locked(out):
-    """Only one process prepares a folder at a time. The operating system drops the lock however the process ends."""
-    path = out / ".lock"
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise ValueError(f"out={out} is being prepared by process {holder}: wait for it or stop it") from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------- telling people

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import resource
-import signal
 import subprocess
 import threading
 import time
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_run import ROOT, command, finished
 
 import checkpoint
-from checkpoint import BackgroundWriter, run_lock
+from checkpoint import BackgroundWriter
 from tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer("byte")
@@ -272,22 +271,6 @@ def test_a_failure_in_the_background_is_known_and_raised_once(tmp_path):
     writer.wait()
     with pytest.raises(OSError, match="no space"), BackgroundWriter() as writer:
         writer.start(write)
-
-
-# Who holds a folder
-
-
-def test_a_second_holder_is_refused_by_name_until_the_first_is_gone(tmp_path):
-    code = "import sys, time, checkpoint\nwith checkpoint.run_lock(sys.argv[1]): print('held', flush=True); "
-    process = command("-c", code + "time.sleep(60)", tmp_path)
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(OSError, match=f"in use by process {process.pid} on "), run_lock(tmp_path):
-        pass
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    for _ in range(2):
-        with run_lock(tmp_path):
-            pass
 
 
 def test_state_is_json_that_people_can_read(tmp_path):

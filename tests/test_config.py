@@ -442,3 +442,18 @@ def test_a_mistake_that_all_ranks_share_is_printed_once_under_torchrun(tmp_path,
     assert done.returncode != 0
     assert done.stderr.count(said) == 1
     assert done.stderr.count("train.py: error:") == 1
+
+
+def test_a_second_holder_of_a_folder_is_refused_by_name_until_the_first_is_gone(tmp_path):
+    code = "import sys, time, config, pathlib\nwith config.lock_folder('out_dir', pathlib.Path(sys.argv[1])): "
+    words = [sys.executable, "-c", code + "print('held', flush=True); time.sleep(60)", str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    holder = f"out_dir .* is in use by process {process.pid} on .*choose another --out_dir"
+    with pytest.raises(OSError, match=holder), config.lock_folder("out_dir", tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    for _ in range(2):
+        with config.lock_folder("out_dir", tmp_path):
+            pass

@@ -188,8 +188,8 @@ def test_addresses_that_cannot_be_opened(fails):
 def test_two_at_a_time_in_one_folder(fails, tmp_path):
     write("a.txt", "some text")
     (tmp_path / "out").mkdir()
-    with text._locked(tmp_path / "out"):
-        fails(f"out=out is being prepared by process {os.getpid()}: wait for it or stop it")
+    with config.lock_folder("out", tmp_path / "out"):
+        fails(f"out out is in use by process {os.getpid()} on .*: wait, stop it, or choose another --out")
     text.main(["--input=in", "--out=out"])  # the lock is gone with its holder
 
 
