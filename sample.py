@@ -422,7 +422,7 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that this token sets free. Once `stopped`, none."""
-        return self.release(self.decoder.decode(self.tokenizer.token_bytes(token)), final=False)
+        return self.release(self.decoder.decode(self.tokenizer.pieces[token]), final=False)
 
     def end(self) -> str:
         return self.release(self.decoder.decode(b"", final=True), final=True)

@@ -27,11 +27,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 # How chat messages become text that every tokenizer can write: what stands around the words of each role.
 TEMPLATES = {
     "chat": {"system": "{}\n\n", "user": "User: {}\n", "assistant": "Assistant: {}\n"},
-    "instruction": {
-        "system": "{}\n\n",
-        "user": "### Instruction:\n{}\n\n",
-        "assistant": "### Response:\n{}\n\n",
-    },
+    "instruction": {"system": "{}\n\n", "user": "### Instruction:\n{}\n\n", "assistant": "### Response:\n{}\n\n"},
 }
 
 
@@ -58,35 +54,25 @@ class Tokenizer:
             text = unicodedata.normalize(self.normalization, text)
         if self.kind == "char":
             return self._encode_characters(text)
-        if self.kind == "byte":
-            try:
-                return np.frombuffer(text.encode(), np.uint8)
-            except UnicodeEncodeError:
-                return np.frombuffer(replace_lone_surrogates(text).encode(), np.uint8)
         try:
+            if self.kind == "byte":
+                return np.frombuffer(text.encode(), np.uint8)
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
-            return self._encoding.encode_to_numpy(replace_lone_surrogates(text), disallowed_special=())
+            return self.encode_numpy(replace_lone_surrogates(text))
 
     def decode(self, ids, specials=False) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Special tokens show only if `specials`."""
-        return self.decode_bytes(ids, specials).decode("utf-8", errors="replace")
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Special tokens show only if `specials`.
 
-    def decode_bytes(self, ids, specials=False) -> bytes:
-        """Bytes of `ids`; ValueError for an id outside the vocabulary."""
+        Raises ValueError for an id outside the vocabulary."""
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise ValueError(
                 f"token id {min(ids) if min(ids) < 0 else max(ids)} is not one of the {self.vocab_size} "
                 f"ids of tokenizer {self.name}"
             )
-        if specials:
-            shown = {i: text.encode() for text, i in self.specials.items()}
-            return b"".join([shown.get(i) or self.pieces[i] for i in ids])
-        return b"".join([self.pieces[i] for i in ids])
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self.pieces[token_id]
+        shown = {i: text.encode() for text, i in self.specials.items()} if specials else {}
+        return b"".join([shown.get(i) or self.pieces[i] for i in ids]).decode("utf-8", errors="replace")
 
     def token_byte_lengths(self) -> np.ndarray:
         """(vocab_size,) int64: bytes of text per id, 0 for specials, so that sums give the bytes of a token stream."""
@@ -181,8 +167,8 @@ def load_tokenizer(spec) -> Tokenizer:
     if spec in TIKTOKEN_ENCODINGS:
         return _load_tiktoken(spec)
     path = Path(spec)
-    if path.name == "tokenizer.tiktoken" or path.is_dir():
-        path = path.parent / "tokenizer.json" if path.is_file() else path / "tokenizer.json"
+    if path.is_dir() or path.name == "tokenizer.tiktoken":
+        path = (path if path.is_dir() else path.parent) / "tokenizer.json"
     if not path.is_file():  # all checkpoints of a run have the same
         path = max(path.parent.glob("checkpoints/step-*/tokenizer.json"), default=path)
     if not path.is_file():
@@ -246,11 +232,10 @@ def _from_hugging_face(about, path) -> Tokenizer:
         patterns += [GPT2_PATTERN for s in steps if s["type"] == "ByteLevel" and s.get("use_regex", True)]
         byte_of = _hugging_face_bytes()
         added = {t["content"]: t["id"] for t in about["added_tokens"]}
-        plain = {t: i for t, i in vocab.items() if t not in added}
-        size = max([*vocab.values(), *added.values()]) + 1
-        pieces = [b""] * size
-        for token, i in plain.items():
-            pieces[i] = bytes(byte_of[c] for c in token)
+        pieces = [b""] * (max([*vocab.values(), *added.values()]) + 1)
+        for token, i in vocab.items():
+            if token not in added:
+                pieces[i] = bytes(byte_of[c] for c in token)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a byte-level BPE: lathe reads its own tokenizer files and Hugging Face's "
@@ -264,12 +249,11 @@ def _from_hugging_face(about, path) -> Tokenizer:
             f"have no equal among byte-level BPEs that tiktoken runs"
         )
     if EOT not in added:
-        candidates = [t for t in ("</s>", "<|end_of_text|>", "<|im_end|>", "<eos>") if t in added]
-        if not candidates:
-            raise ValueError(
-                f"{path} has no end-of-text token: none of {EOT}, </s>, <|end_of_text|>, <|im_end|>, <eos>"
-            )
-        added[EOT] = added.pop(candidates[0])
+        ends = ("</s>", "<|end_of_text|>", "<|im_end|>", "<eos>")
+        end = next((text for text in ends if text in added), None)
+        if end is None:
+            raise ValueError(f"{path} has no end-of-text token: none of {EOT}, {', '.join(ends)}")
+        added[EOT] = added.pop(end)
     return Tokenizer("bpe", path.parent.name or "huggingface", pieces, added, patterns[0], normalization)
 
 

@@ -55,7 +55,7 @@ def look_inside(model: GPT, tokenizer, ids: list[int], options, ends: tuple[int,
         "lens_true": lens_true, "norms": streams.norm(dim=-1), "new_top_p": new_top.values, "influence": influence,
         "near_cosine": near_cosine, **{name: torch.stack(rows) for name, rows in qkv.items()},
     }  # fmt: skip
-    nats, n_bytes = -float(of_following[:-1].double().sum()), sum(len(tokenizer.token_bytes(i)) for i in ids)
+    nats, n_bytes = -float(of_following[:-1].double().sum()), sum(len(tokenizer.pieces[i]) for i in ids)
     return {
         "tokens": [visible(tokenizer, i) for i in shown.tolist()], "config": vars(c), "scores": scores, "idle": idle,
         "nats": nats, "bits_per_byte": nats / math.log(2) / n_bytes if n_bytes else None, "chosen": chosen,
@@ -122,7 +122,7 @@ def next_token(logits: Tensor, most: int = 1000):
 
 def visible(tokenizer, token: int) -> str:
     """A token's text; bytes that are no whole character as <hex>, and special tokens by name."""
-    piece = tokenizer.token_bytes(token)
+    piece = tokenizer.pieces[token]
     if not piece:
         return next((text for text, i in tokenizer.specials.items() if i == token), f"<{token}>")
     try:

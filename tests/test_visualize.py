@@ -208,7 +208,7 @@ def test_the_page_shows_the_model_that_runs_on_the_fast_path(shape):
     shown = [data["tokens"][i] for i in data["logit_ids"]]
     order = logits[-1].argsort(descending=True, stable=True)
     assert np.abs(data["logits"] - logits[-1].sort(descending=True).values.numpy()).max() <= 1e-4
-    assert shown[0] == (BYTES.token_bytes(int(order[0])).decode("utf-8", "ignore") or shown[0])
+    assert shown[0] == (BYTES.pieces[int(order[0])].decode("utf-8", "ignore") or shown[0])
     # surprisal, and the last row of the lens, which is the output
     loss = F.cross_entropy(logits[:-1], torch.tensor(IDS[1:]), reduction="none").numpy()
     assert np.abs(data["surprisal"] - loss).max() <= 1e-4
