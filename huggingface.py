@@ -41,7 +41,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -89,19 +89,26 @@ ACTIVATIONS = {"swiglu": "silu", "relu2": "relu2", "gelu": "gelu", "gelu_tanh": 
 THEIR_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
     "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "swish": "swiglu",
 }  # fmt: skip
-NORMS = ("ln_1", "ln_2", "ln_f", "attn.q_norm", "attn.k_norm")
+VOCABULARY = ("transformer.wte.weight", "lm_head.weight")  # tensors with a row for each token
+# {their key in config.json: our setting}
+_KEYS = {"vocab_size": "vocab_size", "tie_word_embeddings": "tie_weights"}
+GPT2_KEYS = _KEYS | {
+    "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_hidden",
+    "layer_norm_epsilon": "norm_eps",
+}  # fmt: skip
+KEYS = _KEYS | {
+    "max_position_embeddings": "block_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_kv_head", "head_dim": "head_dim", "hidden_size": "n_embd",
+    "intermediate_size": "n_hidden", "rope_theta": "rope_theta",
+}  # fmt: skip
 
 
 def family(c: GPTConfig) -> str:
     """The architecture that computes what this configuration does. ValueError names the settings that none has."""
     faults = {
-        name: [
-            f"{key}={getattr(c, key)}"
-            for key, values in conditions.items()
-            if getattr(c, key) not in values
-        ]
+        name: [f"{key}={getattr(c, key)}" for key, values in conditions.items() if getattr(c, key) not in values]
         for name, (_, conditions) in FAMILIES.items()
-    }  # fmt: skip
+    }
     if c.n_kv_head != c.n_head:
         faults["GPT2LMHeadModel"].append(f"n_kv_head={c.n_kv_head}")
     if c.n_head * c.head_dim != c.n_embd:
@@ -114,38 +121,31 @@ def family(c: GPTConfig) -> str:
     return nearest[0]
 
 
+def is_norm(name: str) -> bool:
+    return ".ln_" in name or "_norm" in name
+
+
 def places(c: GPTConfig, architecture: str) -> Iterator[tuple[str, list[str], list[int], bool]]:
-    """(our module, theirs, rows of each, whether theirs is stored transposed) of every module that has weights."""
+    """(our tensor, theirs, rows of each if they are several, whether theirs is stored transposed) of every tensor."""
     names, gpt2 = FAMILIES[architecture][0], architecture == "GPT2LMHeadModel"
-    theirs = {"wte": "wte", "wpe": "wpe", "h": "h", "ln_f": "ln_f"}
-    if not gpt2:
-        theirs = {"wte": "embed_tokens", "h": "layers", "ln_f": "norm"}
-    prefix, kv = "transformer." if gpt2 else "model.", c.n_kv_head * c.head_dim
-    rows = {"attn.c_attn": [c.n_head * c.head_dim, kv, kv]}
-    rows["mlp.c_fc"] = [c.n_hidden] * len(names["mlp.c_fc"])
-    for ours in ("wte", "wpe", "ln_f"):
-        if ours in theirs and (ours != "wpe" or c.position == "learned"):
-            yield f"transformer.{ours}", [prefix + theirs[ours]], [], False
+    top, blocks = {"wte": "model.embed_tokens", "ln_f": "model.norm"}, "model.layers"
+    if gpt2:
+        top, blocks = {name: f"transformer.{name}" for name in ("wte", "wpe", "ln_f")}, "transformer.h"
+    modules = {f"transformer.{ours}": [theirs] for ours, theirs in top.items()}
     for i in range(c.n_layer):
         for ours, parts in names.items():
-            split = rows.get(ours, []) if len(parts) > 1 else []
-            turned = gpt2 and not ours.startswith("ln")  # GPT-2's Conv1D holds (in, out)
-            yield f"transformer.h.{i}.{ours}", [f"{prefix}{theirs['h']}.{i}.{part}" for part in parts], split, turned
+            modules[f"transformer.h.{i}.{ours}"] = [f"{blocks}.{i}.{part}" for part in parts]
     if not c.tie_weights:
-        yield "lm_head", ["lm_head"], [], False
-
-
-def is_norm(module: str) -> bool:
-    return module.endswith(NORMS)
-
-
-def has_bias(c: GPTConfig, architecture: str, module: str) -> bool:
-    """Whether their module comes with a bias: ours may lack it, and theirs is then zero."""
-    if module.endswith(("wte", "wpe", "lm_head")):
-        return False
-    if is_norm(module):
-        return architecture in ("GPT2LMHeadModel", "Starcoder2ForCausalLM")
-    return architecture == "GPT2LMHeadModel" or c.bias
+        modules["lm_head"] = ["lm_head"]
+    kv = c.n_kv_head * c.head_dim
+    rows = {"c_attn": [c.n_head * c.head_dim, kv, kv], "c_fc": [c.n_hidden, c.n_hidden]}
+    for module, theirs in modules.items():
+        name = module.rpartition(".")[2]
+        linear, split = name.startswith("c_"), rows[name] if len(theirs) > 1 else []
+        ours = module if name in ("q_norm", "k_norm") else f"{module}.weight"
+        yield ours, [f"{their}.weight" for their in theirs], split, gpt2 and linear  # its Conv1D holds (in, out)
+        if linear and (gpt2 or c.bias) or is_norm(module) and c.norm == "layernorm":
+            yield f"{module}.bias", [f"{their}.bias" for their in theirs], split, False
 
 
 # Export
@@ -155,43 +155,35 @@ def their_weights(model: GPT, architecture: str, dtype: torch.dtype) -> dict[str
     """The tensors of the folder. Rows that pad our vocabulary stay behind; norms without gains get ones, GPT-2's layers
     without biases zeros."""
     c, state, out = model.config, model.state_dict(), {}
-    for module, theirs, rows, turned in places(c, architecture):
-        for kind in ("weight", "bias") if has_bias(c, architecture, module) else ("weight",):
-            tensor = state.get(module if module.endswith(("q_norm", "k_norm")) else f"{module}.{kind}")
-            if tensor is None:
-                width = c.head_dim if module.endswith(("q_norm", "k_norm")) else c.n_embd
-                if not is_norm(module):
-                    width = state[f"{module}.weight"].shape[0]
-                tensor = torch.full((width,), float(kind == "weight"))
-            if module in ("transformer.wte", "lm_head"):
-                tensor = tensor[: c.vocab_size]
-            for name, part in zip(theirs, tensor.split(rows) if rows else [tensor], strict=True):
-                part = part.T if turned and part.dim() == 2 else part
-                out[f"{name}.{kind}"] = part.to(dtype).contiguous()
+    shapes = checkpoint.without_weights(replace(c, norm_weight=True, bias=True)).state_dict()
+    for ours, theirs, rows, turned in places(c, architecture):
+        tensor = state.get(ours)
+        if tensor is None:
+            tensor = torch.full(shapes[ours].shape, float(not ours.endswith("bias")))
+        if ours in VOCABULARY:
+            tensor = tensor[: c.vocab_size]
+        for name, part in zip(theirs, tensor.split(rows) if rows else [tensor], strict=True):
+            out[name] = (part.T if turned else part).to(dtype).contiguous()
     return out
 
 
 def their_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokenizer) -> dict:
     """config.json, with the keys that transformers, vLLM and llama.cpp read."""
-    ends = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-    common = {"architectures": [architecture], "vocab_size": c.vocab_size, "tie_word_embeddings": c.tie_weights}
-    common |= {"dtype": dtype, "torch_dtype": dtype, "use_cache": True, "initializer_range": 0.02, **ends}
-    if architecture == "GPT2LMHeadModel":
+    gpt2 = architecture == "GPT2LMHeadModel"
+    common = {theirs: getattr(c, ours) for theirs, ours in (GPT2_KEYS if gpt2 else KEYS).items()}
+    common |= {"architectures": [architecture], "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
+    common |= {"initializer_range": 0.02, "bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
+    if gpt2:
         return common | {
-            "model_type": "gpt2", "n_positions": c.block_size, "n_ctx": c.block_size, "n_embd": c.n_embd,
-            "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": c.n_hidden, "layer_norm_epsilon": c.norm_eps,
+            "model_type": "gpt2", "n_ctx": c.block_size, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
             "activation_function": "gelu_new" if c.activation == "gelu_tanh" else c.activation,
-            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
         }  # fmt: skip
-    rope = {"rope_theta": c.rope_theta, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}}
-    biases = {"attention_bias": c.bias, "mlp_bias": c.bias, "use_bias": c.bias}
-    eps = {"norm_epsilon": c.norm_eps} if c.norm == "layernorm" else {"rms_norm_eps": c.norm_eps}
-    return common | rope | biases | eps | {
-        "model_type": architecture.removesuffix("ForCausalLM").lower(), "hidden_size": c.n_embd,
-        "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head,
-        "head_dim": c.head_dim, "intermediate_size": c.n_hidden, "hidden_act": ACTIVATIONS[c.activation],
-        "max_position_embeddings": c.block_size, "attention_dropout": 0.0, "use_sliding_window": False,
-        "sliding_window": None,
+    return common | {
+        "model_type": architecture.removesuffix("ForCausalLM").lower(), "hidden_act": ACTIVATIONS[c.activation],
+        "norm_epsilon" if c.norm == "layernorm" else "rms_norm_eps": c.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "attention_bias": c.bias, "mlp_bias": c.bias, "use_bias": c.bias,
+        "attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": None,
     }  # fmt: skip
 
 
@@ -203,12 +195,13 @@ def their_tokenizer(tokenizer: Tokenizer) -> dict:
         for text, i in sorted(tokenizer.specials.items(), key=lambda item: item[1])
     ]  # fmt: skip
     normalizer = {"type": tokenizer.normalization} if tokenizer.normalization else None
-    out = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": specials, "normalizer": normalizer}
+    out = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None, "added_tokens": specials,
+           "normalizer": normalizer}  # fmt: skip
     if tokenizer.kind == "char":  # WordLevel without an unknown token refuses what it does not know, as ours does
         vocab = {piece.decode(): i for i, piece in enumerate(tokenizer.pieces) if piece}
         split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
         model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-        return out | {"pre_tokenizer": split, "post_processor": None, "decoder": {"type": "Fuse"}, "model": model}
+        return out | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
     stand_in = {byte: char for char, byte in lathe_tokenizer._hugging_face_bytes().items()}
     written = {piece: "".join(stand_in[b] for b in piece) for piece in tokenizer.pieces if piece}
     ranks = {piece: i for i, piece in enumerate(tokenizer.pieces) if piece}
@@ -224,7 +217,7 @@ def their_tokenizer(tokenizer: Tokenizer) -> dict:
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
         "vocab": {written[piece]: i for piece, i in ranks.items()}, "merges": merges,
     }  # fmt: skip
-    return out | {"pre_tokenizer": before, "post_processor": None, "decoder": level, "model": model}
+    return out | {"pre_tokenizer": before, "decoder": level, "model": model}
 
 
 def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
@@ -373,7 +366,7 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: {path.parent} is not a Hugging Face model folder") from None
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
@@ -383,13 +376,17 @@ def our_config(theirs: dict, where: Path) -> tuple[str, GPTConfig]:
     name = "GPT2LMHeadModel" if name == "none" and theirs.get("model_type") == "gpt2" else name
     if name not in FAMILIES:
         raise ValueError(f"{where}: architecture {name} is not one that lathe reads: {', '.join(FAMILIES)}")
-    gpt2 = name == "GPT2LMHeadModel"
-    needed = ("n_layer", "n_head", "n_embd") if gpt2 else ("max_position_embeddings", "num_hidden_layers",
-              "num_attention_heads", "hidden_size", "intermediate_size")  # fmt: skip
-    for key in ("vocab_size", *needed):
-        if not isinstance(theirs.get(key), int):
-            raise ValueError(f"{where}: {key} is {theirs.get(key, 'missing')}, not a whole number")
+    gpt2, norm = name == "GPT2LMHeadModel", FAMILIES[name][1]["norm"][0]
     rope = theirs.get("rope_parameters") or {}
+    usual = {"n_positions": 1024, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": norm == "layernorm"}
+    usual |= {"n_inner": 0, "num_key_value_heads": 0, "head_dim": 0, "rope_theta": rope.get("rope_theta") or 10000.0}
+    found = {}
+    for key, ours in (GPT2_KEYS if gpt2 else KEYS).items():
+        found[ours] = theirs.get(key) if theirs.get(key) is not None else usual.get(key)
+        whole = ours not in ("norm_eps", "rope_theta")
+        if not isinstance(found[ours], int if whole else (int, float)):
+            kind = "whole number" if whole else "number"
+            raise ValueError(f"{where}: {key} is {theirs.get(key, 'missing')}, not a {kind}")
     scaling = theirs.get("rope_scaling") or rope
     act = theirs.get("activation_function", "gelu_new") if gpt2 else theirs.get("hidden_act", "silu")
     activation = THEIR_ACTIVATIONS.get(act)
@@ -407,24 +404,11 @@ def our_config(theirs: dict, where: Path) -> tuple[str, GPTConfig]:
     ):
         if not right:
             raise ValueError(f"{where}: {setting} is {value}, which lathe's network does not compute")
-    norm = FAMILIES[name][1]["norm"][0]
-    shared = dict(norm=norm, norm_weight=True, bias=True, activation=activation, zero_init=False,
-                  vocab_size=theirs["vocab_size"])  # fmt: skip
-    if gpt2:
-        return name, GPTConfig(
-            block_size=theirs.get("n_positions", 1024), n_layer=theirs["n_layer"], n_head=theirs["n_head"],
-            n_embd=theirs["n_embd"], n_hidden=theirs.get("n_inner") or 0, position="learned", qk_norm=False,
-            norm_eps=theirs.get("layer_norm_epsilon", 1e-5), tie_weights=theirs.get("tie_word_embeddings", True),
-            **shared,
-        )  # fmt: skip
+    if not gpt2:
+        found["norm_eps"] = theirs.get("norm_epsilon" if norm == "layernorm" else "rms_norm_eps", 1e-6)
     return name, GPTConfig(
-        block_size=theirs["max_position_embeddings"], n_layer=theirs["num_hidden_layers"],
-        n_head=theirs["num_attention_heads"], n_embd=theirs["hidden_size"], n_hidden=theirs["intermediate_size"],
-        n_kv_head=theirs.get("num_key_value_heads") or 0, head_dim=theirs.get("head_dim") or 0, position="rope",
-        rope_theta=float(theirs.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        norm_eps=theirs.get("norm_epsilon" if norm == "layernorm" else "rms_norm_eps", 1e-6),
-        qk_norm="attn.q_norm" in FAMILIES[name][0],
-        tie_weights=theirs.get("tie_word_embeddings", name == "Starcoder2ForCausalLM"), **shared,
+        **found, position=FAMILIES[name][1]["position"][0], norm=norm, norm_weight=True, bias=True, zero_init=False,
+        activation=activation, qk_norm="attn.q_norm" in FAMILIES[name][0],
     )  # fmt: skip
 
 
@@ -448,53 +432,40 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
     taken over. Rows of the vocabulary beyond the tokenizer's ids are padding. Raises ValueError or OSError.
     """
     architecture, c = our_config(read_json(folder / "config.json"), folder / "config.json")
-    files = tensor_table(folder)
-    prefix = "transformer." if architecture == "GPT2LMHeadModel" else "model."
+    files, state = tensor_table(folder), {}
     left = {name for name in files if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))}
     if tokenizer := find_tokenizer(folder):
         c.vocab_size = min(c.vocab_size, tokenizer.vocab_size)
-    state, gains, biases, matrices = {}, False, False, []
-    for module, theirs, _, turned in places(c, architecture):
-        for kind in ("weight", "bias"):
-            names = [next((n for n in (f"{t}.{kind}", f"{t}.{kind}".removeprefix(prefix)) if n in files), None)
-                     for t in theirs]  # fmt: skip
-            left -= set(names)
-            if kind == "weight" and None in names:
-                raise ValueError(f"{folder}: the weights lack {theirs[names.index(None)]}.weight")
-            if kind == "bias" and module.endswith(("wte", "wpe", "lm_head", "q_norm", "k_norm")):
-                continue
-            parts = [None if name is None else checkpoint.read_tensor(*files[name]) for name in names]
-            if kind == "bias":
-                if is_norm(module) and c.norm == "rmsnorm":
-                    continue
-                parts = [torch.zeros(len(w)) if p is None else p for p, w in zip(parts, matrices, strict=True)]
-            elif turned:
-                parts = [p.T for p in parts]
-            matrices = parts if kind == "weight" else []
-            tensor = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
-            if module in ("transformer.wte", "lm_head"):
-                tensor = tensor[: c.padded_vocab_size]
-                extra = c.padded_vocab_size - len(tensor)
-                tensor = torch.cat((tensor, tensor.new_zeros(extra, tensor.shape[1]))) if extra else tensor.clone()
-            if is_norm(module):
-                gains |= not bool((tensor == (kind == "weight")).all())
-            if kind == "bias":
-                biases |= bool(tensor.any())
-            name = module if module.endswith(("q_norm", "k_norm")) else f"{module}.{kind}"
-            state[name] = tensor if dtype is None else tensor.to(dtype)
+    for ours, theirs, _, turned in places(c, architecture):
+        short = [name.removeprefix("transformer.").removeprefix("model.") for name in theirs]
+        names = [next((n for n in pair if n in files), None) for pair in zip(theirs, short, strict=True)]
+        if ours.endswith("bias") and not any(names):
+            continue
+        if None in names:
+            raise ValueError(f"{folder}: the weights lack {theirs[names.index(None)]}")
+        left -= set(names)
+        parts = [checkpoint.read_tensor(*files[name]) for name in names]
+        parts = [part.T if turned else part for part in parts]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+        if ours in VOCABULARY:  # zeros are added, or rows left out
+            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, c.padded_vocab_size - len(tensor)))
+        state[ours] = tensor if dtype is None else tensor.to(dtype)
     if c.tie_weights:
         left.discard("lm_head.weight")
     if left:
         names = ", ".join(sorted(left)[:3])
         raise ValueError(f"{folder}: {architecture} has no place for {names} ({len(left)} tensors)")
-    c.norm_weight, c.bias = gains, biases
+    biases = {name for name in state if name.endswith("bias")}
+    c.bias = any(bool(state[name].any()) for name in biases)
+    c.norm_weight = any(bool((state[name] != (name not in biases)).any()) for name in filter(is_norm, state))
     model = checkpoint.without_weights(c)
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
-        if name not in state or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if name in state else "nothing"
-            raise ValueError(f"{folder}: {name} is {found}, by config.json it should be {tuple(tensor.shape)}")
-    model.load_state_dict({name: state[name] for name in wanted}, assign=True)
+    for name, like in model.state_dict().items():
+        if name not in state:  # a bias, where other layers have theirs
+            state[name] = torch.zeros(like.shape, dtype=dtype)
+        if state[name].shape != like.shape:
+            found, right = tuple(state[name].shape), tuple(like.shape)
+            raise ValueError(f"{folder}: {name} is {found}, by config.json it should be {right}")
+    model.load_state_dict(state, strict=False, assign=True)  # gains of one and biases of zero are left over
     return model.eval()
 
 
@@ -530,12 +501,6 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ...]]
     return tokenizer, [begin] if begin in special else [], tuple(dict.fromkeys([*ends, tokenizer.eot_id]))
 
 
-def load(name: str) -> tuple[GPT, Tokenizer]:
-    """Network and tokenizer of hf:NAME_OR_FOLDER."""
-    folder = find(name)
-    return load_model(folder), load_tokenizer(folder)[0]
-
-
 def as_checkpoint(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor]]:
     """What train.py needs of a checkpoint's state and its weights, from a Hugging Face folder; a context longer than
     block_size is cut to it."""
@@ -562,9 +527,9 @@ def largest_difference(a: Callable, b: Callable, c: GPTConfig) -> tuple[float, f
 def main(argv: list[str] | None = None) -> int:
     options = config.parse(Options, argv, **PARSER)
     path, folder = checkpoint.find_checkpoint(options.out_dir), Path(options.to)
-    if folder.exists() and (any(folder.iterdir()) if folder.is_dir() else True):
-        if not options.overwrite or not (folder / "config.json").is_file():
-            raise ValueError(f"to is {folder}, which exists: choose another, or --overwrite=true for an old export")
+    taken = folder.is_file() or folder.is_dir() and any(folder.iterdir())
+    if taken and not (options.overwrite and (folder / "config.json").is_file()):
+        raise ValueError(f"to is {folder}, which exists: choose another, or --overwrite=true for an old export")
     if options.verify:
         try:
             import transformers  # noqa: F401 - whether it is there is asked before the work begins
@@ -606,19 +571,12 @@ def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
     difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
     print(f"max |difference of logits| through transformers: {difference:.1e}", file=sys.stderr)
     text = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
-    text = "".join(character for character in text if encodable(tokenizer, character))
+    text = "".join(c for c in text if tokenizer.kind != "char" or c.encode() in tokenizer.pieces)
     same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == tokenizer.encode(text)
     if difference > 1e-4 * max(1.0, largest) or not same:
         raise ValueError(f"the export is another model in transformers: logits differ by {difference:.1e}, "
                          f"token ids are {'equal' if same else 'different'}")  # fmt: skip
     print("token ids are equal", file=sys.stderr)
-
-
-def encodable(tokenizer: Tokenizer, character: str) -> bool:
-    try:
-        return bool(tokenizer.encode(character))
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

@@ -355,7 +355,7 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
         shutil.copytree(exported, folder)
         change(folder)
         with pytest.raises((ValueError, OSError)) as error:
-            huggingface.load(f"hf:{folder}")
+            huggingface.load_model(folder), huggingface.load_tokenizer(folder)
         return str(error.value)
 
     def configure(**changes):
