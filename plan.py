@@ -81,7 +81,7 @@ def kept_by_block(s, c, device: str, half: bool) -> float:
         attention += 4 * (q + 2 * kv) + 3 * 4 * c.n_head * s.block_size
     else:
         attention += size * (q + 2 * kv + (q + kv) * (c.position == "rope"))
-    mlp = size * (c_fc + c.n_hidden * (2 if c.activation == "swiglu" else 1))
+    mlp = size * 2 * c_fc
     masks = 2 * c.n_embd * (size if device == "cpu" else 1) if c.dropout else 0
     return norms + attention + mlp + masks + 4 * (2 + 2 * c.n_head + c.n_kv_head)  # the last: a scale for each norm
 

@@ -170,7 +170,7 @@ def test_memory_is_known_within_15_percent(shape, tmp_path, monkeypatch):
     data = make_dataset(tmp_path / "data", tokenizer)
     words = arguments(data, tmp_path / "run", micro_batch_size=0, max_steps=4, eval_interval=2, **SHAPES[shape])
     command = [sys.executable, str(ROOT / "train.py"), *words]
-    said, _ = run_child([*command, "--dry_run"], tmp_path)
+    said, *_ = run_child([*command, "--dry_run"], tmp_path)
     amount, unit = re.search(r"^memory +([\d.,]+) (GB|MB)", said, re.M).groups()
     estimate = float(amount.replace(",", "")) * {"GB": 1e9, "MB": 1e6}[unit]
     run_child(command, tmp_path)
