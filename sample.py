@@ -120,17 +120,15 @@ from tokenizer import TEMPLATES, Tokenizer, chat_prompt, load_tokenizer
 # Choosing a token
 
 
-def choose(
-    logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> Tensor:
+def choose(logits: Tensor, u: Tensor, s: Sampling) -> Tensor:
     """One token id per row, (B,), of logits (B, V), by the numbers u (B,) drawn uniformly from [0, 1).
 
     The choice inverts the cumulative distribution, so it is a function of (logits, u) alone, and needs neither torch's
     generator nor a word with the device. temperature 0 takes the likeliest token.
     """
-    if temperature == 0:
+    if s.temperature == 0:
         return logits.argmax(dim=-1)
-    p, order = distribution(logits, temperature, top_k, top_p, min_p)
+    p, order = distribution(logits, s)
     cumulative = p.cumsum(dim=-1)
     wanted = u.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
     last = (p > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # rounding must not reach behind it
@@ -138,35 +136,26 @@ def choose(
     return (index if order is None else order.gather(1, index)).squeeze(1)
 
 
-def distribution(
-    logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> tuple[Tensor, Tensor | None]:
+def distribution(logits: Tensor, s: Sampling) -> tuple[Tensor, Tensor | None]:
     """Weights (B, n) of the tokens that may be chosen, not summing to one, and their ids (B, n), likeliest first; ids
     is None if no filter asked for an order: then n is V.
 
-    Filters act on the probabilities at `temperature`, in the order top_k, top_p (Holtzman et al., arXiv 1904.09751),
+    Filters act on the probabilities at s.temperature, in the order top_k, top_p (Holtzman et al., arXiv 1904.09751),
     min_p (arXiv 2407.01082).
     """
-    V = logits.shape[-1]
+    V, order = logits.shape[-1], None
     logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    if not 0 < top_k < V:
-        total = logits.logsumexp(dim=-1, keepdim=True)
-        if top_p == 1:  # a threshold needs no order
-            p = (logits - total).exp()
-            return (p if min_p == 0 else p.masked_fill(p < min_p * p.amax(dim=-1, keepdim=True), 0)), None
-        first = V
-        if logits.is_cpu and V > 4096:  # the likeliest 1,024 nearly always hold top_p, and sorting all is slow
-            first = 1024 if (logits.topk(1024).values - total).exp().sum(dim=-1).min() >= top_p else V
-        logits, order = logits.topk(first, dim=-1)
-        p = (logits - total).exp()
-    else:
-        logits, order = logits.topk(top_k, dim=-1)
-        p = logits.softmax(dim=-1)
-    if top_p < 1:
-        p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0)
-    if min_p > 0:
-        p = p.masked_fill(p < min_p * p[:, :1], 0)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / s.temperature
+    if 0 < s.top_k < V:
+        logits, order = logits.topk(s.top_k, dim=-1)
+    p = logits.softmax(dim=-1)
+    if s.top_p < 1:
+        if order is None:  # on a CPU sorting all is slow, and the likeliest 1,024 nearly always hold top_p
+            few = p.is_cpu and V > 4096 and p.topk(1024, dim=-1).values.sum(dim=-1).min() >= s.top_p
+            p, order = p.topk(1024 if few else V, dim=-1)
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= s.top_p, 0)
+    if s.min_p > 0:
+        p = p.masked_fill(p < s.min_p * p.amax(dim=-1, keepdim=True), 0)
     return p, order
 
 
@@ -281,7 +270,7 @@ class Slots:
         if self.counts is not None:
             scores = penalize(logits, self.seen[slots], self.counts[slots], s)
         u = self.u[slots, self.n_drawn[slots].clamp(max=self.u.shape[1] - 1)]
-        ids = choose(scores, u, s.temperature, s.top_k, s.top_p, s.min_p)
+        ids = choose(scores, u, s)
         if self.counts is not None:
             self.counts[slots, ids] += 1
             self.seen[slots, ids] = True

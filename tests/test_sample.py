@@ -152,7 +152,7 @@ def logits_rows(n=1000, size=500, seed=0):
 
 def probabilities(logits, **options):
     """distribution() as probabilities over all ids."""
-    p, order = distribution(logits, **options)
+    p, order = distribution(logits, Sampling(**options))
     p = p / p.sum(-1, keepdim=True)
     return p if order is None else torch.zeros(logits.shape, dtype=p.dtype).scatter_(1, order, p)
 
@@ -217,13 +217,13 @@ def test_zero_temperature_and_the_narrowest_filters_take_the_likeliest():
     logits, u = logits_rows(), torch.rand(1000)
     for options in (dict(temperature=0), dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_p=1e-9),
                     dict(temperature=1.0, min_p=1.0), dict(temperature=1e-320)):  # fmt: skip
-        assert (choose(logits, u, **options) == logits.argmax(-1)).all(), options
+        assert (choose(logits, u, Sampling(**options)) == logits.argmax(-1)).all(), options
 
 
 def test_a_choice_never_leaves_the_filter():
     logits = logits_rows(200, 50)
     for u in (0.0, 0.5, 1 - 2**-24):
-        chosen = choose(logits, torch.full((200,), u), 1.0, top_k=5)
+        chosen = choose(logits, torch.full((200,), u), Sampling(temperature=1.0, top_k=5))
         assert (logits.topk(5).indices == chosen.unsqueeze(1)).any(-1).all()
 
 
@@ -231,7 +231,8 @@ def test_a_choice_never_leaves_the_filter():
 def test_200_000_draws_follow_the_distribution(options):
     logits = logits_rows(1, 60, seed=4) / 2
     draws = 200_000
-    chosen = choose(logits.expand(draws, -1), torch.rand(draws, generator=torch.Generator().manual_seed(0)), **options)
+    u = torch.rand(draws, generator=torch.Generator().manual_seed(0))
+    chosen = choose(logits.expand(draws, -1), u, Sampling(**options))
     expected = probabilities(logits, **options)[0] * draws
     found = torch.bincount(chosen, minlength=60)
     assert (found[expected == 0] == 0).all()
