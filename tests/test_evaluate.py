@@ -2,14 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import command as start
-from tiny_run import finished, free_ports
+from tiny_run import command, finished, free_ports
 
 import checkpoint
 import evaluate
@@ -190,7 +187,7 @@ def on_ranks(n: int, *arguments: str) -> dict:
     """What the command prints as n ranks."""
     group = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])} if n > 1 else {}
     ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
-    processes = [start("evaluate.py", *arguments, env=environment) for environment in ranks]
+    processes = [command("evaluate.py", *arguments, env=environment) for environment in ranks]
     done = [finished(process) for process in processes]
     assert [code for code, _, _ in done] == [0] * n, done
     assert all(out == "" for _, out, _ in done[1:])  # one speaks
@@ -225,15 +222,11 @@ def test_ranks_share_the_work_and_agree(run, tmp_path):
     assert one["tasks"]["hellaswag"]["cut"] == 5  # bytes are many: a context of 32 holds none of these whole
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "evaluate.py"), *arguments], capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_the_command_prints_one_json_object(run):
-    done = command(f"--out_dir={run / 'run'}")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    code, out, err = finished(command("evaluate.py", f"--out_dir={run / 'run'}"))
+    assert code == 0, err
+    found = json.loads(out)
     assert found["step"] == 7 and found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     again = evaluate.validation(small_model(), open_dataset(run / "data"), CPU, micro_batch_size=8)
     assert found["loss"] == pytest.approx(again["loss"], rel=1e-6)
@@ -244,9 +237,10 @@ def test_a_dataset_of_another_tokenizer_is_refused(run, tmp_path):
     from tokenizer import train_char
 
     write_dataset(tmp_path / "chars", train_char([TEXT]), [TEXT], [TEXT])
-    done = command(f"--out_dir={run / 'run'}", f"--dataset={tmp_path / 'chars'}")
-    assert done.returncode == 1 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and "tokenizer" in done.stderr and "prepare it with" in done.stderr
+    words = (f"--out_dir={run / 'run'}", f"--dataset={tmp_path / 'chars'}")
+    code, out, err = finished(command("evaluate.py", *words))
+    assert code == 1 and out == ""
+    assert len(err.splitlines()) == 1 and "tokenizer" in err and "prepare it with" in err
 
 
 @pytest.mark.parametrize(
@@ -279,8 +273,6 @@ def test_pairs_are_scored_on_their_completions_and_know_no_stride(run, tmp_path,
 
 
 def test_a_missing_run_is_one_line_that_says_what_to_do():
-    done = command("--out_dir=nowhere")
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        "evaluate.py: error: nowhere does not exist: give a run's out_dir, or train one with python train.py"
-    ]
+    code, _, err = finished(command("evaluate.py", "--out_dir=nowhere"))
+    said = "evaluate.py: error: nowhere does not exist: give a run's out_dir, or train one with python train.py\n"
+    assert (code, err) == (1, said)

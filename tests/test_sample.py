@@ -1,7 +1,6 @@
 """Promises of sample.py: what is chosen, that neither caches nor company change it, and what the command prints."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import command as start
+from tiny_run import loud_model
 
 import checkpoint
 import sample
-from model import CHOICES, GPT, GPT2, GPTConfig
+from model import CHOICES, GPT, GPT2
 from quantize import choose_weights, prepare_weights
 from sample import Sampling, TextStream, choose, distribution, generate, penalize
 from tokenizer import GPT2_PATTERN, count_pieces, load_tokenizer, train_bpe, train_char
@@ -26,14 +27,8 @@ T, V = 24, 61
 GREEDY = Sampling(temperature=0)
 
 
-def tiny_model(seed=0, **changes) -> GPT:
-    torch.manual_seed(seed)
-    shape = dict(vocab_size=V, block_size=T, n_layer=2, n_head=4, n_embd=32, zero_init=False)
-    model = GPT(GPTConfig(**{**shape, **changes})).eval()
-    for name, p in model.named_parameters():
-        if p.dim() > 1:  # loud enough that every token matters
-            torch.nn.init.normal_(p, std=0.3 if "wte" not in name else 1.0)
-    return model
+def tiny_model(**changes) -> GPT:
+    return loud_model(**dict(vocab_size=V, block_size=T, n_head=4) | changes)
 
 
 def rows_of(steps, n_rows) -> list[list[int]]:
@@ -474,17 +469,10 @@ def test_mistakes_in_prompts_are_named(run_folder, tmp_path):
         sample.main([f"--out_dir={tmp_path / 'nothing'}"])
 
 
-def start(run_folder, *arguments, **options):
-    words = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={run_folder}", "--device=cpu", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, **options)
-
-
 @pytest.mark.slow
 def test_a_reader_that_leaves_and_ctrl_c_end_it_in_silence(run_folder):
-    endless = ("--max_new_tokens=1000000", "--ignore_eot=true")
-    leaving, interrupted = start(run_folder, *endless), start(run_folder, *endless)
+    words = ("sample.py", f"--out_dir={run_folder}", "--device=cpu", "--max_new_tokens=1000000", "--ignore_eot=true")
+    leaving, interrupted = start(*words), start(*words)
     assert leaving.stdout.read(5) and interrupted.stdout.read(5)
     leaving.stdout.close()
     interrupted.send_signal(signal.SIGINT)
@@ -495,7 +483,8 @@ def test_a_reader_that_leaves_and_ctrl_c_end_it_in_silence(run_folder):
 
 @pytest.mark.slow
 def test_a_dialogue_continues_retries_and_changes_settings(run_folder):
-    process = start(run_folder, "--interactive=true", "--max_new_tokens=5", "--ignore_eot=true", stdin=subprocess.PIPE)
+    words = ("sample.py", f"--out_dir={run_folder}", "--device=cpu", "--interactive=true", "--ignore_eot=true")
+    process = start(*words, "--max_new_tokens=5", stdin=subprocess.PIPE)
     lines = ("abc", "", "/again", "/set temperature 0", "/set", "/set top_p 7", "é", "/nonsense", "abc", "abc", "/quit")
     out, err = process.communicate("\n".join(lines) + "\n", timeout=120)
     answers = [answer for answer in out.split("> ")[1:] if answer]

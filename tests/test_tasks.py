@@ -15,28 +15,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import loud_model
 
 import huggingface
 import runtime
 import tasks
-from model import CHOICES, GPT, GPT2, GPTConfig
+from model import CHOICES, GPT, GPT2
 from tasks import FORMATS, Task, batches_of_pairs, score
 from tokenizer import count_pieces, load_tokenizer, train_bpe, train_char
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = runtime.Runtime(torch.device("cpu"), torch.float32)
 ALPHABET = "abcdefgh .\n"
-
-
-def loud_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
-    """An untrained network with opinions."""
-    torch.manual_seed(seed)
-    shape = dict(vocab_size=vocab_size, block_size=48, n_layer=2, n_head=2, n_embd=32, zero_init=False)
-    model = GPT(GPTConfig(**shape | changes)).eval()
-    for name, p in model.named_parameters():
-        if p.dim() > 1:
-            torch.nn.init.normal_(p, std=1.0 if "wte" in name else 0.3)
-    return model
 
 
 def jsonl(path: Path, rows: list[dict]) -> Path:

@@ -8,8 +8,6 @@ import math
 import os
 import re
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from browser import PROGRAM, Browser
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tiny_run import make_dataset, settings
+from tiny_run import command, finished, make_dataset, settings
 from torch.nn import functional as F
 
 import config
@@ -626,19 +624,16 @@ def test_training_leaves_a_page_that_tells_of_every_start(tmp_path):
     assert "validation loss <b>" in page
 
 
-def command(*words, **environment):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    words = [sys.executable, "visualize.py", *map(str, words)]
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+def visualize(*words, **environment) -> tuple[int, str, str]:
+    return finished(command("visualize.py", *words, env=environment))
 
 
 def test_the_command_writes_where_it_says(tmp_path):
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
-    done = command("run", one)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{one / 'report.html'}\n", "")
-    done = command("run", one, two, f"--out={tmp_path / 'both.html'}", FORCE_COLOR="1")
-    assert done.stdout == f"{tmp_path / 'both.html'}\n" and done.stderr == ""
-    assert len(unpack((tmp_path / "both.html").read_text())["runs"]) == 2
+    assert visualize("run", one) == (0, f"{one / 'report.html'}\n", "")
+    both = tmp_path / "both.html"
+    assert visualize("run", one, two, f"--out={both}", FORCE_COLOR="1") == (0, f"{both}\n", "")
+    assert len(unpack(both.read_text())["runs"]) == 2
 
 
 def test_a_hugging_face_model_has_a_page_like_our_own(tmp_path):
@@ -646,9 +641,10 @@ def test_a_hugging_face_model_has_a_page_like_our_own(tmp_path):
 
     model, options = tiny(**GPT2), ModelOptions(max_new_tokens=5)
     huggingface.export(model, BYTES, tmp_path / "hf")
-    done = command("model", f"--model=hf:{tmp_path / 'hf'}", "--max_new_tokens=5", f"--out={tmp_path / 'page.html'}")
-    assert (done.returncode, done.stderr) == (0, "")
-    theirs, ours = unpack((tmp_path / "page.html").read_text()), unpack(model_page(model, BYTES, "tiny", {}, options))
+    page = tmp_path / "page.html"
+    words = ("model", f"--model=hf:{tmp_path / 'hf'}", "--max_new_tokens=5", f"--out={page}")
+    assert visualize(*words) == (0, f"{page}\n", "")
+    theirs, ours = unpack(page.read_text()), unpack(model_page(model, BYTES, "tiny", {}, options))
     assert np.abs(theirs["surprisal"] - ours["surprisal"]).max() < 1e-4
     assert theirs["maps"].shape == ours["maps"].shape
 
@@ -666,6 +662,5 @@ def test_a_hugging_face_model_has_a_page_like_our_own(tmp_path):
     ],
 )
 def test_mistakes_get_one_line(words, code, said):
-    done = command(*words)
-    assert done.returncode == code and done.stdout == ""
-    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    exit_code, out, err = visualize(*words)
+    assert (exit_code, out) == (code, "") and said in err and len(err.splitlines()) == 1

@@ -10,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from config import Settings
 from data import write_dataset
+from model import GPT, GPTConfig
 from tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +23,17 @@ SMALL = dict(
     eval_interval=10, log_interval=1, sample_tokens=0, device="cpu", dtype="float32", compile="false",
 )  # fmt: skip
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def loud_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
+    """An untrained network with opinions: loud enough that every token matters."""
+    torch.manual_seed(seed)
+    shape = dict(vocab_size=vocab_size, block_size=48, n_layer=2, n_head=2, n_embd=32, zero_init=False)
+    model = GPT(GPTConfig(**shape | changes)).eval()
+    for name, p in model.named_parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=1.0 if "wte" in name else 0.3)
+    return model
 
 
 def make_dataset(folder: Path, tokenizer: str = "byte") -> str:
