@@ -26,6 +26,7 @@ from tokenizer import EOT, TEMPLATES, chat_prompt, replace_lone_surrogates
 
 UNIT_BYTES = 4_000_000
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 # What is taken from a folder as text, beside the formats above; files named one by one may have any name.
 TEXT_SUFFIXES = frozenset(
     ".txt .text .md .markdown .rst .tex .org .log .html .htm .xml .srt .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu "
@@ -77,9 +78,6 @@ class Unit:
     blocks: list
     done_bytes: int  # of all input files on disk, up to the end of this unit
     cut: int | None = None  # character of this unit with which validation begins, where the split is by position
-
-    def name(self) -> str:
-        return f"{self.blocks[0].label} at {self.blocks[0].offset}"
 
     def sha256(self) -> str:
         digest = sha256()
@@ -236,8 +234,8 @@ def _blocks(source, rules):
 
 
 def _byte_blocks(source, file, rules):
-    cut = {"text": _cut_text, "jsonl": _cut_lines}.get(source.format, _cut_records)
-    pieces = _cut_file(file, cut)
+    cut_lines = lambda data: data.rfind(b"\n") + 1  # noqa: E731
+    pieces = _cut_file(file, {"text": _cut_text, "jsonl": cut_lines}.get(source.format, _cut_records))
     begin = list(islice(pieces, 2))
     if not begin:
         yield Block(source.label, source.format, b"")  # an empty file is an empty document, and counted
@@ -245,9 +243,9 @@ def _byte_blocks(source, file, rules):
     columns, line, whole_hash = [], 1, None
     if source.format == "text" and len(begin) > 1 and rules.needs_hashes:
         whole_hash = _hash_of_file(source, rules)
-    if source.format in ("csv", "tsv"):
+    if source.format in DELIMITERS:
         text = _decode(Block(source.label, source.format, begin[0][1]), rules, Counter())
-        columns = next(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(source.format)), [])
+        columns = next(csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[source.format]), [])
     for offset, data in chain(begin, pieces):
         yield Block(source.label, source.format, data, offset, line, columns, whole_hash)
         line += data.count(b"\n")
@@ -292,10 +290,6 @@ def _cut_characters(data):
     while end > 1 and (data[end] & 0xC0 == 0x80 or data[end - 1] == 13):  # inside a character, or after \r
         end -= 1
     return end
-
-
-def _cut_lines(data):
-    return data.rfind(b"\n") + 1
 
 
 def _cut_records(data):
@@ -368,7 +362,6 @@ def _parquet_blocks(source, file, rules):
     names = table.schema_arrow.names
     if not rules.template and rules.field not in names:
         raise ValueError(_no_field(source.label, "column", rules.field, names))
-    column = -1 if rules.template else names.index(rules.field)
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
         size = sum(
@@ -376,9 +369,9 @@ def _parquet_blocks(source, file, rules):
             for c in range(about.num_columns)
             if rules.template or about.column(c).path_in_schema == rules.field
         )
-        step = max(1, about.num_rows * UNIT_BYTES // max(size, UNIT_BYTES)) if about.num_rows else 1
+        step = max(1, about.num_rows * UNIT_BYTES // max(size, UNIT_BYTES))
         # The contents are read by the workers; these figures stand for them when an interrupted run goes on.
-        figures = [column, about.num_rows, about.total_byte_size, size]
+        figures = [about.num_rows, about.total_byte_size, size]
         for first in range(0, about.num_rows, step):
             rows = [source.path, source.size, group, first, min(first + step, about.num_rows), figures]
             yield Block(source.label, "parquet", rows, offset=first, line=group)
@@ -432,15 +425,17 @@ def _pairs_of(where, row, rules) -> list[tuple[str, str]]:
                 raise ValueError(f"{where}: {name!r} is no text but {type(row[name]).__name__}")
         prompt, completion = row[rules.prompt_field], row[rules.completion_field]
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
+    pairs = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt, space = chat_prompt(messages[:i], rules.template)
+            answer = message["content"] if rules.template == "plain" else message["content"].strip()
+            pairs.append((prompt, space + answer))
+            if not answer.strip():
+                raise ValueError(f"{where}: the completion is empty; leave the row out, or give it text")
+    if not pairs:
         raise ValueError(f"{where} has no message of the role assistant: nothing to learn from")
-    if any(not messages[i]["content"].strip() for i in answers):
-        raise ValueError(f"{where}: the completion is empty; leave the row out, or give it text")
-    if rules.template == "plain":
-        return [(prompt, completion)]
-    prompts = [(*chat_prompt(messages[:i], rules.template), messages[i]["content"].strip()) for i in answers]
-    return [(prompt, space + answer) for prompt, space, answer in prompts]
+    return pairs
 
 
 def _values(block, rules, counts):
@@ -469,7 +464,7 @@ def _read_csv(block, rules, counts):
         raise ValueError(_no_field(f"{block.label}:1", "column", rules.field, block.columns))
     column = len(block.columns) - 1 if rules.template else block.columns.index(rules.field)
     csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(io.StringIO(_decode(block, rules, counts), newline=""), delimiter=_delimiter(block.format))
+    rows = csv.reader(io.StringIO(_decode(block, rules, counts), newline=""), delimiter=DELIMITERS[block.format])
     line = block.line
     for i, row in enumerate(rows):
         if row and not (i == 0 and block.offset == 0):
@@ -479,10 +474,6 @@ def _read_csv(block, rules, counts):
             named = dict(zip(block.columns, row, strict=False))
             yield (f"{block.label}:{line}", named) if rules.template else row[column]
         line = block.line + rows.line_num
-
-
-def _delimiter(format):
-    return "\t" if format == "tsv" else ","
 
 
 def _read_parquet(block, rules, counts):

@@ -19,13 +19,14 @@ import signal
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -151,7 +152,8 @@ def _prepare(options, sources, out):
     counts = sum((Counter(line["counts"]) for line in lines), Counter())
     if not any(w.n_tokens for w in writers):
         _remove(out, *UNFINISHED)
-        _no_documents(sources, counts)
+        where, empty = sources[0].label + " and others" * (len(sources) > 1), counts["empty documents skipped"]
+        raise ValueError(f"--input: no documents found in {where} ({len(sources)} files, {empty} documents empty)")
     if rules.template:
         for writer in (w for w in writers if w.n_tokens):  # what ends the last pair
             writer.append(np.array([tokenizer.eot_id]), np.ones(1, np.uint8))
@@ -344,7 +346,8 @@ class _Run:
                     chosen = slice(None) if here.all() else np.repeat(here, result.lengths)
                     writer.append(result.tokens[chosen], None if result.scored is None else result.scored[chosen])
                     writer.sync()
-                line = {"unit": unit.name(), "sha256": result.sha256, "train": writers[0].n_tokens}
+                name = f"{unit.blocks[0].label} at {unit.blocks[0].offset}"
+                line = {"unit": name, "sha256": result.sha256, "train": writers[0].n_tokens}
                 line |= {"val": writers[1].n_tokens, "seen": seen.sync() if seen else 0, "kept": kept}
                 line |= {"characters": result.characters, "counts": result.counts}
                 lines.append(line)
@@ -395,14 +398,10 @@ def _remove(out, *names):
 
 def _cut(characters, fraction):
     """[unit, character in it] with which the last `fraction` of all characters begins."""
-    characters = list(characters)
-    total = sum(characters)
-    at = min(int(total * (1 - fraction)), total - 1)
-    for i, n in enumerate(characters):
-        if at < n:
-            return [i, at]
-        at -= n
-    return None
+    ends = list(accumulate(characters))
+    at = min(int(ends[-1] * (1 - fraction)), ends[-1] - 1)
+    unit = bisect_right(ends, at)
+    return [unit, at - (ends[unit - 1] if unit else 0)]
 
 
 def _tokenizer(run):
@@ -410,20 +409,18 @@ def _tokenizer(run):
     spec = run.options.tokenizer
     if spec == "char":
         characters = set().union(*run.each(partial(characters_of_unit, rules=run.rules), "collecting characters"))
-        tokenizer = train_char([characters]) if characters else None
+        tokenizer = train_char([characters])
     elif spec.startswith("bpe:"):
         every = max(1, math.ceil(run.size / (run.options.bpe_sample * 10**6)))
         counts = Counter()
         for of_unit in run.each(partial(pieces_of_unit, rules=run.rules), "counting", every):
             counts.update(of_unit)
-        tokenizer = train_bpe(counts, int(spec[4:])) if counts else None
+        tokenizer = train_bpe(counts, int(spec[4:]))
     elif spec in ("byte", *TIKTOKEN_ENCODINGS) or Path(spec).exists():
         tokenizer = load_tokenizer(spec)
     else:
         names = ", ".join(("byte", "char", "bpe:N", *TIKTOKEN_ENCODINGS))
         raise FileNotFoundError(f"tokenizer={spec} is neither one of {names} nor a folder with tokenizer.json")
-    if tokenizer is None:
-        _no_documents(run.sources, Counter())
     free = shutil.disk_usage(run.out).free
     if (needed := _needed(run.sources, tokenizer, run.rules)) > free:
         raise OSError(
@@ -444,12 +441,6 @@ def _needed(sources, tokenizer=None, rules=None) -> float:
     return text_bytes * min(per_byte, 1) * token_dtype(tokenizer.vocab_size).itemsize
 
 
-def _no_documents(sources, counts):
-    where = sources[0].label if len(sources) == 1 else f"{sources[0].label} and others"
-    empty = counts["empty documents skipped"] or "all"
-    raise ValueError(f"--input: no documents found in {where} ({len(sources)} files, {empty} documents empty)")
-
-
 def _spool_stdin(out, format, split) -> Source:
     """Standard input as a file in `out`: it is read more than once."""
     path = out / "stdin.tmp"
@@ -468,12 +459,13 @@ def _finished(out, signature, sources, overwrite):
         same = all(meta["options"][key] == value for key, value in signature.items())
     except (ValueError, LookupError, TypeError):  # damaged, or of another program
         meta, written, same = None, 0, False
-    if same and not overwrite and all("://" in s.path or Path(s.path).stat().st_mtime < written for s in sources):
-        return meta
-    if not same and not overwrite:
-        raise ValueError(
-            f"out={out} holds a dataset of other input or options: name another folder, or add --overwrite=true"
-        )
+    if not overwrite:
+        if not same:
+            raise ValueError(
+                f"out={out} holds a dataset of other input or options: name another folder, or add --overwrite=true"
+            )
+        if all("://" in s.path or Path(s.path).stat().st_mtime < written for s in sources):
+            return meta
     path.unlink()
     return None
 

@@ -52,9 +52,9 @@ def test_no_input(fails):
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe:300"])
 def test_empty_input(fails, tokenizer):
     write("a.txt", "")
-    fails(r"no documents found in in/a.txt \(1 files, (1|all) documents empty\)", f"--tokenizer={tokenizer}")
+    fails(r"no documents found in in/a.txt \(1 files, 1 documents empty\)", f"--tokenizer={tokenizer}")
     write("b.jsonl", '{"text": ""}\n{"text": null}\n')
-    fails(r"no documents found in in/a.txt and others \(2 files, (3|all) documents empty\)", f"--tokenizer={tokenizer}")
+    fails(r"no documents found in in/a.txt and others \(2 files, 3 documents empty\)", f"--tokenizer={tokenizer}")
     assert not list(Path("out").glob("*.bin*"))
 
 
