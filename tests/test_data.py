@@ -3,6 +3,8 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 
@@ -382,59 +384,41 @@ def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path, folder):
         open_dataset(folder)
 
 
-def truncate(folder):
-    os.truncate(folder / "train_000001.bin", 1100)
+def overwrite(at, content):
+    def damage(folder):
+        with open(folder / "train_000001.bin", "r+b") as file:
+            file.seek(at)
+            file.write(content)
+
+    return damage
 
 
-def lengthen(folder):
-    with open(folder / "train_000001.bin", "ab") as file:
-        file.write(b"xx")
+def edit_meta(change):
+    def damage(folder):
+        meta = json.loads((folder / "meta.json").read_text())
+        change(meta)
+        (folder / "meta.json").write_text(json.dumps(meta))
 
-
-def flip_a_token(folder):
-    with open(folder / "train_000001.bin", "r+b") as file:
-        file.seek(1030)
-        file.write(b"!")
-
-
-def zero_the_header(folder):
-    with open(folder / "train_000001.bin", "r+b") as file:
-        file.write(bytes(1024))
-
-
-def recount(folder):
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["shards"][1]["tokens"] = 99
-    (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def use_another_tokenizer(folder):
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["tokenizer"] |= {"name": "other", "sha256": "ab" * 32}
-    (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def cut_meta(folder):
-    os.truncate(folder / "meta.json", 300)
-
-
-def forget_a_key(folder):
-    meta = json.loads((folder / "meta.json").read_text())
-    del meta["tokenizer"]["sha256"]
-    (folder / "meta.json").write_text(json.dumps(meta))
+    return damage
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, "train_000001.bin is truncated or changed: it has 1,100 bytes, 100 tokens make 1,224"),
-        (lengthen, "train_000001.bin is truncated or changed: it has 1,226 bytes"),
-        (flip_a_token, "train_000001.bin was changed: sha256"),
-        (zero_the_header, "train_000001.bin does not begin with a shard's header"),
-        (recount, "train_000001.bin is truncated or changed"),
-        (use_another_tokenizer, "train_000000.bin was made with another tokenizer .* other is abababababab"),
-        (cut_meta, "meta.json is damaged"),
-        (forget_a_key, "meta.json is damaged"),
+        (
+            lambda folder: os.truncate(folder / "train_000001.bin", 1100),
+            "train_000001.bin is truncated or changed: it has 1,100 bytes, 100 tokens make 1,224",
+        ),
+        (overwrite(1224, b"xx"), "train_000001.bin is truncated or changed: it has 1,226 bytes"),
+        (overwrite(1030, b"!"), "train_000001.bin was changed: sha256"),
+        (overwrite(0, bytes(1024)), "train_000001.bin does not begin with a shard's header"),
+        (edit_meta(lambda meta: meta["shards"][1].update(tokens=99)), "train_000001.bin is truncated or changed"),
+        (
+            edit_meta(lambda meta: meta["tokenizer"].update(name="other", sha256="ab" * 32)),
+            "train_000000.bin was made with another tokenizer .* other is abababababab",
+        ),
+        (edit_meta(lambda meta: meta["tokenizer"].pop("sha256")), "meta.json is damaged"),
+        (lambda folder: os.truncate(folder / "meta.json", 300), "meta.json is damaged"),
         (lambda folder: (folder / "val_000000.bin").unlink(), "val_000000.bin is missing, though meta.json names it"),
     ],
 )
@@ -448,16 +432,11 @@ def test_damaged_datasets_are_refused_with_the_file_and_the_fix(folder, damage, 
 def test_ids_outside_the_vocabulary_are_found_by_verifying(folder):
     path = folder / "train_000001.bin"
     path.write_bytes(path.read_bytes()[:-2] + struct.pack("<H", 300))
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["shards"][1]["sha256"] = data.file_sha256(path)
-    (folder / "meta.json").write_text(json.dumps(meta))
+    edit_meta(lambda meta: meta["shards"][1].update(sha256=data.file_sha256(path)))(folder)
     with pytest.raises(ValueError, match="train_000001.bin: token 99 is 300, outside the tokenizer's 257 ids"):
         open_dataset(folder, verify=True)
 
 
 def test_importing_data_does_not_import_torch():
-    import subprocess
-    import sys
-
     code = "import sys, data; sys.exit('torch' in sys.modules or 'tiktoken' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(data.__file__)).returncode == 0

@@ -62,26 +62,10 @@ def as_jsonl(documents):
     return "".join(json.dumps({"n": 1, "text": d}) + "\n" for d in documents).encode()
 
 
-def as_json(documents):
-    return json.dumps([{"text": d} for d in documents], indent=1).encode()
-
-
-def as_strings(documents):
-    return json.dumps(documents, ensure_ascii=False).encode()
-
-
-def as_json_values(documents):
-    return "\n".join(json.dumps({"text": d}, indent=1) for d in documents).encode()
-
-
 def as_csv(documents, delimiter=","):
     table = io.StringIO()
     csv.writer(table, delimiter=delimiter).writerows([["n", "text"], *([i, d] for i, d in enumerate(documents))])
     return table.getvalue().encode()
-
-
-def as_tsv(documents):
-    return as_csv(documents, "\t")
 
 
 def as_parquet(documents):
@@ -96,11 +80,11 @@ def as_parquet(documents):
 FORMS = {
     "a.jsonl": as_jsonl,
     "a.ndjson": as_jsonl,
-    "a.json": as_json,
-    "strings.json": as_strings,
-    "values.json": as_json_values,
+    "a.json": lambda documents: json.dumps([{"text": d} for d in documents], indent=1).encode(),
+    "strings.json": lambda documents: json.dumps(documents, ensure_ascii=False).encode(),
+    "values.json": lambda documents: "\n".join(json.dumps({"text": d}, indent=1) for d in documents).encode(),
     "a.csv": as_csv,
-    "a.tsv": as_tsv,
+    "a.tsv": lambda documents: as_csv(documents, "\t"),
     "a.parquet": as_parquet,
 }
 

@@ -224,9 +224,3 @@ def test_a_full_disk_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     assert again.returncode == 0 and "continuing" in again.stderr
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert sum(t["bytes"] for t in meta["totals"].values()) == 19_000_000
-
-
-def test_wrong_use_exits_with_2(tmp_path):
-    command = [sys.executable, str(ROOT / "prepare" / "text.py"), "--tokeniser=byte"]
-    wrong = subprocess.run(command, capture_output=True, text=True)
-    assert wrong.returncode == 2 and "tokenizer" in wrong.stderr and wrong.stderr.count("\n") == 1
