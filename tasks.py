@@ -241,15 +241,6 @@ def pieces(lengths: list[int], at_once: int) -> list[list[int]]:
     return found
 
 
-def batches_of_pairs(pairs: list[tuple[list[int], list[int]]], at_once: int) -> list[list[int]]:
-    """Numbers of the pairs, those with one context together: as many contexts of similar length as `at_once` holds."""
-    groups = {}
-    for i, (context, _) in enumerate(pairs):
-        groups.setdefault(tuple(context), []).append(i)
-    contexts = list(groups)
-    return [[i for n in piece for i in groups[contexts[n]]] for piece in pieces(list(map(len, contexts)), at_once)]
-
-
 # Answers
 
 
@@ -283,7 +274,7 @@ class Task:
         self.name, self.tokenizer, self.begin, self.template = spec.partition(":")[0], tokenizer, begin, template
         self.items = runtime.on_main(lambda: read_items(spec, limit))
         self.exact = self.name == "exact_match"
-        self.pairs, self.of_item, self.cut = [], [], 0  # (context, continuation) ids; numbers of each item's pairs
+        self.pairs, self.cut = [], 0  # pairs: of each item, (context, continuation) ids of its choices
         room = block_size + (not self.exact)  # of a given text nobody reads the last token
         for item in self.items:
             try:
@@ -291,10 +282,10 @@ class Task:
             except ValueError as error:
                 raise ValueError(f"{item.where}: {error}") from None
             self.cut += any(len(context) + len(ids) > room for context, ids in pairs)
-            self.of_item.append(range(len(self.pairs), len(self.pairs) + len(pairs)))
-            for context, ids in pairs:
+            for i, (context, ids) in enumerate(pairs):
                 kept, n = [*context, *ids][-room:], min(len(ids), room - 1)
-                self.pairs.append((kept[:-n], kept[-n:]))
+                pairs[i] = kept[:-n], kept[-n:]
+            self.pairs.append(pairs)
         if self.cut:
             said = f"{self.cut} of {len(self.items)} items exceed the context of {block_size} tokens: their ends count"
             runtime.on_main(lambda: print(f"{spec}: {said}", file=sys.stderr))
@@ -311,9 +302,11 @@ class Task:
         return [(context or nothing, whole[len(context) :] or encode(choice)) for whole, choice in wholes]
 
     def work(self, model: GPT, batch: list[int], ends: tuple[int, ...]) -> list:
-        pairs = [self.pairs[i] for i in batch]
+        """Of each of these items, its answer, or the scores of its choices."""
+        pairs = [pair for i in batch for pair in self.pairs[i]]
         if not self.exact:
-            return score(model, pairs)
+            scores = iter(score(model, pairs))
+            return [[next(scores) for _ in self.pairs[i]] for i in batch]
         limits = [len(ids) + MORE_TOKENS for _, ids in pairs]
         stops = [self.items[i].stop for i in batch]
         return answers(model, self.tokenizer, [prompt for prompt, _ in pairs], limits, stops, ends)
@@ -329,48 +322,48 @@ class Task:
         """
         began, was_training = time.perf_counter(), model.training
         model.eval()
-        at_once, found = tokens_at_once(run.device), {}
         if self.exact:
-            batches = pieces([len(prompt) + len(ids) + MORE_TOKENS for prompt, ids in self.pairs], at_once)
-        else:
-            batches = batches_of_pairs(self.pairs, at_once)
-        mine = batches if sharded else batches[run.rank :: run.world_size]
-        turns = len(batches) if sharded else math.ceil(len(batches) / run.world_size)  # as many on every rank
+            lengths = [len(prompt) + len(ids) + MORE_TOKENS for ((prompt, ids),) in self.pairs]
+        else:  # a context is read once; where it is cut, each choice has its own
+            lengths = [sum(map(len, {tuple(context) for context, _ in pairs})) for pairs in self.pairs]
+        batches, found = pieces(lengths, tokens_at_once(run.device)), {}
+        share, rank = (1, 0) if sharded else (run.world_size, run.rank)
+        turns = range(0, len(batches), share)  # as many on every rank
         with run.autocast(), runtime.callable_by_method(model, "features"):
-            for i in with_bar(range(turns), self.name, turns, run.is_main):
+            for turn in with_bar(turns, self.name, len(turns), run.is_main):
                 if stopped := interrupted():
                     break
-                for batch in mine[i : i + 1]:
+                for batch in batches[turn + rank : turn + rank + 1]:
                     found |= zip(batch, self.work(model, batch, ends), strict=True)
         model.train(was_training)
         if stopped:
             return None
         found = {i: value for part in runtime.gather(found) for i, value in part.items()}
+        found = [found[i] for i in range(len(self.items))]
         figures = self.answered(found) if self.exact else self.scored(found)
         about = {"format": FORMATS[self.name].about, "items": len(self.items), "cut": self.cut}
         return {**about, **figures, "items_per_second": round(len(self.items) / (time.perf_counter() - began), 2)}
 
-    def answered(self, texts: dict[int, str]) -> dict:
-        right = [texts[i].strip() == item.choices[0].strip() for i, item in enumerate(self.items)]
+    def answered(self, texts: list[str]) -> dict:
+        right = [text.strip() == item.choices[0].strip() for text, item in zip(texts, self.items, strict=True)]
         figures = accuracy("acc", right)
         if False in right:  # one is enough to see a mistake that all share
             item, text = self.items[right.index(False)], texts[right.index(False)]
             figures["first_wrong"] = {"prompt": item.context, "completion": item.choices[0], "answer": text}
         return figures
 
-    def scored(self, scores: dict[int, tuple[float, bool]]) -> dict:
+    def scored(self, scores: list[list[tuple[float, bool]]]) -> dict:
         """Figures of multiple choice, or of the last word. Of equally likely choices the first counts."""
-        norm = FORMATS[self.name].norm
         if self.name == "lambada":
-            nats = [-scores[i][0] for i in range(len(self.items))]
+            nats = [-logprob for ((logprob, _),) in scores]
             perplexity = math.exp(min(700.0, statistics.fmean(nats)))
             error = perplexity * standard_error(nats)  # of the mean, carried through exp
-            right = accuracy("acc", [scores[i][1] for i in range(len(self.items))])
+            right = accuracy("acc", [likeliest for ((_, likeliest),) in scores])
             return right | {"perplexity": perplexity, "perplexity_stderr": error}
-        right, right_norm = [], []
-        for item, numbers in zip(self.items, self.of_item, strict=True):
-            sums = [scores[i][0] for i in numbers]
-            lengths = [len(self.pairs[i][1]) for i in numbers] if norm == "tokens" else list(map(len, item.choices))
+        norm, right, right_norm = FORMATS[self.name].norm, [], []
+        for item, pairs, of_item in zip(self.items, self.pairs, scores, strict=True):
+            sums = [logprob for logprob, _ in of_item]
+            lengths = [len(ids) for _, ids in pairs] if norm == "tokens" else list(map(len, item.choices))
             means = [a / n for a, n in zip(sums, lengths, strict=True)]
             right.append(sums.index(max(sums)) == item.answer)
             right_norm.append(means.index(max(means)) == item.answer)

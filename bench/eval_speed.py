@@ -30,12 +30,13 @@ class Options:
 
 def in_batches(model, items) -> list[float]:
     """Log-probability of every ending, as tasks.py computes it."""
-    from tasks import batches_of_pairs, score, tokens_at_once
+    from tasks import pieces, score, tokens_at_once
 
-    pairs, found = [(context, ending) for context, endings in items for ending in endings], {}
-    for batch in batches_of_pairs(pairs, tokens_at_once(model.transformer.wte.weight.device)):
-        found |= zip(batch, score(model, [pairs[i] for i in batch]), strict=True)
-    return [found[i][0] for i in range(len(pairs))]
+    found, at_once = {}, tokens_at_once(model.transformer.wte.weight.device)
+    for batch in pieces([len(context) for context, _ in items], at_once):
+        scores = iter(score(model, [(items[i][0], ending) for i in batch for ending in items[i][1]]))
+        found |= {i: [next(scores)[0] for _ in items[i][1]] for i in batch}
+    return [logprob for i in range(len(items)) for logprob in found[i]]
 
 
 def padded(model, items, at_once: int) -> list[float]:

@@ -21,7 +21,7 @@ import huggingface
 import runtime
 import tasks
 from model import CHOICES, GPT, GPT2
-from tasks import FORMATS, Task, batches_of_pairs, score
+from tasks import FORMATS, Task, pieces, score
 from tokenizer import count_pieces, load_tokenizer, train_bpe, train_char
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def test_a_model_that_learned_chats_is_asked_in_its_template(tmp_path):
     tokenizer = load_tokenizer("byte")
     spec = f"exact_match:{jsonl(tmp_path / 'x', [{'prompt': 'Who?', 'completion': 'Me.'}])}"
     for template, text in (("chat", "User: Who?\nAssistant:"), ("plain", "Who?"), ("", "Who?")):
-        ((context, ids),) = Task(spec, tokenizer, [256], 48, 0, template).pairs
+        (((context, ids),),) = Task(spec, tokenizer, [256], 48, 0, template).pairs
         assert tokenizer.decode(context).strip() == text and tokenizer.decode(ids) == "Me."
 
 
@@ -123,14 +123,11 @@ def test_scores_in_a_batch_equal_those_one_by_one(architecture, monkeypatch):
             assert nats == pytest.approx(nats_alone, abs=1e-4) and likeliest == likeliest_alone
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1), st.integers(1, 50))
-def test_batches_hold_every_pair_once_and_keep_contexts_together(shapes, at_once):
-    pairs = [([seed] * n, [0]) for n, seed in shapes]
-    batches = batches_of_pairs(pairs, at_once)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(pairs)))
-    contexts = [{tuple(pairs[i][0]) for i in batch} for batch in batches]
-    assert sum(map(len, contexts)) == len(set().union(*contexts))
-    assert all(len(of) * max(map(len, of)) <= at_once or len(of) == 1 for of in contexts)
+@given(st.lists(st.integers(0, 9), min_size=1), st.integers(1, 50))
+def test_batches_hold_every_row_once_and_no_more_than_they_may(lengths, at_once):
+    batches = pieces(lengths, at_once)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= at_once or len(batch) == 1 for batch in batches)
 
 
 WORDS = "the a cat dog sun rain house tree sings runs falls opens under over with slowly red small old never".split()
@@ -355,7 +352,7 @@ def test_of_choices_longer_than_the_context_the_last_tokens_are_scored(chars, tm
     rows = [{"text": "abc " + "defgh" * n} for n in (1, 2, 3, 4, 9)]
     task = Task(f"lambada:{jsonl(tmp_path / 'x', rows)}", chars, [], 16)
     assert task.cut == 3 and "3 of 5 items exceed the context of 16 tokens" in capsys.readouterr().err
-    for row, (context, ids) in zip(rows, task.pairs, strict=True):
+    for row, ((context, ids),) in zip(rows, task.pairs, strict=True):
         whole = chars.encode(row["text"])
         assert [*context, *ids] == whole[-17:] and len(ids) == min(16, len(whole) - 3)
 
@@ -365,7 +362,7 @@ def test_prompts_too_long_are_cut_at_their_beginning_and_counted(length, chars, 
     """A context of 16 holds 12 prompt tokens, with end-of-text before them, and a completion of 4."""
     rows = [{"prompt": ("gh" * 20)[:length], "completion": "abcd"}]
     task = Task(f"exact_match:{jsonl(tmp_path / 'x', rows)}", chars, [chars.eot_id], 16)
-    ((context, ids),) = task.pairs
+    (((context, ids),),) = task.pairs
     assert task.cut == (length + 1 > 12) and len(context) == min(12, length + 1) and len(ids) == 4
     assert length == 0 or context[-1] == chars.encode(rows[0]["prompt"])[-1]
     model = loud_model(chars.vocab_size, block_size=16)
