@@ -112,7 +112,7 @@ class ShardWriter:
         about, lengths = [], self.tokenizer.token_byte_lengths()
         for shard in range(math.ceil(self.n_tokens / self.shard_tokens)):
             count = min(self.shard_tokens, self.n_tokens - shard * self.shard_tokens)
-            path = self.path(shard)
+            path, mask = self.path(shard), Path(f"{self.path(shard, '.mask')}.tmp")
             occurrences, digest = np.zeros(self.tokenizer.vocab_size, np.int64), hashlib.sha256(self._header(count))
             with open(f"{path}.tmp", "r+b") as file:
                 file.write(self._header(count))
@@ -122,21 +122,14 @@ class ShardWriter:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(f"{path}.tmp", path)
-            about.append(
-                {
-                    "name": path.name,
-                    "split": self.split,
-                    "tokens": count,
-                    "documents": int(occurrences[self.tokenizer.eot_id]),
-                    "bytes": int(occurrences @ lengths),
-                    "sha256": digest.hexdigest(),
-                }
-            )
-            mask = Path(f"{self.path(shard, '.mask')}.tmp")
+            entry = {"name": path.name, "split": self.split, "tokens": count}
+            entry |= {"documents": int(occurrences[self.tokenizer.eot_id]), "bytes": int(occurrences @ lengths)}
+            entry["sha256"] = digest.hexdigest()
             if mask.is_file():
                 scored = int(np.count_nonzero(np.memmap(mask, np.uint8, "r")))
-                about[-1] |= {"scored": scored, "mask_sha256": file_sha256(mask)}
+                entry |= {"scored": scored, "mask_sha256": file_sha256(mask)}
                 os.replace(mask, self.path(shard, ".mask"))
+            about.append(entry)
         if about and "scored" in about[-1]:
             about[-1]["documents"] -= 1  # none begins with the last end-of-text
         return about
@@ -158,9 +151,9 @@ def write_meta(folder, tokenizer, shards, **about) -> dict:
         totals[split] = {key: sum(s[key] for s in of_split) for key in ("tokens", "documents", "bytes")}
         if any("scored" in s for s in shards):
             totals[split]["scored"] = sum(s["scored"] for s in of_split)
-    keys = ("name", "kind", "vocab_size", "eot_id", "fingerprint")
-    identity = {key.replace("fingerprint", "sha256"): getattr(tokenizer, key) for key in keys}
-    meta = {"format": "lathe-tokens", "version": 1, "tokenizer": identity | {"file": "tokenizer.json"}}
+    identity = {"name": tokenizer.name, "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
+    identity |= {"eot_id": tokenizer.eot_id, "sha256": tokenizer.fingerprint, "file": "tokenizer.json"}
+    meta = {"format": "lathe-tokens", "version": 1, "tokenizer": identity}
     meta |= {"dtype": token_dtype(tokenizer.vocab_size).name, "totals": totals, "shards": shards} | about
     temporary = Path(folder, "meta.json.tmp")
     with open(temporary, "w", encoding="utf-8") as file:

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -484,13 +484,10 @@ def _read_progress(out, signature):
 def _add_source_ranges(shards, lines):
     """Note in each shard the first and last unit of the input that it has tokens of."""
     for split in SPLITS:
-        position = 0
+        ends, position = [line[split] for line in lines], 0
         for shard in (s for s in shards if s["split"] == split):
-            ends = [line[split] for line in lines]
-            first = next(i for i, end in enumerate(ends) if end > position)
-            position += shard["tokens"]
-            last = next(i for i, end in enumerate(ends) if end >= position)
-            shard["source"] = [lines[first]["unit"], lines[last]["unit"]]
+            first, position = bisect_right(ends, position), position + shard["tokens"]
+            shard["source"] = [lines[i]["unit"] for i in (first, bisect_left(ends, position))]
 
 
 # ------------------------------------------------------------------------------------------------- telling people
