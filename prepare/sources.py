@@ -234,8 +234,8 @@ def _blocks(source, rules):
 
 
 def _byte_blocks(source, file, rules):
-    cut_lines = lambda data: data.rfind(b"\n") + 1  # noqa: E731
-    pieces = _cut_file(file, {"text": _cut_text, "jsonl": cut_lines}.get(source.format, _cut_records))
+    cutters = {"text": _cut_text, "jsonl": lambda data: data.rfind(b"\n") + 1}
+    pieces = _cut_file(file, cutters.get(source.format, _cut_records))
     begin = list(islice(pieces, 2))
     if not begin:
         yield Block(source.label, source.format, b"")  # an empty file is an empty document, and counted
