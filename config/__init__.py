@@ -7,6 +7,7 @@ A wrong name, type or choice is one line on stderr that names what was meant, an
 
 import difflib
 import inspect
+import io
 import json
 import os
 import re
@@ -15,12 +16,12 @@ import sys
 import textwrap
 import time
 import tomllib
-from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, fields, make_dataclass
 from dataclasses import field as dataclass_field
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 PRESET_DIR = Path(__file__).resolve().parent
 
@@ -237,7 +238,8 @@ def parse(cls, argv=None, *, prog=None, description="", presets=False, default_p
         if wants_help:
             if _is_rank_0():
                 bare_words = "[PRESET.toml ...] " if presets else f"{positional} ... " if positional else ""
-                print(_help_page(cls, f"{prog} {bare_words}[--name=value ...]", description), flush=True)
+                print(f"usage: {prog} {bare_words}[--name=value ...]\n\n{description}".rstrip() + "\n")
+                print(_options(cls), flush=True)
             sys.exit(0)
         arguments = {}
         if presets:
@@ -313,12 +315,8 @@ def _build(cls, arguments, hints):
     """The instance that the arguments make; ValueError names the setting that does not fit."""
     values = {}
     for name, (texts, where) in arguments.items():
-        kind = hints[name]
         try:
-            if get_origin(kind) is list:
-                values[name] = [_value(text, get_args(kind)[0]) for text in texts]
-            else:
-                values[name] = _value(texts[0], kind)
+            values[name] = _converted(texts, hints[name])
         except ValueError as error:
             raise ValueError(f"{where}: {error} (help: {_helps(cls)[name][0]})") from None
     try:
@@ -328,60 +326,55 @@ def _build(cls, arguments, hints):
         raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
-_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+def _converted(texts, kind):
+    """The value of this type that tyro makes of the texts; ValueError says what was expected."""
+    import tyro
+
+    form = make_dataclass("Argument", [("value", kind)])
+    words = [f"--value={_spelled(text, kind)}" for text in texts]
+    try:
+        with redirect_stderr(io.StringIO()):  # its own message takes several lines
+            return tyro.cli(form, args=words, config=(tyro.conf.FlagConversionOff, tyro.conf.UseAppendAction)).value
+    except SystemExit:
+        expected, text = {bool: "true or false", int: "a whole number"}.get(kind, "a number"), " ".join(texts)
+        if choices := get_args(kind):
+            near = difflib.get_close_matches(text.lower(), choices, n=1, cutoff=0.5)
+            expected = f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+        raise ValueError(f"{text!r} is not {expected}") from None
 
 
-def _value(text, kind):
-    """`text` as a value of this type: yes is true, 1e3 a whole number. ValueError says what was expected."""
-    if kind is str:
-        return text
+_BOOLS = {"true": "True", "yes": "True", "1": "True", "false": "False", "no": "False", "0": "False"}
+
+
+def _spelled(text, kind):
+    """`text` as tyro spells values of this type: yes -> True, 1e3 -> 1000 where a whole number is wanted."""
     if kind is bool:
-        if text.lower() in _BOOLS:
-            return _BOOLS[text.lower()]
-        expected = "true or false"
-    elif kind is int:
-        if re.fullmatch(r"[+-]?\d[\d_]*(\.\d*)?(e\+?\d{1,2})?", text, re.IGNORECASE):
-            number = Decimal(text)
-            if number == int(number):
-                return int(number)
-        expected = "a whole number"
-    elif kind is float:
-        with suppress(ValueError):
-            return float(text)
-        expected = "a number"
-    else:
-        choices = get_args(kind)
-        if "true" in choices:
-            text = str(_BOOLS.get(text.lower(), text)).lower()
-        if text in choices:
-            return text
-        near = difflib.get_close_matches(text.lower(), choices, n=1, cutoff=0.5)
-        expected = f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
-    raise ValueError(f"{text!r} is not {expected}")
+        return _BOOLS.get(text.lower(), text)
+    if {"true", "false"} <= set(get_args(kind)):
+        return _BOOLS.get(text.lower(), text).lower()
+    if kind is int and re.fullmatch(r"[+-]?\d+(\.\d*)?(e\+?\d{1,2})?", text, re.IGNORECASE):
+        number = Decimal(text)
+        return str(int(number)) if number == int(number) else text
+    return text
 
 
-def _help_page(cls, usage, description):
-    """The text of --help, with the options under the headings of their sections."""
-    import argparse
+def _options(cls):
+    """What --help says of the options, by tyro: a box for each section."""
+    import tyro
 
-    as_is = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(usage=usage, description=description, formatter_class=as_is, add_help=False)
-    parser.color = False  # which Python 3.14 brings
-    groups, helps, hints = {}, _helps(cls), get_type_hints(cls)
+    helps, hints, sections = _helps(cls), get_type_hints(cls), {}
     for field in fields(cls):
-        (help, section), kind = helps[field.name], hints[field.name]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section or "options")
-        if kind is bool or get_origin(kind) is Literal:
-            form = {"choices": get_args(kind) or ("true", "false")}
-        elif get_origin(kind) is list:
-            form = {"metavar": f"{get_args(kind)[0].__name__.upper()} ..."}
-        else:
-            form = {"metavar": kind.__name__.upper()}
-        default = field.default if field.default is not MISSING else field.default_factory()
-        text = f"{help} (default: {_toml(default)})".replace("%", "%%")
-        groups[section].add_argument(f"--{field.name}", help=text, **form)
-    return parser.format_help().rstrip()
+        help, section = helps[field.name]
+        kind = list if hints[field.name] == list[str] else hints[field.name]  # the same, without importing typeguard
+        default = dataclass_field(default=field.default, default_factory=field.default_factory)
+        option = (field.name, Annotated[kind, tyro.conf.arg(help=help)], default)
+        sections.setdefault(section.replace(" ", "_"), []).append(option)
+    forms = {title: make_dataclass(title or "All", options) for title, options in sections.items()}
+    form = forms[""] if list(forms) == [""] else make_dataclass("Sections", forms.items())
+    config = (tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
+    with suppress(SystemExit), redirect_stdout(io.StringIO()) as text:
+        tyro.cli(form, args=["--help"], config=config, use_underscores=True)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()[2:])  # the usage line is ours
 
 
 def _hint(name, hints, dashes):
