@@ -173,5 +173,8 @@ def test_memory_is_known_within_15_percent(shape, tmp_path, monkeypatch):
     said, *_ = run_child([*command, "--dry_run"], tmp_path)
     amount, unit = re.search(r"^memory +([\d.,]+) (GB|MB)", said, re.M).groups()
     estimate = float(amount.replace(",", "")) * {"GB": 1e9, "MB": 1e6}[unit]
-    run_child(command, tmp_path)
-    assert estimate == pytest.approx(max(row["memory"] for row in rows(tmp_path / "run")), rel=0.15)
+    peaks = []  # of up to three runs: how far a save has come when a step takes most differs
+    while len(peaks) < 3 and not any(estimate == pytest.approx(peak, rel=0.15) for peak in peaks):
+        run_child([*command, "--overwrite=true"], tmp_path)
+        peaks.append(max(row["memory"] for row in rows(tmp_path / "run")))
+    assert estimate == pytest.approx(max(peaks), rel=0.15)
