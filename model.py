@@ -41,7 +41,7 @@ class GPTConfig:
     activation: str = "swiglu"  # swiglu (arXiv 2002.05202), relu2 (2109.08668), gelu (exact) or gelu_tanh (GPT-2's)
     qk_norm: bool = True  # RMS norm of queries and keys in each head (arXiv 2302.05442), before rope as in Qwen3
     bias: bool = False  # biases in linear layers, and in layernorm if it has gains
-    value_residual: bool = False  # values are averaged with those of the first layer (arXiv 2410.17897)
+    value_residual: bool = False  # values are mixed with those of the first layer (arXiv 2410.17897)
     tie_weights: bool = False  # the head is the embedding table
     logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118); 0 = off
     dropout: float = 0.0
@@ -207,8 +207,7 @@ class CausalSelfAttention(nn.Module):
         q, k = (qk if rope is None else rotate(qk, *rope)).split((nh, nkv), dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
         if c.value_residual:
-            first = v if first is None else first
-            v = (v + first) / 2
+            first, v = (v, v) if first is None else (first, (v + first) * 0.5**0.5)  # as large as before
         if cache is not None:
             k, v = cache.append(layer, k, v)
         y = attention(q, k, v, mask, c.dropout * self.training, trace)

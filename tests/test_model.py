@@ -219,7 +219,7 @@ def test_a_pair_of_tokens_has_a_row_of_its_own_or_one_by_hash():
     assert (exact.pairs(idx, None)[idx[:, 1] == 5] == torch.tensor([[i, 5] for i in range(V)])).all()
 
 
-def test_with_a_value_residual_half_of_all_values_are_the_first_layers():
+def test_with_a_value_residual_later_values_are_mixed_with_the_first_layers():
     plain, mixed, idx = GPT(GPTConfig(**MODERN)), GPT(GPTConfig(**MODERN, value_residual=True)), tokens(2, T)
     mixed.load_state_dict(randomized(plain).state_dict())
     values = []
@@ -232,7 +232,7 @@ def test_with_a_value_residual_half_of_all_values_are_the_first_layers():
         values[-1].append(own.unflatten(-1, (2, 8)).transpose(1, 2))
     assert torch.equal(values[1][0], values[0][0])
     torch.testing.assert_close(values[0][1], values[0][2])
-    torch.testing.assert_close(values[1][1], (values[1][2] + values[1][0]) / 2)
+    torch.testing.assert_close(values[1][1], (values[1][2] + values[1][0]) / math.sqrt(2))
 
 
 def test_rotary_turns_pairs_by_the_formulas_angles():
