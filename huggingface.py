@@ -65,7 +65,7 @@ _LLAMA = {
 _QK = {"attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}
 _PLAIN_MLP = {"mlp.c_fc": ["mlp.up_proj"]}
 _APERTUS_NORMS = {"ln_1": ["attention_layernorm"], "ln_2": ["feedforward_layernorm"]}
-_NONE_HAS = dict(logit_softcap=[0.0], bigram_rows=[0], value_residual=[False])
+_NONE_HAS = dict(logit_softcap=[0.0], bigram_rows=[0])
 _ROTARY = dict(position=["rope"], norm=["rmsnorm"]) | _NONE_HAS
 _PLAIN_ACTIVATIONS = ["relu2", "gelu", "gelu_tanh"]
 FAMILIES = {

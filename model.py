@@ -41,7 +41,6 @@ class GPTConfig:
     activation: str = "swiglu"  # swiglu (arXiv 2002.05202), relu2 (2109.08668), gelu (exact) or gelu_tanh (GPT-2's)
     qk_norm: bool = True  # RMS norm of queries and keys in each head (arXiv 2302.05442), before rope as in Qwen3
     bias: bool = False  # biases in linear layers, and in layernorm if it has gains
-    value_residual: bool = False  # values are mixed with those of the first layer (arXiv 2410.17897)
     tie_weights: bool = False  # the head is the embedding table
     logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118); 0 = off
     dropout: float = 0.0
@@ -175,7 +174,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
     q (B, nh, T, hd), k and v (B, nkv, S, hd) -> (B, nh, T, hd). The fused kernel never holds (B, nh, T, S) products;
     plain ones are faster for short contexts on a CPU (bench/LOG.md). A dict for `steps` gets them."""
     (nh, T, hd), (nkv, S) = q.shape[1:], k.shape[1:3]
-    if steps is None and not (q.is_cpu and T == S and 1 < T <= SHORT_CONTEXT.get(v.dtype, 0)):
+    short = q.is_cpu and T == S and 1 < T <= SHORT_CONTEXT.get(v.dtype, 0)
+    if not short and steps is None:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
     keys, values = (x.unsqueeze(2).expand(-1, -1, nh // nkv, -1, -1).flatten(1, 2) for x in (k, v))  # a group's
     scaled = (q * (1 / math.sqrt(hd))) @ keys.mT  # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
@@ -190,36 +190,36 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config = c = config
-        self.c_attn = nn.Linear(c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=c.bias)
-        self.c_proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=c.bias)
-        gains = c.qk_norm and c.norm_weight
-        self.q_norm, self.k_norm = (nn.Parameter(torch.ones(c.head_dim)) if gains else None for _ in range(2))
-        self.resid_dropout = nn.Dropout(c.dropout)
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
+        self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.qk_norm, self.norm_eps, self.dropout = config.qk_norm, config.norm_eps, config.dropout
+        gains = config.qk_norm and config.norm_weight
+        self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) if gains else None for _ in range(2))
+        self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, first: Tensor | None, rope, mask, cache: KVCache | None, layer: int, trace):
-        c, nh, nkv = self.config, self.config.n_head, self.config.n_kv_head
+    def forward(self, x: Tensor, rope, mask, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
+        nh, nkv = self.n_head, self.n_kv_head
         qk, v = self.c_attn(x).unflatten(-1, (nh + 2 * nkv, -1)).split((nh + nkv, nkv), dim=2)  # (B, T, heads, hd)
-        if c.qk_norm:  # of queries and keys together: half the kernels
-            qk = rms_norm(qk, None, c.norm_eps)
+        if self.qk_norm:  # of queries and keys together: half the kernels
+            qk = rms_norm(qk, None, self.norm_eps)
             if self.q_norm is not None:
                 qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
         q, k = (qk if rope is None else rotate(qk, *rope)).split((nh, nkv), dim=2)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
-        if c.value_residual:
-            first, v = (v, v) if first is None else (first, (v + first) * 0.5**0.5)  # as large as before
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        y = attention(q, k, v, mask, c.dropout * self.training, trace)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2))), first  # heads side by side
+        y = attention(q, k, v, mask, self.dropout * self.training, trace)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # heads side by side
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.activation, self.dropout = config.activation, nn.Dropout(config.dropout)
+        self.activation = config.activation
         self.c_fc = nn.Linear(config.n_embd, config.n_hidden * (1 + (self.activation == "swiglu")), bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
@@ -239,10 +239,9 @@ class Block(nn.Module):
         self.ln_1, self.attn = make_norm(config), CausalSelfAttention(config)
         self.ln_2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x: Tensor, first: Tensor | None, rope, mask, cache: KVCache | None, layer: int, trace):
-        y, first = self.attn(self.ln_1(x), first, rope, mask, cache, layer, trace)
-        x = x + y
-        return x + self.mlp(self.ln_2(x)), first
+    def forward(self, x: Tensor, rope, mask, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rope, mask, cache, layer, trace)
+        return x + self.mlp(self.ln_2(x))
 
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:
@@ -291,8 +290,9 @@ class GPT(nn.Module):
             modules["wpe"] = nn.Embedding(c.block_size, c.n_embd)
         if c.bigram_rows:
             modules["bigram"] = nn.Embedding(min(c.bigram_rows, c.vocab_size**2), c.n_embd)
-        modules |= {"drop": nn.Dropout(c.dropout), "h": nn.ModuleList(Block(c) for _ in range(c.n_layer))}
-        self.transformer = nn.ModuleDict({**modules, "ln_f": make_norm(c)})
+        blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        modules |= {"drop": nn.Dropout(c.dropout), "h": blocks, "ln_f": make_norm(c)}
+        self.transformer = nn.ModuleDict(modules)
         self.lm_head = None if c.tie_weights else nn.Linear(c.n_embd, c.padded_vocab_size, bias=False)
         if c.position == "rope":
             self.register_buffer("table", rope_table(c.block_size, c.head_dim, c.rope_theta), persistent=False)
@@ -329,9 +329,10 @@ class GPT(nn.Module):
         return (before.masked_fill(idx == self.config.document_token, 0) * (V if n == V * V else 0x9E3779B1) + idx) % n
 
     def features(self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None) -> Tensor:
-        """(B, T) token ids -> features (B, T, C), normed. With a cache, idx holds only the new tokens, and it grows by
-        them; all in it is one document. A trace (an empty list) has attention run step by step and gets a dict a layer:
-        q, k, v, scores, scaled, masked, weights and residual, the stream behind it. ValueError beyond the context."""
+        """(B, T) token ids -> (B, T, C), normed, ready for the head.
+        With a cache, idx holds only the new tokens, and the cache grows by them; all in it is one document. With a
+        trace (an empty list), attention runs step by step and one dict a layer is appended: q, k, v, scores, scaled,
+        masked, weights, and `residual`, the stream behind the block. ValueError for more tokens than the context."""
         c = self.config
         if cache is None and idx.shape[1] > c.block_size:
             raise ValueError(f"{idx.shape[1]} tokens are more than the context of {c.block_size} (block_size)")
@@ -346,11 +347,11 @@ class GPT(nn.Module):
             x = x + self.transformer.wpe.weight[where]
         elif c.position == "sinusoidal":
             x = x * math.sqrt(c.n_embd) + self.table[where].type_as(x)  # the factor is the paper's (section 3.4)
-        x, first = self.transformer.drop(x), None  # first: the values of block 0, once it has been through
+        x = self.transformer.drop(x)
         rope = self.table[:, where] if c.position == "rope" else None
         for layer, block in enumerate(self.transformer.h):
             steps = None if trace is None else {}
-            x, first = block(x, first, rope, mask, cache, layer, steps)
+            x = block(x, rope, mask, cache, layer, steps)
             if trace is not None:
                 trace.append({**steps, "residual": x})
         return self.transformer.ln_f(x)

@@ -79,9 +79,8 @@ def kept_by_block(s, c, device: str, half: bool) -> float:
         attention += size * (3 * q + (3 if c.dropout else 1) * c.n_head * s.block_size)
     elif device == "cpu" and c.dropout:  # which the fused kernel does not have there: its steps, in float32
         attention += 4 * (q + 2 * kv) + 3 * 4 * c.n_head * s.block_size
-    else:  # values are a cut of their product, which is kept whole, unless they were mixed
-        values = kv if c.value_residual and c.qk_norm else q + 2 * kv
-        attention += size * (values + (q + kv) * (c.position == "rope"))
+    else:
+        attention += size * (q + 2 * kv + (q + kv) * (c.position == "rope"))
     mlp = size * 2 * c_fc
     masks = 2 * c.n_embd * (size if device == "cpu" else 1) if c.dropout else 0
     return norms + attention + mlp + masks + 4 * (2 + 2 * c.n_head + c.n_kv_head)  # the last: a scale for each norm

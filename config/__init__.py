@@ -59,7 +59,6 @@ class Settings:
     norm_eps: float = 1e-5  # added to the variance in the norms
     activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "swiglu"  # of the MLP; gelu_tanh is GPT-2's
     qk_norm: bool = True  # normalise queries and keys per head
-    value_residual: bool = False  # mix values with the first layer's; no Hugging Face model does it
     bias: bool = False  # biases in linear layers and layernorms
     tie_weights: bool = False  # one matrix for token embedding and output head
     zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation

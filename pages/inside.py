@@ -269,8 +269,7 @@ def parts(model: GPT) -> tuple[list[dict], int]:
         {"name": "Block", "what": f"x {c.n_layer}", "n": count(*t.h), "inner": [
             {"name": "Norm", "what": norm, "n": count(block.ln_1)},
             {"name": "Attention", "what": f"queries, keys, values {qkv}: {c.n_head} query heads, {keys} of {c.head_dim}"
-             + (", normed" if c.qk_norm else "") + (", values mixed with block 0's" if c.value_residual else "")
-             + f"; joined side by side and projected to {c.n_embd}",
+             + (", normed" if c.qk_norm else "") + f"; joined side by side and projected to {c.n_embd}",
              "n": count(attention)},
             {"name": "Norm", "what": norm, "n": count(block.ln_2)},
             {"name": "MLP", "what": f"{hidden}, {c.activation}", "n": count(block.mlp)}]},

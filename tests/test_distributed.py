@@ -27,7 +27,6 @@ import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 KINDS = [(parallel, optimizer) for parallel in ("ddp", "fsdp") for optimizer in ("adamw", "muon")]
-PASSED_ON = dict(value_residual=True)  # so that blocks take and give more than the stream
 OFTEN = dict(checkpoint_interval=5, keep_checkpoints=10)
 TASKS = dict(eval_tasks=[f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in ("hellaswag", "exact_match")])
 
@@ -43,10 +42,10 @@ def world(tmp_path_factory):
     data = make_dataset(here / "data")
 
     def make(name, **changed):
-        return job(data, here / name, **PASSED_ON, **changed)
+        return job(data, here / name, **changed)
 
     for optimizer in ("adamw", "muon"):
-        train.train(settings(data, here / f"one-{optimizer}", optimizer=optimizer, **PASSED_ON, **OFTEN, **TASKS))
+        train.train(settings(data, here / f"one-{optimizer}", optimizer=optimizer, **OFTEN, **TASKS))
     two = []
     for parallel, optimizer in KINDS:
         kind = dict(parallel=parallel, optimizer=optimizer, sample_tokens=4 if optimizer == "muon" else 0)
@@ -63,7 +62,7 @@ def world(tmp_path_factory):
     for code, _, err in run_ranks(2, here, *two):
         assert code == 0, err[-3000:]
 
-    one = settings(data, here / "moved-2ddp-1", init_from="resume", **PASSED_ON, **OFTEN)
+    one = settings(data, here / "moved-2ddp-1", init_from="resume", **OFTEN)
     from rank import as_it_was
 
     as_it_was(one.out_dir, str(here / "ddp2-muon"), 5)

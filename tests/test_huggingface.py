@@ -334,7 +334,6 @@ def test_training_begins_with_the_folders_weights(exported):
     [
         (dict(logit_softcap=30.0), "logit_softcap=30.0"),
         (dict(bigram_rows=100), "bigram_rows=100"),
-        (dict(value_residual=True), "value_residual=True"),
         (dict(position="none"), "position=none"),
         (dict(position="sinusoidal"), "position=sinusoidal"),
         (dict(GPT2) | dict(n_kv_head=2), "n_kv_head=2"),

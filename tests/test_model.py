@@ -45,7 +45,6 @@ configs = st.builds(
     head_dim=st.sampled_from((8, 6)),  # 6: the heads together are narrower than n_embd
     norm_weight=st.booleans(),
     qk_norm=st.booleans(),
-    value_residual=st.booleans(),
     bias=st.booleans(),
     tie_weights=st.booleans(),
     logit_softcap=st.sampled_from((0.0, 3.0)),
@@ -219,22 +218,6 @@ def test_a_pair_of_tokens_has_a_row_of_its_own_or_one_by_hash():
     assert (exact.pairs(idx, None)[idx[:, 1] == 5] == torch.tensor([[i, 5] for i in range(V)])).all()
 
 
-def test_with_a_value_residual_later_values_are_mixed_with_the_first_layers():
-    plain, mixed, idx = GPT(GPTConfig(**MODERN)), GPT(GPTConfig(**MODERN, value_residual=True)), tokens(2, T)
-    mixed.load_state_dict(randomized(plain).state_dict())
-    values = []
-    for model in (plain, mixed):
-        with torch.no_grad():
-            model.features(idx, trace=(trace := []))
-        values.append([layer["v"] for layer in trace])
-        x = trace[0]["residual"]  # what the second layer reads
-        own = model.transformer.h[1].attn.c_attn(model.transformer.h[1].ln_1(x))[..., -2 * 8 :]  # of 2 heads of 8
-        values[-1].append(own.unflatten(-1, (2, 8)).transpose(1, 2))
-    assert torch.equal(values[1][0], values[0][0])
-    torch.testing.assert_close(values[0][1], values[0][2])
-    torch.testing.assert_close(values[1][1], (values[1][2] + values[1][0]) / math.sqrt(2))
-
-
 def test_rotary_turns_pairs_by_the_formulas_angles():
     x, (cos, sin) = torch.randn(30, 3, 8), rope_table(30, 8, 500.0)
     turned = rotate(x, cos, sin)
@@ -395,7 +378,7 @@ def test_dropout_falls_on_embeddings_weights_of_attention_and_both_outputs():
     model = randomized(GPT(GPTConfig(**SMALL, dropout=0.5))).train()
     block, seen = model.transformer.h[0], {}
     block.register_forward_pre_hook(lambda module, args: seen.update(embedding=args[0]))
-    block.attn.register_forward_hook(lambda module, args, out: seen.update(attn=out[0]))
+    block.attn.register_forward_hook(lambda module, args, out: seen.update(attn=out))
     block.mlp.register_forward_hook(lambda module, args, out: seen.update(mlp=out))
     model(tokens(2, T))
     for name in ("embedding", "attn", "mlp"):
@@ -403,8 +386,7 @@ def test_dropout_falls_on_embeddings_weights_of_attention_and_both_outputs():
     block.attn.resid_dropout.eval()
     x = torch.randn(2, T, 32)
     rope = model.table[:, :T]
-    a, b = (block.attn(x, None, rope, None, None, 0, None)[0] for _ in range(2))
-    assert not torch.equal(a, b)
+    assert not torch.equal(block.attn(x, rope, None, None, 0, None), block.attn(x, rope, None, None, 0, None))
 
 
 # ---- loss ----

@@ -75,7 +75,6 @@ def test_what_cannot_be_planned_is_refused(capsys):
     [
         {}, GPT2, dict(activation="relu2"), dict(n_kv_head=2), dict(qk_norm=False), dict(norm_weight=True),
         dict(position="none", qk_norm=False), dict(dropout=0.1), dict(norm="layernorm"), dict(head_dim=16),
-        dict(value_residual=True),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("T, dtype", [(64, torch.float32), (96, torch.float32), (64, torch.bfloat16)])

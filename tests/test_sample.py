@@ -45,7 +45,7 @@ def run(model, prompts, n_rows=None, **options):
 
 ARCHITECTURES = [dict(position=p) for p in CHOICES["position"]]
 ARCHITECTURES += [dict(n_kv_head=2), dict(GPT2), dict(n_kv_head=1, norm_weight=True, tie_weights=True)]
-ARCHITECTURES += [dict(bigram_rows=10**4), dict(value_residual=True, n_kv_head=2)]
+ARCHITECTURES += [dict(bigram_rows=10**4)]
 
 
 # ---- what a row says depends on nothing but its prompt, seed and number ----

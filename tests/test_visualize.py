@@ -172,7 +172,6 @@ SHAPES = {
     "grouped": dict(n_head=4, n_kv_head=2, head_dim=6, norm_weight=True, qk_norm=True),
     "one key head": dict(n_head=4, n_kv_head=1, qk_norm=False),
     "pairs of tokens": dict(bigram_rows=1000),
-    "value residual": dict(value_residual=True, n_kv_head=1),
 }
 TEXT = "Jane visits Africa in September."
 
