@@ -77,11 +77,7 @@ class Runtime:
 def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
     """("auto", "cpu", "cuda", "cuda:N" or "mps") -> device and the reason. Raises ValueError if it is not there."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    reason = "as asked"
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
-        reason = torch.cuda.get_device_name(local_rank) if cuda else "Apple GPU" if mps else "no GPU found"
-        reason += f"; {torch.get_num_threads()} threads" if name == "cpu" else ""
+    asked, name = name, name if name != "auto" else "cuda" if cuda else "mps" if mps else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise ValueError(f"device is {name!r}: choose auto, cpu, cuda, cuda:N or mps")
     device = torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
@@ -91,6 +87,11 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
         raise ValueError(f"device is {str(device)!r}, but there are {torch.cuda.device_count()} CUDA devices")
     if name == "mps" and not mps:
         raise ValueError("device is 'mps', but torch finds no Apple GPU here: use --device=auto or --device=cpu")
+    reason = "as asked"
+    if asked == "auto":  # named last: a rank without a device of its own has been refused above
+        reason = f"no GPU found; {torch.get_num_threads()} threads"
+        if name != "cpu":
+            reason = torch.cuda.get_device_name(device) if cuda else "Apple GPU"
     return device, f"device {device} ({reason})"
 
 

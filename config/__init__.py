@@ -313,12 +313,7 @@ def _read_preset(preset, hints):
 
 def _build(cls, arguments, hints):
     """The instance that the arguments make; ValueError names the setting that does not fit."""
-    values = {}
-    for name, (texts, where) in arguments.items():
-        try:
-            values[name] = _converted(texts, hints[name])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error} (help: {_helps(cls)[name][0]})") from None
+    values = _converted(arguments, hints, _helps(cls))
     try:
         return cls(**values)
     except ValueError as error:  # from __post_init__: "batch_size is 0; ..."
@@ -326,21 +321,26 @@ def _build(cls, arguments, hints):
         raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
-def _converted(texts, kind):
-    """The value of this type that tyro makes of the texts; ValueError says what was expected."""
+def _converted(arguments, hints, helps):
+    """{setting: the value of its type that tyro makes of its texts}; ValueError says what one should have been."""
     import tyro
 
-    form = make_dataclass("Argument", [("value", kind)])
-    words = [f"--value={_spelled(text, kind)}" for text in texts]
+    form = make_dataclass("Arguments", [(name, hints[name]) for name in arguments])
+    words = [f"--{name}={_spelled(text, hints[name])}" for name, (texts, _) in arguments.items() for text in texts]
+    config = (tyro.conf.FlagConversionOff, tyro.conf.UseAppendAction)
     try:
-        with redirect_stderr(io.StringIO()):  # its own message takes several lines
-            return tyro.cli(form, args=words, config=(tyro.conf.FlagConversionOff, tyro.conf.UseAppendAction)).value
+        with redirect_stderr(io.StringIO()):  # its own message takes several lines, and does not say which one
+            return vars(tyro.cli(form, args=words, config=config, use_underscores=True))
     except SystemExit:
-        expected, text = {bool: "true or false", int: "a whole number"}.get(kind, "a number"), " ".join(texts)
+        for name, argument in arguments.items() if len(arguments) > 1 else ():
+            _converted({name: argument}, hints, helps)
+        ((name, (texts, where)),) = arguments.items()
+        kind, text = hints[name], " ".join(texts)
+        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
         if choices := get_args(kind):
             near = difflib.get_close_matches(text.lower(), choices, n=1, cutoff=0.5)
             expected = f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
-        raise ValueError(f"{text!r} is not {expected}") from None
+        raise ValueError(f"{where}: {text!r} is not {expected} (help: {helps[name][0]})") from None
 
 
 _BOOLS = {"true": "True", "yes": "True", "1": "True", "false": "False", "no": "False", "0": "False"}
