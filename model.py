@@ -264,7 +264,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits[:, vocab_size:] = float("-inf")
             logits = logits.log_softmax(dim=-1)
             scored, index = ts != IGNORE, ts.clamp(min=0)
-            total -= (logits.gather(1, index) * scored).sum()
+            total = total - (logits.gather(1, index) * scored).sum()  # torch 2.11 miscompiles -=
             # The gradient of the logits is softmax minus one-hot.
             grad = logits.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=logits.dtype))
             grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
