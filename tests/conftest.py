@@ -3,6 +3,14 @@
 import os
 import signal
 
+# What a user's shell says is not to reach the tests, nor the processes that they start: it is removed
+# here, before any library has read it, not in a fixture.
+NAMES = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LATHE_TRACEBACK")
+NAMES += ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FAMILIES = ("WANDB_", "TQDM_", "TORCHELASTIC_")
+for name in list(os.environ):
+    if name in NAMES or name.startswith(FAMILIES):
+        del os.environ[name]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; their threads would only wait
 
 import pytest

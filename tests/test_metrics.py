@@ -301,10 +301,10 @@ mirrors.log({'step': 1, 'loss': 2.0, 'sample': 'a < b', 'report': page})
 
 
 def with_wandb(tmp_path, rest):
-    """(exit code, lines said, stderr) of a process that has logged to an offline run."""
+    """(exit code, lines said, stderr) of a process that has logged to an offline run. conftest.py has removed the
+    user's WANDB_ variables."""
     pytest.importorskip("wandb", reason="wandb is not installed")
-    environment = {name: "" for name in os.environ if name.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "WANDB_SILENT": "true"}
+    environment = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "WANDB_SILENT": "true"}
     child = process(WANDB % str(tmp_path) + rest, **environment)
     out, err = child.communicate(timeout=120)
     return child.returncode, out.splitlines(), err
