@@ -10,7 +10,7 @@ over the bytes of that text; end-of-text tokens count in neither sum.
 from dataclasses import dataclass, field
 from typing import Literal
 
-import config
+from lathe import cli
 
 
 @dataclass
@@ -40,75 +40,23 @@ class Options:
 
 PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset, or in tasks.")
 if __name__ == "__main__":
-    config.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    cli.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-import checkpoint
-import runtime
-from data import Dataset, count_val_windows, open_dataset, val_windows
-from metrics import with_bar
-from model import GPT, IGNORE
-from quantize import prepare_weights
-from sample import open_model
-from tasks import open_tasks
-
-TOKENS_AT_ONCE = 8192  # at least, where there are so many: without gradients smaller batches are only slower
-
-
-@torch.no_grad()
-def validation(
-    model: GPT, dataset: Dataset, run: runtime.Runtime, micro_batch_size: int, eval_tokens: int = 0,
-    block_size: int = 0, interrupted: Callable[[], bool] = lambda: False, stride: int = 0,
-) -> dict | None:  # fmt: skip
-    """{"loss": mean nats per target, "bits_per_byte", "tokens": targets scored, "by_position"} over fixed windows of
-    the val split. by_position: the loss of targets with 1, 2, 3-4, 5-8, ... tokens before them in their window.
-
-    eval_tokens and block_size: 0 = the whole split, in windows of the model's own context; stride: as in val_windows.
-    The ranks share the windows and join their sums in float64, so the figures depend neither on how many there are nor
-    on micro_batch_size. None if interrupted() became true on any rank. Raises ValueError for a split shorter than two
-    tokens.
-    """
-    was_training = model.training
-    model.eval()
-    lengths = torch.from_numpy(dataset.tokenizer().token_byte_lengths()).to(run.device)
-    size = block_size or model.config.block_size
-    sums = torch.zeros(2 + 2 * size, dtype=torch.float64)  # nats and bytes of text; nats, then targets, by position
-    stopped = False
-    of_rank = math.ceil(count_val_windows(dataset.val, size, eval_tokens, stride) / run.world_size)
-    batch = max(1, min(of_rank, max(micro_batch_size, TOKENS_AT_ONCE // size)))
-    windows = val_windows(dataset.val, size, eval_tokens, batch, run.rank, run.world_size, run.device, stride)
-    for x, y in with_bar(windows, "evaluating", math.ceil(of_rank / batch), run.is_main):
-        if stopped := interrupted():
-            break
-        with run.autocast():
-            losses = model(x, y, reduction="none")  # (B, T), 0 where y is masked
-        scored = y != IGNORE
-        text_bytes = lengths[y.clamp(min=0)] * scored
-        of_text = torch.stack([(losses * (text_bytes > 0)).sum(), text_bytes.sum()])
-        sums += torch.cat([of_text, losses.sum(dim=0), scored.sum(dim=0)]).cpu().double()  # one transfer a batch
-    model.train(was_training)
-    stopped, text_nats, text_bytes, *at = runtime.sum_over_ranks(stopped, *sums.tolist())
-    if stopped:
-        return None
-    (nats, targets), by_position = torch.tensor(at, dtype=torch.float64).view(2, size), []
-    begin, end = 0, 1
-    while begin < size:
-        n = int(targets[begin:end].sum())
-        mean = nats[begin:end].sum().item() / n if n else None
-        by_position.append({"from": begin + 1, "to": min(end, size), "loss": mean, "tokens": n})
-        begin, end = end, 2 * end
-    n, bits_per_byte = int(targets.sum()), text_nats / math.log(2) / text_bytes if text_bytes else None
-    return {"loss": nats.sum().item() / n, "bits_per_byte": bits_per_byte, "tokens": n, "by_position": by_position}
+from lathe import cli
+from lathe.data.dataset import open_dataset
+from lathe.run import checkpoint, devices, ranks
+from lathe.use.find_model import open_model
+from lathe.use.quantize import prepare_weights
+from lathe.use.tasks import open_tasks
+from lathe.use.validation import validation
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = config.parse(Options, argv, **PARSER)
+    options = cli.parse(Options, argv, **PARSER)
     if options.model and not (options.dataset or options.tasks):
         raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
     opened = open_model(options)
@@ -132,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.stride > size:
         raise ValueError(f"stride is {options.stride}: beyond block_size ({size}) tokens would be left out")
     int8 = options.dtype == "int8"
-    run = runtime.start(options.device, "float32" if int8 else options.dtype)
+    run = devices.start(options.device, "float32" if int8 else options.dtype)
     tasks = open_tasks(options.tasks, tokenizer, opened.begin, context, options.limit, opened.template)
     model.to(run.device)
     if int8:
@@ -152,9 +100,9 @@ def main(argv: list[str] | None = None) -> int:
         found["tasks"] = {name: task.measure(model, run, opened.ends) for name, task in tasks.items()}
     if run.is_main:
         print(json.dumps(found))
-    runtime.stop()
+    ranks.stop()
     return 0
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

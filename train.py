@@ -8,12 +8,12 @@ import time
 
 STARTED = time.time()  # here: importing torch takes seconds, too
 
-import config
-from config import Settings
+from lathe import cli
+from lathe.settings import Settings
 
 PARSER = dict(prog="train.py", description="Train a GPT.", presets=True, default_preset="quickstart")
 if __name__ == "__main__":
-    config.check(Settings, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    cli.check(Settings, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
 
 import gc
 import json
@@ -28,18 +28,39 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import huggingface
-import lora
-import plan
-import runtime
-from data import Dataset, TrainBatches, open_dataset, prepare_own, val_windows
-from evaluate import validation
-from metrics import MetricsLog, Mirrors, Progress, farewell, keep_samples, log_start, resume_command
+from lathe import cli
+from lathe.corpus.own import prepare_own
+from lathe.data.batches import TrainBatches, val_windows
+from lathe.data.dataset import Dataset, open_dataset
+from lathe.optim.build import build_optimizers, load_optimizer_state, optimizer_state
+from lathe.optim.schedule import lr_factor, set_rates
+from lathe.run import checkpoint, devices, plan, ranks
+from lathe.run.background import BackgroundWriter
+from lathe.run.gpus import peak_flops
+from lathe.run.lock import lock_folder
+from lathe.run.metrics import MetricsLog, keep_samples
+from lathe.run.mirrors import Mirrors
+from lathe.run.parallel import callable_by_method, checkpoint_activations, dry_pass, parallelize, total_norm
+from lathe.run.process import (
+    StopSignals,
+    Watchdog,
+    memory_levers,
+    peak_memory,
+    random_state,
+    seed_everything,
+    set_random_state,
+)
+from lathe.run.progress import Progress, farewell, resume_command
+from lathe.run.provenance import log_start
+from lathe.use import lora
+from lathe.use.generation import generate
+from lathe.use.hf import find as hf_find
+from lathe.use.hf import weights as hf_weights
+from lathe.use.network import load_weights, model_config
+from lathe.use.sampling import Sampling
+from lathe.use.tasks import open_tasks
+from lathe.use.validation import validation
 from model import GPT, GPTConfig
-from optimizer import build_optimizers, load_optimizer_state, lr_factor, optimizer_state, set_rates
-from sample import Sampling, generate
-from tasks import open_tasks
 
 
 @dataclass
@@ -56,7 +77,7 @@ class TrainState:
 
 
 def main(argv: list[str] | None = None) -> int:
-    s = config.parse(Settings, argv, **PARSER)
+    s = cli.parse(Settings, argv, **PARSER)
     return plan.dry_run(s, build_model) if s.dry_run else train(s)
 
 
@@ -70,37 +91,37 @@ def train(s: Settings) -> int:
 def train_holding(held: ExitStack, s: Settings) -> int:
     if s.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", 1)) < 2:
         raise ValueError("parallel is fsdp, which shards over processes: torchrun --nproc-per-node=2 train.py ...")
-    run = runtime.start(s.device, s.dtype, s.rank_timeout, training=True)
+    run = devices.start(s.device, s.dtype, s.rank_timeout, training=True)
     s = replace(s, device=run.device.type, dtype=str(run.dtype).split(".")[1])
     say, out = Progress(s.max_steps, enabled=run.is_main), Path(s.out_dir)
     dataset = find_dataset(s)
     # Rank 0 holds the folder and decides where all begin.
-    start = runtime.on_main(lambda: held.enter_context(config.lock_folder("out_dir", out)) and find_start(s, say))
+    start = ranks.on_main(lambda: held.enter_context(lock_folder("out_dir", out)) and find_start(s, say))
     resumed = start is not None and s.init_from in ("resume", "auto")
     state = read_position(start, s, dataset) if resumed else TrainState(wandb_run_id=os.urandom(4).hex())
-    held.enter_context(runtime.memory_levers(s))
+    held.enter_context(memory_levers(s))
 
     # Model, optimizer, order of samples
-    runtime.seed_everything(s.seed)
+    seed_everything(s.seed)
     model, eot = build_model(s, dataset, start), dataset.tokenizer().eot_id
     tasks = open_tasks(s.eval_tasks, dataset.tokenizer(), [eot], model.config.block_size, 0, dataset.template)
     rules = plan.derive(s, model)
     s.micro_batch_size = s.micro_batch_size or plan.auto_micro_batch(s, model, run)
     place = run.device, run.rank, run.world_size
     batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
-    peak, tokens_per_step = runtime.peak_flops(run.device, run.dtype), s.batch_size * s.block_size
+    peak, tokens_per_step = peak_flops(run.device, run.dtype), s.batch_size * s.block_size
     flops_per_token = model.flops_per_token(s.block_size, training=False) * (2 if s.lora_rank else 3)
     compiled = run.decide_compile(s.compile, (s.max_steps - state.step) * tokens_per_step * flops_per_token)
     s.compile = str(compiled).lower()
-    runtime.checkpoint_activations(model.transformer.h, s.activation_checkpointing)
-    network = runtime.parallelize(model.train(), model.transformer.h, s.parallel, compiled, run)
+    checkpoint_activations(model.transformer.h, s.activation_checkpointing)
+    network = parallelize(model.train(), model.transformer.h, s.parallel, compiled, run)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizers = build_optimizers(
         model.named_parameters(), s.optimizer, s.learning_rate, s.muon_learning_rate, s.weight_decay,
         (s.beta1, s.beta2), s.muon_momentum, model.fused_rows(),
     )  # fmt: skip
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    runtime.seed_everything(s.seed + 1 + run.rank)  # dropout differs between ranks
+    seed_everything(s.seed + 1 + run.rank)  # dropout differs between ranks
     if resumed:
         restore(start, s, optimizers, scaler, run, say)
 
@@ -119,7 +140,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         if not resumed:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)  # with --overwrite, and only now that all else fits
         if state.step < s.max_steps:
-            (out / "settings.toml").write_text(config.to_toml(replace(s, overwrite=False)), encoding="utf-8")
+            (out / "settings.toml").write_text(cli.to_toml(replace(s, overwrite=False)), encoding="utf-8")
         log = held.enter_context(MetricsLog(out / "metrics.jsonl", state.step))
         mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
         held.callback(mirrors.close)
@@ -127,15 +148,15 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         log_start(out / "starts.jsonl", state.step, run.device_name, run.world_size, {"torch": torch.__version__},
                   parameters=n_params, flops_per_token=flops_per_token)  # fmt: skip
     progress = held.enter_context(Progress(s.max_steps, state.step, run.is_main))
-    writer = held.enter_context(checkpoint.BackgroundWriter())
-    watchdog = held.enter_context(runtime.Watchdog(s.rank_timeout, run))
-    stop = held.enter_context(runtime.StopSignals(say.print))
+    writer = held.enter_context(BackgroundWriter())
+    watchdog = held.enter_context(Watchdog(s.rank_timeout, run))
+    stop = held.enter_context(StopSignals(say.print))
     saved_step = state.step if resumed else None
 
     def stop_asked() -> bool:
         """Whether a signal reached any rank; all ranks ask at the same time."""
         watchdog.alive(f"evaluating step {state.step}")
-        return bool(runtime.sum_over_ranks(stop.asked)[0])
+        return bool(ranks.sum_over_ranks(stop.asked)[0])
 
     def save(best: bool = False):
         """Copy all that a restart needs to rank 0's memory; from there it is written while training goes on. Raises
@@ -145,11 +166,11 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             return
         watchdog.alive(f"saving step {state.step}")
         began, saved_step = time.perf_counter(), state.step
-        runtime.on_main(writer.wait)
+        ranks.on_main(writer.wait)
         kept = run.is_main, state.step < s.max_steps  # after the last update nothing changes: no copy is needed
-        weights = runtime.full_copy(model.state_dict(), *kept)
-        rest = {"optimizer": runtime.full_copy(optimizer_state(optimizers), *kept), "scaler": scaler.state_dict()}
-        rest["random"] = runtime.gather(runtime.random_state(run.device))
+        weights = ranks.full_copy(model.state_dict(), *kept)
+        rest = {"optimizer": ranks.full_copy(optimizer_state(optimizers), *kept), "scaler": scaler.state_dict()}
+        rest["random"] = ranks.gather(random_state(run.device))
         about = checkpoint.describe(s, state, model.config, dataset, run.world_size)
         copied = time.perf_counter()
 
@@ -201,12 +222,12 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             mean_loss, stops, failures, norm, skipped, own_loss = results.read()
             stopping |= stops > 0
             if failures:
-                runtime.on_main(writer.wait)  # raises what went wrong
+                ranks.on_main(writer.wait)  # raises what went wrong
             skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
             if skipped:
                 state.skipped += 1
-                ranks = [r for r, ok in enumerate(runtime.gather(math.isfinite(own_loss))) if not ok]
-                why = f"loss {mean_loss:.4g} from ranks {ranks or 'all'}"
+                bad = [r for r, ok in enumerate(ranks.gather(math.isfinite(own_loss))) if not ok]
+                why = f"loss {mean_loss:.4g} from ranks {bad or 'all'}"
                 if math.isfinite(mean_loss + norm):
                     why = f"{norm / statistics.median(state.grad_norms):.0f} times the usual"
                 progress.print(f"step {step} skipped: gradient norm {norm:.4g}, {why}; weights are as before")
@@ -215,7 +236,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             row_tokens += tokens_per_step
             progress.step(step)
             if skipped_in_a_row >= s.max_skipped_steps:
-                newest = runtime.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1] or "none yet"
+                newest = ranks.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1] or "none yet"
                 raise ValueError(
                     f"{skipped_in_a_row} steps in a row were skipped, up to step {step} (samples "
                     f"{samples - s.batch_size} to {samples - 1}): lower learning_rate, or look at these; "
@@ -227,7 +248,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
                 row = {
                     "step": step, "tokens": samples * s.block_size, "loss": mean_loss, "lr": factor * s.learning_rate,
                     "grad_norm": norm, "tokens_per_second": round(speed, 1),
-                    "elapsed": round(time.time() - STARTED, 3), "memory": runtime.peak_memory(run.device),
+                    "elapsed": round(time.time() - STARTED, 3), "memory": peak_memory(run.device),
                 }  # fmt: skip
                 if state.skipped:
                     row["skipped"] = state.skipped
@@ -241,7 +262,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         say.print(f"{out} is complete at step {state.step}; --max_steps=N with a larger N goes on")
     else:
         watchdog.alive("trying one forward and backward pass")
-        runtime.dry_pass(network, *batches.fetch(state.samples, 0), run)
+        dry_pass(network, *batches.fetch(state.samples, 0), run)
     begun, stopping, skipped_in_a_row = deque(), False, 0
     row_tokens, clock = 0, time.perf_counter()  # since the last row
     while True:
@@ -274,10 +295,10 @@ def train_holding(held: ExitStack, s: Settings) -> int:
             loss += part.detach()
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        norm = runtime.total_norm(parameters)
+        norm = total_norm(parameters)
         # The only exchange between ranks beside gradients: the loss, is it time to stop, did a save fail?
         asked = (torch.full_like(loss, flag) for flag in (stop.asked, writer.failed))
-        told = runtime.add_ranks(torch.stack((loss / run.world_size, *asked)))
+        told = ranks.add_ranks(torch.stack((loss / run.world_size, *asked)))
         usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else 0.0
         limit = s.skip_spikes * usual or math.inf
         skip = ~(told[0].isfinite() & norm.isfinite() & (norm <= limit))  # the same on every rank
@@ -289,7 +310,7 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         scaler.update()
         state.step += 1
         state.samples += s.batch_size
-        results = runtime.Later(torch.cat((told, torch.stack((norm, skip, loss)))))
+        results = ranks.Later(torch.cat((told, torch.stack((norm, skip, loss)))))
         begun.append((state.step, state.samples, factor, results))
         if state.step == 1:
             gc.collect()
@@ -297,8 +318,8 @@ def train_holding(held: ExitStack, s: Settings) -> int:
     settle(0)
     save()
     watchdog.off()
-    runtime.on_main(writer.wait)
-    stop.received = next(filter(None, runtime.gather(stop.received)), None)  # all ranks exit alike
+    ranks.on_main(writer.wait)
+    stop.received = next(filter(None, ranks.gather(stop.received)), None)  # all ranks exit alike
 
     if run.is_main:
         if state.evaluation.get("step") == state.step >= s.max_steps:
@@ -306,13 +327,13 @@ def train_holding(held: ExitStack, s: Settings) -> int:
         else:
             write_page(out, say)
             say.print(f"stopped and saved at step {state.step}; to continue: {resume_command(s)}")
-    runtime.stop()
+    ranks.stop()
     return stop.exit_code
 
 
 def find_dataset(s: Settings) -> Dataset:
     """Open the dataset; one that any machine can make by itself is prepared if it is missing."""
-    runtime.on_main(lambda: prepare_own(s.dataset))
+    ranks.on_main(lambda: prepare_own(s.dataset))
     dataset = open_dataset(s.dataset)
     dataset.tokenizer()  # what evaluations need is better missed now than then
     next(val_windows(dataset.val, s.block_size, 1, 1))
@@ -337,7 +358,7 @@ def find_start(s: Settings, say: Progress) -> Path | None:
             "another --out_dir keeps both"
         )
     if s.init_from.startswith("hf:") or s.init_from == "scratch":
-        return huggingface.find(s.init_from) if s.init_from != "scratch" else None
+        return hf_find.find(s.init_from) if s.init_from != "scratch" else None
     start = checkpoint.find_checkpoint(s.init_from)
     if out.resolve() in start.resolve().parents:
         raise ValueError(f"init_from {start} lies in out_dir {out}, which is written over: choose another --out_dir")
@@ -354,15 +375,15 @@ def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
         return GPT(GPTConfig(dataset.vocab_size, document_token=token, **{name: getattr(s, name) for name in names}))
     resumed = s.init_from in ("resume", "auto")
     if s.init_from.startswith("hf:"):
-        state, weights = huggingface.as_checkpoint(start, s.block_size)
+        state, weights = hf_weights.as_checkpoint(start, s.block_size)
     else:
-        state, weights = checkpoint.read_state(start), checkpoint.load_weights(start, merged=not resumed)
+        state, weights = checkpoint.read_state(start), load_weights(start, merged=not resumed)
     if state["tokenizer"]["fingerprint"] != dataset.tokenizer_fingerprint:
         raise ValueError(
             f"dataset {s.dataset} has tokenizer {dataset.tokenizer_name}, the checkpoint {start} "
             f"{state['tokenizer']['name']} (or another version of it): prepare the data with --tokenizer={start}"
         )
-    was = asdict(checkpoint.model_config(state, start))
+    was = asdict(model_config(state, start))
     held = {name: was[name] for name in names - {"dropout"}}
     asked = asdict(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
     for name in ("lora_rank", "lora_alpha") if resumed else ():
@@ -397,7 +418,7 @@ def read_position(start: Path, s: Settings, dataset: Dataset) -> TrainState:
     return state
 
 
-def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, say: Progress):
+def restore(start: Path, s: Settings, optimizers, scaler, run: devices.Runtime, say: Progress):
     """Bring optimizer, loss scale, random state and how the run began back, and print which settings changed."""
     saved, was = checkpoint.load_optimizer(start), checkpoint.read_state(start)["settings"]
     load_optimizer_state(optimizers, saved["optimizer"])
@@ -406,7 +427,7 @@ def restore(start: Path, s: Settings, optimizers, scaler, run: runtime.Runtime, 
     now = {k: v for k, v in asdict(s).items() if k not in ("init_from", "out_dir", "overwrite", "new_data")}
     changed = [f"{name} {was[name]} -> {value}" for name, value in now.items() if was.get(name, value) != value]
     if len(saved["random"]) == run.world_size:
-        runtime.set_random_state(saved["random"][run.rank], run.device)
+        set_random_state(saved["random"][run.rank], run.device)
     else:
         changed.append(f"processes {len(saved['random'])} -> {run.world_size} (dropout by new random numbers)")
     s.init_from = was["init_from"]
@@ -419,7 +440,7 @@ def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, p
     tokenizer, ids = dataset.tokenizer(), dataset.prompt_ids(s.sample_prompt)
     model.eval()
     steps = []
-    with run.autocast(), runtime.callable_by_method(model, "features"):
+    with run.autocast(), callable_by_method(model, "features"):
         for tokens in generate(
             model, [ids], s.num_samples, s.sample_tokens, Sampling(top_k=200, seed=s.seed), (tokenizer.eot_id,)
         ):
@@ -440,11 +461,11 @@ def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, p
 
 def write_page(out: Path, progress: Progress):
     """Write or refresh report.html; that it cannot be written does not end a run."""
-    from visualize import write_report  # imports what a run of seconds need not wait for before its first step
+    from pages.run_page import write_report  # imports what a run of seconds need not wait for before its first step
 
     if fault := write_report(out):
         progress.print(fault)
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -21,9 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
 from bench.results import ROOT, record
 from bench.train_speed import run_child
+from lathe import cli
+from lathe.settings import Settings
 
 
 @dataclass
@@ -81,11 +82,11 @@ def mean_and_error(values: list[float], digits: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    o = config.parse(Options, argv, prog="bench/ablate.py", description="Compare recipes.", positional="run")
+    o = cli.parse(Options, argv, prog="bench/ablate.py", description="Compare recipes.", positional="run")
     if not o.run or not o.without:
         raise ValueError("name the base's preset and at least one arm: ablate.py PRESET --without name=value")
     common = [str(Path(p).resolve()) if Path(p).exists() else p for p in o.run] + o.extra.split()
-    base = config.parse(config.Settings, common, presets=True)
+    base = cli.parse(Settings, common, presets=True)
     if not base.max_steps:
         raise ValueError("max_steps is 0, by rule: give --extra=--max_steps=N, so that all arms have as many")
     dataset = o.dataset or base.dataset
@@ -120,4 +121,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

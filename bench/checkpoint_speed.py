@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import config
+from lathe import cli
 
 
 @dataclass
@@ -44,21 +44,23 @@ class Options:
 
 PARSER = dict(prog="bench/checkpoint_speed.py", description=__doc__)
 if __name__ == "__main__":
-    config.parse(Options, **PARSER)
+    cli.parse(Options, **PARSER)
 
 import torch
 
-import checkpoint
-import runtime
 from bench.results import record_told, tell
+from lathe import cli
+from lathe.optim.build import build_optimizers, optimizer_state
+from lathe.run import checkpoint, devices, ranks
+from lathe.run.background import BackgroundWriter
+from lathe.run.files import flush_to_disk
+from lathe.text.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
-from optimizer import build_optimizers, optimizer_state
-from tokenizer import load_tokenizer
 
 
 def main(argv=None):
-    options = config.parse(Options, argv, **PARSER)
-    device, _ = runtime.choose_device(options.device)
+    options = cli.parse(Options, argv, **PARSER)
+    device, _ = devices.choose_device(options.device)
     title, notes = f"Saving and scaling: {', '.join(options.only or ['save', 'stall', 'scaling'])}", ""
     with tempfile.TemporaryDirectory(dir=options.work or None) as work:
         if not options.only or {"save", "stall"} & set(options.only):
@@ -105,7 +107,7 @@ def timed(action):
 
 
 def measure_save(options, state, work):
-    on_cpu = runtime.full_copy(state, keep=True)
+    on_cpu = ranks.full_copy(state, keep=True)
     tokenizer = load_tokenizer("byte")
 
     def verified(i):
@@ -116,7 +118,7 @@ def measure_save(options, state, work):
 
     def flushed(i):
         torch.save(on_cpu, work / f"flushed{i}.pt")
-        checkpoint.flush_to_disk(work / f"flushed{i}.pt")
+        flush_to_disk(work / f"flushed{i}.pt")
 
     seconds = {"torch.save": [], "torch.save and fsync": [], "verified save": []}
     for i in range(1, options.repeats + 2):
@@ -138,10 +140,10 @@ def measure_stall(options, model, optimizers, state, size, work):
     tokenizer = load_tokenizer("byte")
     alone = statistics.median(timed(lambda: step(model, optimizers)) for _ in range(options.repeats))
     waits, during, written = [], [], []
-    with checkpoint.BackgroundWriter() as writer:
+    with BackgroundWriter() as writer:
         for i in range(1, options.repeats + 1):
             began = time.perf_counter()
-            copy = runtime.full_copy(state, keep=True)
+            copy = ranks.full_copy(state, keep=True)
             waits.append(time.perf_counter() - began)
 
             def write(copy=copy, i=i):
@@ -164,7 +166,7 @@ def measure_stall(options, model, optimizers, state, size, work):
 
 def measure_scaling(options, work):
     """A network of 25M parameters, eight sequences of 256 a step: beside that the 100 MB of gradients are little."""
-    from data import write_dataset
+    from lathe.data.shards import write_dataset
 
     sources = sorted((Path(os.__file__).parent).glob("*.py"))[:60]
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in sources]
@@ -177,20 +179,20 @@ def measure_scaling(options, work):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     speeds = {1: [], 2: []}
     for repeat in range(options.runs):
-        for ranks in (1, 2):
-            out = work / f"ranks{ranks}-{repeat}"
-            more = [*words, f"--out_dir={out}", f"--parallel={options.parallel if ranks > 1 else 'ddp'}"]
+        for n_ranks in (1, 2):
+            out = work / f"ranks{n_ranks}-{repeat}"
+            more = [*words, f"--out_dir={out}", f"--parallel={options.parallel if n_ranks > 1 else 'ddp'}"]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, *(launch if ranks > 1 else []), *more]
+            command = [sys.executable, *(launch if n_ranks > 1 else []), *more]
             subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
             rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            speeds[ranks].append(
+            speeds[n_ranks].append(
                 statistics.median(r["tokens_per_second"] for r in rows if "loss" in r and r["step"] > 2)
             )
-    one, two = (statistics.median(speeds[ranks]) for ranks in (1, 2))
+    one, two = (statistics.median(speeds[n_ranks]) for n_ranks in (1, 2))
     tell(f"scaling: tokens/s of one rank of one thread, and of two ({options.parallel})", f"{one:,.0f}, {two:,.0f}")
     tell("scaling: two ranks / one", f"{two / one:.2f}, efficiency {two / one / 2:.0%}")
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -29,10 +29,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-import config
 from bench.results import record_told, tell
-from data import SampleOrder, Stream, TrainBatches, open_dataset
-from tokenizer import count_pieces, load_tokenizer, train_bpe
+from lathe import cli
+from lathe.data.batches import TrainBatches
+from lathe.data.dataset import Stream, open_dataset
+from lathe.data.order import SampleOrder
+from lathe.text.bpe import count_pieces, train_bpe
+from lathe.text.tokenizer import load_tokenizer
 
 PREPARE = [sys.executable, str(ROOT / "prepare" / "text.py")]
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
@@ -50,7 +53,7 @@ class Options:
 
 
 def main(argv=None):
-    options = config.parse(Options, argv, prog="bench/data_speed.py", description=__doc__)
+    options = cli.parse(Options, argv, prog="bench/data_speed.py", description=__doc__)
     parts = {
         "prepare": measure_prepare,
         "workers": measure_workers,
@@ -116,7 +119,7 @@ def prepare(out, source, *more, **options):
 BARE = """
 import json, sys, time
 sys.path.insert(0, {root!r})
-from tokenizer import load_tokenizer
+from lathe.text.tokenizer import load_tokenizer
 texts = [json.loads(line)["text"] for line in open({path!r}, encoding="utf-8")]
 tokenizer = load_tokenizer({tokenizer!r})
 tokenizer.encode("warm")
@@ -351,4 +354,4 @@ def measure_order(options, work):
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
 from bench.results import ROOT, record
+from lathe import cli
 
 
 @dataclass
@@ -41,18 +41,20 @@ class Options:
 
 PARSER = dict(prog="bench/decode_speed.py", description=__doc__)
 if __name__ == "__main__":
-    config.parse(Options, **PARSER)
+    cli.parse(Options, **PARSER)
 
 import torch
 
-import checkpoint
-import evaluate
-import runtime
-from data import open_dataset
+from lathe import cli
+from lathe.data.dataset import open_dataset
+from lathe.run import checkpoint, devices
+from lathe.text.tokenizer import load_tokenizer
+from lathe.use.generation import generate
+from lathe.use.network import load_model
+from lathe.use.quantize import choose_weights, prepare_weights
+from lathe.use.sampling import Sampling
+from lathe.use.validation import validation
 from model import GPT, GPT2, GPTConfig
-from quantize import choose_weights, prepare_weights
-from sample import Sampling, generate
-from tokenizer import load_tokenizer
 
 SAMPLING = dict(temperature=0.8, top_k=200)
 DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -209,10 +211,10 @@ def ten(o: Options):
 def quality(o: Options):
     path = checkpoint.find_checkpoint(o.run)
     dataset = open_dataset(o.dataset or checkpoint.read_state(path)["settings"]["dataset"])
-    run, rows, base = runtime.Runtime(torch.device("cpu"), torch.float32), [], None
+    run, rows, base = devices.Runtime(torch.device("cpu"), torch.float32), [], None
     for dtype in possible():
-        model = prepare_weights(checkpoint.load_model(path), dtype)
-        loss = evaluate.validation(model, dataset, run, 8)["loss"]
+        model = prepare_weights(load_model(path), dtype)
+        loss = validation(model, dataset, run, 8)["loss"]
         base = base or loss
         rows.append([dtype, f"{loss:.5f}", f"{loss / base - 1:+.3%}"])
     record("Validation loss by type of weights", ["weights", "loss", "against float32"], rows, f"{path.name}.", o.save)
@@ -274,7 +276,7 @@ def gpu(o: Options):
 
 
 def main(argv: list[str] | None = None) -> int:
-    o = config.parse(Options, argv, **PARSER)
+    o = cli.parse(Options, argv, **PARSER)
     needs = {"batch1": "", "context": "peer", "ten": "peer", "quality": "run", "start": "peer", "gpu": ""}
     if unknown := set(o.only) - set(needs):
         raise ValueError(f"only is {', '.join(unknown)}: choose among {', '.join(needs)}")
@@ -289,4 +291,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

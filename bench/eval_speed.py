@@ -16,8 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import config
 from bench.results import record
+from lathe import cli
+from lathe.run import devices
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Options:
 
 
 def in_batches(model, items) -> list[float]:
-    """Log-probability of every ending, as tasks.py computes it."""
-    from tasks import pieces, score, tokens_at_once
+    """Log-probability of every ending, as the tasks computes it."""
+    from lathe.use.scoring import pieces, score, tokens_at_once
 
     found, at_once = {}, tokens_at_once(model.transformer.wte.weight.device)
     for batch in pieces([len(context) for context, _ in items], at_once):
@@ -59,13 +60,12 @@ def padded(model, items, at_once: int) -> list[float]:
 
 
 def main(argv=None) -> int:
-    options = config.parse(Options, argv, prog="bench/eval_speed.py", description=__doc__)
+    options = cli.parse(Options, argv, prog="bench/eval_speed.py", description=__doc__)
     import torch
 
-    import runtime
     from model import GPT, GPT2, GPTConfig
 
-    run = runtime.start(options.device, "float32")
+    run = devices.start(options.device, "float32")
     draw, rows = random.Random(0), []
     small = dict(vocab_size=1024, block_size=256, n_layer=4, n_head=4, n_embd=128, zero_init=False)
     for name, size in (("GPT-2 124M", GPT2), ("make run's", small)):
@@ -98,4 +98,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-import config
 from bench.results import record
+from lathe import cli
 
 
 @dataclass
@@ -43,12 +43,13 @@ def long_run(folder: Path, points: int, seed: int) -> Path:
 
 
 def main(argv=None) -> int:
-    options = config.parse(Options, argv, prog="bench/page_speed.py", description=__doc__)
+    options = cli.parse(Options, argv, prog="bench/page_speed.py", description=__doc__)
     import torch
 
+    from lathe.text.tokenizer import load_tokenizer
     from model import GPT, GPT2, GPTConfig
-    from tokenizer import load_tokenizer
-    from visualize import ModelOptions, model_page, run_page
+    from pages.model_page import ModelOptions, model_page
+    from pages.run_page import run_page
 
     tokenizer = load_tokenizer("gpt2")
     torch.manual_seed(0)
@@ -76,4 +77,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

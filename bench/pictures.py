@@ -16,8 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-import config
-from visualize import ModelOptions, read_run
+from lathe import cli
+from pages.model_page import ModelOptions
+from pages.run_page import read_run
 
 STYLE = (
     "<style>text{font:12px system-ui,sans-serif;fill:#57606a}.grid{stroke:#8b949e;stroke-opacity:.25}"
@@ -75,8 +76,8 @@ def curves(folder: str) -> str:
 
 def heads(folder: str, prompt: str) -> str:
     """The attention maps of all heads on one text, named by what they do most."""
+    from lathe.use.find_model import open_model
     from pages.inside import look_inside
-    from sample import open_model
 
     options = ModelOptions(out_dir=folder, prompt=prompt, max_new_tokens=0, leave_out=1)
     opened = open_model(options)
@@ -115,7 +116,7 @@ def heads(folder: str, prompt: str) -> str:
 
 
 def main(argv=None) -> int:
-    options = config.parse(Options, argv, prog="bench/pictures.py", description=__doc__, positional="run")
+    options = cli.parse(Options, argv, prog="bench/pictures.py", description=__doc__, positional="run")
     if len(options.run) != 1:
         raise ValueError("run: give the folder of one run")
     for name, picture in (("curves", curves(*options.run)), ("heads", heads(*options.run, options.prompt))):
@@ -126,4 +127,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
 from bench.results import ROOT, record
 from bench.train_speed import run_child, run_nanogpt
+from lathe import cli
 
 # What nanoGPT's README gives its config/train_shakespeare_char.py for CPUs; for GPUs it is nothing.
 ON_CPU = "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4"
@@ -42,7 +42,7 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> int:
-    o = config.parse(Options, argv, prog="bench/time_to_loss.py", description="Time to a loss.", positional="run")
+    o = cli.parse(Options, argv, prog="bench/time_to_loss.py", description="Time to a loss.", positional="run")
     rows, seconds = [], {"lathe": [], "nanoGPT": []}
     preset = [str(Path(p).resolve()) if Path(p).exists() else p for p in o.run]
     for seed in range(1337, 1337 + o.seeds):
@@ -74,4 +74,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -26,8 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
 from bench.results import ROOT, record
+from lathe import cli
 
 GPT2 = "--position=learned --norm=layernorm --norm_weight=true --activation=gelu --qk_norm=false --bias=false"
 GPT2 += " --tie_weights=true --zero_init=false --optimizer=adamw --learning_rate=1e-3 --weight_decay=0.1"
@@ -163,7 +163,7 @@ def measure_waiting(settings: list[str], steps: int, dataset: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    o = config.parse(Options, argv, prog="bench/train_speed.py", description="Time training.", positional="run")
+    o = cli.parse(Options, argv, prog="bench/train_speed.py", description="Time training.", positional="run")
     name = (o.run or ["gpt2_tiny"])[0]
     shape = SHAPES.get(name)
     settings = [name]
@@ -204,4 +204,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

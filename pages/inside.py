@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lathe.use.generation import generate
+from lathe.use.sampling import Sampling
 from model import GPT, KVCache
-from sample import Sampling, generate
 
 
 def look_inside(model: GPT, tokenizer, ids: list[int], options, ends: tuple[int, ...]) -> dict:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
-from prepare import pairs, text
+from lathe import cli
+from lathe.corpus import build
+from prepare import pairs
 
 
 def reverse(rng: random.Random) -> tuple[str, str]:
@@ -124,7 +125,7 @@ def draw(task: str, count: int, seed: int) -> list[dict[str, str]]:
 
 def main(argv=None):
     about = "Prompts and answers of a small task, as a dataset to train on and test.jsonl for evaluate.py."
-    options = config.parse(Options, argv, prog="prepare/examples.py", description=about, positional="task")
+    options = cli.parse(Options, argv, prog="prepare/examples.py", description=about, positional="task")
     task = options.task[0]
     _, count, tokenizer = TASKS[task]
     out = Path(options.out or f"data/example_{task}")
@@ -134,8 +135,8 @@ def main(argv=None):
         lines = [json.dumps(row) + "\n" for row in rows]
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     given = dict(input=[str(out / "train.jsonl")], out=str(out), tokenizer=tokenizer, val_fraction=0.02)
-    text.prepare(pairs.Options(**given, overwrite=options.overwrite))
+    build.prepare(pairs.Options(**given, overwrite=options.overwrite))
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -17,13 +17,14 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
+from lathe import cli
+from lathe.corpus import build
+from lathe.corpus.read import Rules
 from prepare import text
-from prepare.sources import Rules
 
 
 @dataclass
-class Options(text.Options):
+class Options(build.Options):
     prompt_field: str = "prompt"  # field or column with what is given
     completion_field: str = "completion"  # field or column with what the model learns to answer
     field: str = "messages"  # field with chat messages; rows that have it need no prompt and completion
@@ -39,4 +40,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

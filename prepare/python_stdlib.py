@@ -8,10 +8,11 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from lathe import cli
+from lathe.corpus import build
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
-from prepare import text
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 
@@ -26,14 +27,14 @@ class Options:
 
 
 def main(argv=None):
-    options = config.parse(Options, argv, prog="prepare/python_stdlib.py", description=__doc__)
+    options = cli.parse(Options, argv, prog="prepare/python_stdlib.py", description=__doc__)
     library = Path(options.input or sysconfig.get_path("stdlib"))
     files = sorted(p for p in library.rglob("*.py") if not LEFT_OUT & set(p.relative_to(library).parts[:-1]))
     if not files:
         raise FileNotFoundError(f"no Python source in {library}: name a folder that has some with --input")
     given = dict(out=options.out, tokenizer=options.tokenizer, overwrite=options.overwrite)
-    text.prepare(text.Options(input=[str(p) for p in files], val_fraction=0.1, errors="replace", **given))
+    build.prepare(build.Options(input=[str(p) for p in files], val_fraction=0.1, errors="replace", **given))
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -8,10 +8,11 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from lathe import cli
+from lathe.corpus import build
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
-from prepare import text
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
@@ -24,7 +25,7 @@ class Options:
 
 
 def main(argv=None):
-    options = config.parse(Options, argv, prog="prepare/shakespeare_char.py", description=__doc__)
+    options = cli.parse(Options, argv, prog="prepare/shakespeare_char.py", description=__doc__)
     path = Path(options.input or Path(options.out, "input.txt"))
     if not options.input and not path.is_file():
         try:
@@ -37,8 +38,8 @@ def main(argv=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     given = dict(input=[str(path)], out=options.out, overwrite=options.overwrite)
-    text.prepare(text.Options(**given, tokenizer="char", val_fraction=0.1))
+    build.prepare(build.Options(**given, tokenizer="char", val_fraction=0.1))
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -15,8 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import config
-from data import SPLITS, SampleOrder, open_dataset
+from lathe import cli
+from lathe.data.dataset import open_dataset
+from lathe.data.order import SampleOrder
+from lathe.data.shards import SPLITS
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Options:
 
 
 def main(argv=None):
-    options = config.parse(Options, argv, prog="prepare/verify.py", description=__doc__, positional="dataset")
+    options = cli.parse(Options, argv, prog="prepare/verify.py", description=__doc__, positional="dataset")
     for name in options.dataset:
         print(report(open_dataset(name, verify=True), options))
 
@@ -98,4 +100,4 @@ def _contents(stream, tokenizer, byte_lengths):
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

@@ -14,22 +14,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import config
-from prepare import text
-from prepare.sources import Rules, documents, find_sources, units
+from lathe import cli
+from lathe.corpus import build
+from lathe.corpus.cut import units
+from lathe.corpus.find import find_sources
+from lathe.corpus.read import Rules, documents
 
 DATASET = "hf:Salesforce/wikitext:wikitext-103-raw-v1"
 TITLE = re.compile(r" = [^=].* = \n$")  # sections have more equals signs
 
 
 def main(argv=None):
-    options = config.parse(text.Options, argv, prog="prepare/wikitext.py", description=__doc__)
+    options = cli.parse(build.Options, argv, prog="prepare/wikitext.py", description=__doc__)
     options.out = options.out or "data/wikitext"
     options.tokenizer = options.tokenizer or "gpt2"
     if not options.input:
         options.input = [write_articles(f"{DATASET}:train", Path(options.out, "train.jsonl"))]
         options.val_input = [write_articles(f"{DATASET}:validation", Path(options.out, "val.jsonl"))]
-    text.prepare(options)
+    build.prepare(options)
 
 
 def write_articles(rows, path) -> str:
@@ -53,4 +55,4 @@ def write_articles(rows, path) -> str:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run(main)

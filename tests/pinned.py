@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from lathe import ROOT
+
 TRAIN, SAMPLE, EVALUATE = "train.py", "sample.py", "evaluate.py"
 PREPARE_TEXT, PREPARE_PAIRS, VERIFY = "prepare/text.py", "prepare/pairs.py", "prepare/verify.py"
 ENVIRONMENT = {

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 import train
-from config import Settings
+from lathe import cli
+from lathe.settings import Settings
 
 
 def inject(model, kind: str, at: int):
@@ -73,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    train.config.run(main)
+    cli.run(main)

@@ -16,10 +16,10 @@ from xml.etree import ElementTree
 import pytest
 from tiny_run import SMALL
 
-from data import write_dataset
-from tokenizer import train_char
+from lathe import ROOT
+from lathe.data.shards import write_dataset
+from lathe.text.tokenizer import train_char
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.exists()]
 # Commands that are not run here, and why.
 SKIPPED = {
@@ -30,7 +30,7 @@ SKIPPED = {
     r"hf:(?!\.?/)": "needs the network",
     r"prepare/(fineweb_edu|openwebtext|tinystories|wikitext|shakespeare_char)": "needs the network",
     r"^lm_eval ": "needs the network; tests/test_tasks.py has it without one, where lm_eval is installed",
-    r"--wandb_log": "needs an account; tests/test_metrics.py has it without one",
+    r"--wandb_log": "needs an account; tests/run/test_metrics.py has it without one",
     r"\bbench/(?!pictures)": "measures for minutes",
     r"--interactive": "asks at a terminal; tests/test_sample.py answers",
     r"\b(vllm|llama|docker|transformers-cli|open|xdg-open)\b": "is another project's command",

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from config import Settings
-from data import write_dataset
+from lathe.data.shards import write_dataset
+from lathe.settings import Settings
+from lathe.text.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
-from tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(

@@ -1,0 +1,1 @@
+"""Files of any kind to shards: find, cut, read, build."""

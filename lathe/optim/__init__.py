@@ -1,0 +1,1 @@
+"""Which parameter is updated how, and at which rate."""

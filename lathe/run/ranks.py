@@ -1,0 +1,107 @@
+"""The other processes of a job: joining them, and exchanging values."""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join_ranks(backend: str, rank: int, world: int, timeout: timedelta):
+    """Form the process group. Raises OSError, naming the address, if that fails."""
+    address, attempt = os.environ.get("MASTER_ADDR", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    port, store = os.environ.get("MASTER_PORT", "0"), None
+    try:
+        if attempt != "0" and os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+            # torchrun's store still holds the addresses of the ranks that died: give each attempt names of its own. On
+            # several nodes the counts can differ; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (scripts/slurm.sh).
+            mine = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and rank == 0
+            store = dist.PrefixStore(attempt, dist.TCPStore(address, int(port), world, mine, timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    except (dist.DistError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:150]
+        raise OSError(
+            f"rank {rank} found no way to the other {world - 1} ranks at MASTER_ADDR={address} MASTER_PORT={port} "
+            f"within {timeout.total_seconds():.0f} s: check that address and that every rank was started ({reason})"
+        ) from None
+
+
+def stop():
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        # gloo's threads need Python's lock to let go of the last tensors; the end of the group holds it and waits for
+        # them (seen as a deadlock in torch 2.13), so they get time to do it first.
+        time.sleep(0.2)
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(*values: float | Tensor) -> list[float]:
+    """Each value summed in float64 over all ranks (unchanged in a single process)."""
+    values = [float(value) for value in values]
+    if not dist.is_initialized():
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return add_ranks(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def add_ranks(numbers: Tensor) -> Tensor:
+    """The same for a tensor, on its device, without waiting for it."""
+    if dist.is_initialized():
+        numbers = numbers.double()
+        dist.all_reduce(numbers)
+    return numbers
+
+
+class Later:
+    """Numbers that a device may still be computing. read() waits for them, and for nothing begun after them."""
+
+    def __init__(self, numbers: Tensor):
+        self.numbers, self.copied = numbers.detach().to("cpu", non_blocking=numbers.is_cuda), None
+        if numbers.is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> list:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.numbers.tolist()
+
+
+def gather(value) -> list:
+    """The values of all ranks, in order, on every rank; value may be anything that can be pickled."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(action: Callable):
+    """Call action() on rank 0; what it returns, or the ValueError or OSError it raises, comes to every rank."""
+    answer = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            answer = action()
+        except (ValueError, OSError) as error:
+            answer = error
+    answer = gather(answer)[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def full_copy(value, keep: bool, copy: bool = True):
+    """A nest of dicts with copies of its tensors on the CPU, sharded ones put together. Every rank calls it; only those
+    with `keep` get an answer, the others None. A tensor at a time, so that no device holds more than it must. copy:
+    False spares the memory where the tensors are on the CPU and will not change any more."""
+    if isinstance(value, dict):
+        copies = {key: full_copy(inner, keep, copy) for key, inner in value.items()}
+        return copies if keep else None
+    if isinstance(value, Tensor):
+        whole = value.detach()
+        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+        return whole.to("cpu", copy=copy, memory_format=torch.contiguous_format) if keep else None
+    return value

@@ -1,0 +1,117 @@
+"""Every setting of a training run, and which values it may have."""
+
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Literal
+
+
+@dataclass
+class Settings:
+    """Every setting of a training run. The comment beside a field is its help; a `# ---` line opens a section."""
+
+    # --- run
+    out_dir: str = "out/default"  # folder that the run writes to
+    dataset: str = "data/python_stdlib"  # folder of token shards, as a prepare/ command writes it
+    init_from: str = "scratch"  # scratch, resume, auto (resume if possible), hf:NAME_OR_FOLDER, or another run's folder
+    overwrite: bool = False  # start over in an out_dir that already holds a run
+    new_data: bool = False  # resume although the dataset or the seed changed: a new order of samples begins
+    seed: int = 1337  # of the weights, the order of samples, dropout and sampled text
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass; weights stay float32
+    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the training step
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # torchrun: each rank holds all weights (ddp), or a shard (fsdp: FSDP2)
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"  # forget a block's activations, redo them
+    rank_timeout: int = 600  # torchrun: seconds without progress after which a rank ends the job with every stack
+
+    # --- model
+    block_size: int = 1024  # context length, in tokens
+    n_layer: int = 12  # transformer blocks
+    n_head: int = 12  # attention heads per block
+    n_kv_head: int = 0  # key/value heads, fewer than n_head for grouped queries; 0 = n_head
+    head_dim: int = 0  # width of one head; 0 = n_embd / n_head
+    n_embd: int = 768  # width of the residual stream
+    n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, or for swiglu 8/3 n_embd rounded up to a multiple of 32
+    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"  # how a token knows its place
+    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # normalisation before attention, MLP and head
+    norm_weight: bool = False  # learned gains in the norms
+    norm_eps: float = 1e-5  # added to the variance in the norms
+    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "swiglu"  # of the MLP; gelu_tanh is GPT-2's
+    qk_norm: bool = True  # normalise queries and keys per head
+    bias: bool = False  # biases in linear layers and layernorms
+    tie_weights: bool = False  # one matrix for token embedding and output head
+    zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
+    logit_softcap: float = 0.0  # squash logits to +-this with tanh; 0 = off
+    bigram_rows: int = 0  # a table by pairs of tokens beside the embedding; no Hugging Face model has one; 0 = off
+    dropout: float = 0.0  # probability of dropping an activation in training
+    document_mask: bool = False  # tokens see their own document alone, though several share a window; for fine-tuning
+
+    # --- optimization
+    batch_size: int = 512  # sequences per optimizer step, over all devices; 0 = by rule, see run/plan.py
+    micro_batch_size: int = 0  # sequences per device per forward pass; 0 = auto
+    max_steps: int = 5000  # optimizer updates; 0 = as many as 20 tokens per weight make
+    tokens: int = 0  # train on this many, which decides max_steps; 0 = max_steps decides
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for hidden matrices, AdamW for the rest
+    learning_rate: float = 0.004  # peak rate of AdamW; 0 = by rule
+    muon_learning_rate: float = 0.02  # peak rate of Muon; 0 = by rule
+    weight_decay: float = 0.1  # on matrices only; -1 = by rule
+    beta1: float = 0.9  # AdamW: decay of the mean of gradients
+    beta2: float = 0.95  # AdamW: decay of the mean of squared gradients
+    muon_momentum: float = 0.95  # Muon: decay of the momentum
+    grad_clip: float = 1.0  # largest norm of the gradient; 0 = off
+    max_skipped_steps: int = 10  # stop after this many skipped steps in a row (gradient not finite, or a spike)
+    skip_spikes: float = 0.0  # skip a step whose gradient norm is this many times the usual; 0 = off
+    lr_schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # wsd: warmup, stable, linear decay
+    warmup_steps: int = 40  # steps over which the rates rise linearly
+    decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
+    min_lr_fraction: float = 0.05  # wsd and cosine: last rate as a share of the peak
+
+    # --- adaptation
+    lora_rank: int = 0  # rank of the corrections that alone are trained (LoRA), for init_from; 0 = train all weights
+    lora_alpha: float = 16.0  # corrections are multiplied by this over lora_rank
+
+    # --- evaluation
+    eval_interval: int = 250  # steps between evaluations
+    eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
+    eval_tasks: list[str] = dataclass_field(default_factory=list)  # scored at evaluations; see evaluate.py --tasks
+    log_interval: int = 10  # steps between rows of training metrics
+    checkpoint_interval: int = 0  # steps between saves; 0 = at every evaluation
+    keep_checkpoints: int = 2  # newest checkpoints that stay, beside the best
+    sample_prompt: str = ""  # text that evaluations continue; empty = from the start of a document
+    sample_tokens: int = 200  # tokens per sample at an evaluation; 0 = no samples
+    num_samples: int = 3  # samples per evaluation
+
+    # --- reporting
+    wandb_log: bool = False  # mirror the metrics to Weights & Biases
+    wandb_project: str = "lathe"  # wandb project
+    wandb_run_name: str = ""  # wandb run name; empty = the name of out_dir
+    tensorboard_log: bool = False  # mirror the metrics to out_dir/tensorboard
+
+    # --- planning
+    dry_run: bool = False  # print parameters, FLOPs, memory, hours and cost; train nothing
+    gpus: str = ""  # dry run: plan for these in place of this machine's devices, as in 8xH100
+    mfu: float = 0.4  # dry run: share of the GPUs' peak that is reached
+    dollars_per_hour: float = 0.0  # dry run: price of a GPU
+
+    def __post_init__(self):
+        positive = "block_size n_layer n_head n_embd eval_interval log_interval keep_checkpoints "
+        positive += "rank_timeout max_skipped_steps"
+        for name, value in vars(self).items():
+            if name in positive.split() and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+            least = -1 if name == "weight_decay" else 0
+            if isinstance(value, int | float) and not (0 <= value < 2**63 or value == least):  # nan fails too
+                raise ValueError(f"{name} is {value}; it must be a number from 0 to 2^63")
+        for name in ("dropout", "beta1", "beta2", "muon_momentum"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        for name in ("decay_fraction", "min_lr_fraction"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        for name in ("gpus", "mfu", "dollars_per_hour"):
+            if not self.dry_run and getattr(self, name) != getattr(Settings, name):
+                raise ValueError(f"{name} is {getattr(self, name)}, for plans alone: add --dry_run")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu is {self.mfu}; it must be above 0 and at most 1")
+        if not self.out_dir.strip():
+            raise ValueError("out_dir is empty; name the folder that the run writes to")

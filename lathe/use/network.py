@@ -1,0 +1,61 @@
+"""The network of a checkpoint."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lathe.run.checkpoint import read_state
+from lathe.run.tensor_file import read_tensor, safetensors_table
+from lathe.use import lora
+from model import GPT, GPTConfig
+
+# Loading
+
+
+def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:
+    """Names and tensors on the CPU; LoRA's are added to what they adapt unless merged is False. Raises ValueError if
+    the file cannot be read."""
+    file = path / "model.safetensors"
+    weights = {name: read_tensor(file, entry) for name, entry in safetensors_table(file).items()}
+    if merged and any(name.endswith(lora.A) for name in weights):
+        return lora.merge(weights, read_state(path)["settings"]["lora_alpha"])
+    return weights
+
+
+class NoRandomNumbers(TorchFunctionMode):
+    """Leaves out drawing initial weights; on the meta device, that alone would import half of torch's compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def without_weights(config: GPTConfig) -> GPT:
+    """A network of shapes only, for weights that load_state_dict(..., assign=True) puts into place."""
+    with torch.device("meta"), NoRandomNumbers():
+        return GPT(config)
+
+
+def model_config(state: dict, path: Path) -> GPTConfig:
+    """The network's settings in a state.json; those that came up since have their defaults. Raises ValueError for
+    settings that this code does not have."""
+    if unknown := set(state["model"]) - {f.name for f in fields(GPTConfig)}:
+        raise ValueError(f"{path} was written by code that has the setting {min(unknown)}, which this code lacks")
+    return GPTConfig(**state["model"])
+
+
+def load_model(path: Path) -> GPT:
+    """The network of a checkpoint, in evaluation mode on the CPU. Raises ValueError if the weights do not fit."""
+    model = without_weights(model_config(read_state(path), path))
+    try:
+        model.load_state_dict(load_weights(path), assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit its settings: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return model.eval()

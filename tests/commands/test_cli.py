@@ -1,0 +1,469 @@
+"""Promises of config/: one validator for presets and the command line, one line for a mistake, presets that repeat."""
+
+import os
+import random
+import re
+import string
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, get_type_hints
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lathe import ROOT, cli
+from lathe.aliases import ALIASES, ELSEWHERE
+from lathe.cli import parse, to_toml
+from lathe.run.lock import lock_folder
+from lathe.settings import Settings
+
+NAMES = [f.name for f in fields(Settings)]
+
+
+def train(*argv):
+    return parse(Settings, list(argv), prog="train.py", presets=True)
+
+
+def command(script, *argv, **environment):
+    """A real process that runs `script` with lathe importable."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    arguments = [sys.executable, "-c", script, *argv]
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)
+
+
+TRAIN = "import sys; from lathe import cli; from lathe.settings import Settings; cli.parse(Settings, prog='train.py', presets=True)"
+
+
+@pytest.fixture
+def mistake(capsys):
+    """mistake(*argv) is the one line that a wrong command line prints before it exits with 2."""
+
+    def line(*argv, parse=train):
+        with pytest.raises(SystemExit) as exit:
+            parse(*argv)
+        printed = capsys.readouterr()
+        assert exit.value.code == 2
+        assert printed.out == ""
+        assert printed.err.endswith("\n") and len(printed.err.splitlines()) == 1, printed.err
+        assert printed.err.startswith("train.py: error: ")
+        return printed.err.strip()
+
+    return line
+
+
+@pytest.mark.parametrize(
+    "argv, name, value",
+    [
+        (["--n_layer=3"], "n_layer", 3),
+        (["--n_layer", "3"], "n_layer", 3),
+        (["--n-layer=3"], "n_layer", 3),
+        (["--max_steps=1e3"], "max_steps", 1000),
+        (["--max_steps", "2.0"], "max_steps", 2),
+        (["--seed=1e16"], "seed", 10**16),
+        (["--seed=9007199254740993"], "seed", 9007199254740993),
+        (["--learning_rate", "1e-3"], "learning_rate", 1e-3),
+        (["--learning_rate=1"], "learning_rate", 1.0),
+        (["--sample_prompt=a=b"], "sample_prompt", "a=b"),
+        (["--sample_prompt", "two words"], "sample_prompt", "two words"),
+        (["--sample_prompt="], "sample_prompt", ""),
+        (["--sample_prompt", ""], "sample_prompt", ""),
+        (["--sample_prompt=--bias"], "sample_prompt", "--bias"),
+        (["--sample_prompt", "-1"], "sample_prompt", "-1"),
+        (["--sample_prompt=None"], "sample_prompt", "None"),
+        (["--wandb_log"], "wandb_log", True),
+        (["--wandb_log", "--n_layer=3"], "wandb_log", True),
+        (["--optimizer=adamw"], "optimizer", "adamw"),
+        (["--n_layer=3", "--n_layer=5"], "n_layer", 5),
+        *[([f"--bias={word}"], "bias", True) for word in ("true", "True", "TRUE", "1", "yes")],
+        *[(["--qk_norm", word], "qk_norm", False) for word in ("false", "False", "0", "no", "NO")],
+        *[([f"--compile={word}"], "compile", "true") for word in ("true", "True", "1")],
+        *[([f"--compile={word}"], "compile", "false") for word in ("false", "False", "0")],
+    ],
+)
+def test_a_setting_may_be_spelled_in_any_usual_way(argv, name, value):
+    parsed = getattr(train(*argv), name)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_no_arguments_give_the_defaults():
+    assert train() == Settings()
+
+
+def test_a_setting_that_was_not_given_keeps_its_default():
+    assert train("--n_layer=3", "--bias") == replace(Settings(), n_layer=3, bias=True)
+
+
+def test_presets_apply_in_order_and_before_the_command_line(tmp_path):
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text("n_layer = 1\nn_head = 1\nn_embd = 64\nmax_steps = 1e2\ncompile = false\nbias = true\n")
+    two.write_text("n_head = 2\nn_embd = 128\n")
+    settings = train(str(one), str(two), "--n_embd=256")
+    assert (settings.n_layer, settings.n_head, settings.n_embd) == (1, 2, 256)
+    assert (settings.max_steps, settings.compile, settings.bias) == (100, "false", True)
+    assert train("--n_embd=256", str(one)).n_embd == 256
+
+
+def test_a_bare_flag_leaves_the_preset_after_it_alone(tmp_path):
+    (tmp_path / "one.toml").write_text("n_layer = 1\n")
+    settings = train("--bias", str(tmp_path / "one.toml"))
+    assert settings.bias and settings.n_layer == 1
+
+
+def test_a_preset_with_a_byte_order_mark_loads(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfn_layer = 2\r\n")
+    assert train(str(tmp_path / "bom.toml")).n_layer == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_preset_in_config_loads_by_path_and_by_name_from_anywhere(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = train(str(path))
+    assert settings == train(path.stem) == train(path.name) == train(f"config/{path.name}")
+    assert settings == parse(Settings, [], presets=True, default_preset=path.stem)
+    assert settings != Settings()
+
+
+# --- what is refused, and how
+
+
+def edits(name):
+    """All names at one deletion, insertion, substitution or transposition from `name`."""
+    letters = string.ascii_lowercase + string.digits + "_"
+    cuts = [(name[:i], name[i:]) for i in range(len(name) + 1)]
+    typos = {a + b[1:] for a, b in cuts if b} | {a + c + b for a, b in cuts for c in letters}
+    typos |= {a + c + b[1:] for a, b in cuts if b for c in letters}
+    typos |= {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
+    return sorted(typos - set(NAMES) - set(ALIASES))
+
+
+TYPOS = [(name, typo) for name in NAMES for typo in edits(name)]
+
+
+def test_typos_on_the_command_line_are_answered_with_the_right_name(mistake):
+    sample = random.Random(1).sample(TYPOS, 150)
+    right = [name in re.findall(r"--(\w+)", mistake(f"--{typo}=1").partition(";")[2]) for name, typo in sample]
+    assert sum(right) >= 0.95 * len(sample)
+
+
+def test_typos_in_a_preset_are_answered_with_the_file_and_the_right_name(mistake, tmp_path):
+    preset, sample, right = tmp_path / "mine.toml", random.Random(2).sample(TYPOS, 100), 0
+    for name, typo in sample:
+        preset.write_text(f"n_layer = 2\n{typo} = 1\n")
+        line = mistake(str(preset))
+        assert f"{preset}: unknown setting {typo};" in line
+        right += name in re.findall(r"\w+", line.partition(";")[2])
+    assert right >= 0.95 * len(sample)
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ("max_iters", "--max_steps"),
+        ("gradient_accumulation_steps", "--batch_size and --micro_batch_size"),
+        ("eval_iters", "--eval_tokens"),
+        ("start", "sample.py --prompt"),
+        ("lr", "--learning_rate"),
+        ("bs", "--batch_size"),
+        ("lr_decay_iters", "--decay_fraction"),
+        ("min_lr", "--min_lr_fraction"),
+        ("warmup_iters", "--warmup_steps"),
+        ("decay_lr", "--lr_schedule"),
+        ("always_save_checkpoint", "--checkpoint_interval and --keep_checkpoints"),
+        ("eval_only", "evaluate.py"),
+        ("backend", "--device and --parallel"),
+        ("num_layers", "--n_layer"),
+        ("hidden_size", "--n_embd"),
+        ("context_length", "--block_size"),
+        ("max_itres", "--max_steps"),
+        ("temperature", "sample.py --temperature"),
+        ("no_qk_norm", "--qk_norm=false"),
+        ("N_LAYER", "--n_layer"),
+        ("beta", "--beta1 or --beta2"),
+    ],
+)
+def test_names_of_other_trainers_are_answered_with_ours(mistake, typed, meant):
+    assert f"did you mean {meant}?" in mistake(f"--{typed}=1")
+
+
+def test_every_alias_leads_to_a_setting_or_a_command_that_exists():
+    elsewhere = " ".join(ELSEWHERE.values()).split()
+    known = {*NAMES, *elsewhere, "model", "out", "stop"}
+    for alias, ours in ALIASES.items():
+        assert all(name in known or name in ("evaluate.py",) for name in ours.split()), alias
+        assert alias not in NAMES or ours == "out_dir model", alias  # init_from is ours in train.py alone
+
+
+@dataclass
+class Sampling:
+    """A command with fewer settings than training has."""
+
+    # --- text
+    prompt: str = ""  # text to go on from
+    stop: list[str] = field(default_factory=list)  # end where one of these appears
+    input: list[str] = field(default_factory=lambda: ["-"])  # files, - for standard input
+    top_k: int = 0  # 0 = all
+    temperature: float = 1.0  # 0 = greedy
+    stream: bool = True  # print as it comes
+    format: Literal["text", "jsonl"] = "text"  # of what is printed
+
+
+def sample(*argv):
+    return parse(Sampling, list(argv), prog="train.py")
+
+
+def test_a_hint_names_only_what_the_command_has_or_the_command_that_has_it(mistake):
+    assert mistake("--start=x", parse=sample).endswith("did you mean --prompt?")
+    assert mistake("--max_iters=3", parse=sample).endswith("did you mean train.py --max_steps?")
+    assert mistake("--n_layer=3", parse=sample).endswith("did you mean train.py --n_layer?")
+
+
+@pytest.mark.parametrize(
+    "argv, values",
+    [
+        (["--input", "a", "-", "b"], ["a", "-", "b"]),
+        (["--input=a", "--input=b c"], ["a", "b c"]),
+        (["--input", "a", "-5", "--top_k=3"], ["a", "-5"]),
+        (["--input=--x", "--input="], ["--x", ""]),
+        ([], ["-"]),
+    ],
+)
+def test_a_list_takes_several_values_in_either_way(argv, values):
+    assert sample(*argv).input == values
+
+
+def test_bare_words_are_the_values_of_the_positional_setting(mistake):
+    assert parse(Sampling, ["a", "--top_k=3", "-"], positional="input").input == ["a", "-"]
+    assert "unexpected argument 'a'" in mistake("a", parse=sample)
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--n_layer=abc"], "--n_layer: 'abc' is not a whole number (help: transformer blocks)"),
+        (["--n_layer=1.5"], "'1.5' is not a whole number"),
+        (["--n_layer=1e-1"], "'1e-1' is not a whole number"),
+        (["--n_layer="], "'' is not a whole number"),
+        (["--learning_rate=fast"], "'fast' is not a number"),
+        (["--bias=maybe"], "'maybe' is not true or false"),
+        (["--dtype=bfloat61"], "one of auto, float32, bfloat16, float16; did you mean bfloat16?"),
+        (["--compile=perhaps"], "one of auto, true, false"),
+        (["--sample_prompt=ok", "--n_head", "x\ny"], r"--n_head: 'x\ny' is not a whole number"),
+        (["--seed"], "--seed needs a value"),
+        (["--seed", "--bias"], "--seed needs a value"),
+        (["--batch=3"], "unknown setting --batch; did you mean --batch_size?"),
+        (["--n_lay\x1b[31mer=3"], r"--n_lay\x1b[31mer"),
+        (["-n_layer=3"], "settings are written --name=value"),
+        (["n_layer=3"], "settings are written --name=value"),
+        (["--n_layer=0"], "--n_layer: n_layer is 0; it must be at least 1"),
+        (["--learning_rate=nan"], "--learning_rate: learning_rate is nan"),
+        (["--weight_decay=-2"], "weight_decay is -2.0"),
+        (["--max_steps=1e30"], "max_steps is 1"),
+        (["--dropout=1.5"], "dropout is 1.5; it must be at least 0 and below 1"),
+    ],
+)
+def test_a_wrong_value_names_setting_value_and_what_is_expected(mistake, argv, said):
+    assert said in mistake(*argv)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("n_layer = 'x'", "n_layer: 'x' is not a whole number (help: transformer blocks)"),
+        ("n_layer = true", "n_layer: 'True' is not a whole number"),
+        ("bias = 3", "bias: '3' is not true or false"),
+        ("dtype = 'fp8'", "dtype: 'fp8' is not one of"),
+        ("n_layer = 0", "n_layer: n_layer is 0; it must be at least 1"),
+        ("n_layer = [1, 2]", "n_layer is a table or a list"),
+        ("[dtype]\na = 1", "dtype is a table or a list"),
+        ("n_layer 3", "not a TOML file"),
+        ("max_iters = 3", "unknown setting max_iters; did you mean max_steps?"),
+        ("lr = 1e-3", "unknown setting lr; did you mean learning_rate?"),
+        ("start = 'x'", "unknown setting start; did you mean sample.py --prompt?"),
+    ],
+)
+def test_a_mistake_in_a_preset_names_the_file(mistake, tmp_path, text, said):
+    (tmp_path / "mine.toml").write_text(text)
+    assert f"{tmp_path / 'mine.toml'}: {said}" in mistake(str(tmp_path / "mine.toml"))
+
+
+def test_a_preset_that_does_not_exist_is_answered_with_those_that_do(mistake):
+    line = mistake("config/nope.toml")
+    assert "no preset 'config/nope.toml'" in line
+    for path in (ROOT / "config").glob("*.toml"):
+        assert path.stem in line
+
+
+def test_a_preset_that_is_not_text_is_one_line(mistake, tmp_path):
+    (tmp_path / "bad.toml").write_bytes(b"n_layer = \xff\n")
+    assert "bad.toml: not a TOML file" in mistake(str(tmp_path / "bad.toml"))
+
+
+# --- a run's settings.toml
+
+
+def text_without_surrogates():
+    return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_to_toml_is_a_preset_that_repeats_the_settings(tmp_path_factory, data):
+    changed = {}
+    for name, kind in get_type_hints(Settings).items():
+        if kind is str and name != "gpus":  # which is for dry runs alone
+            changed[name] = data.draw(text_without_surrogates())
+            changed[name] += "x" * (name == "out_dir")  # which may not be empty
+        elif kind is bool:
+            changed[name] = data.draw(st.booleans())
+        elif name in ("learning_rate", "rope_theta"):
+            changed[name] = data.draw(st.floats(0, 1e18))
+        elif name == "max_steps":
+            changed[name] = data.draw(st.integers(1, 2**62))
+    settings = Settings(**changed)
+    path = tmp_path_factory.mktemp("run") / "settings.toml"
+    path.write_text(to_toml(settings), encoding="utf-8", newline="\n")
+    assert train(str(path)) == settings
+
+
+def test_to_toml_carries_sections_help_and_lists(tmp_path):
+    text = to_toml(Settings())
+    assert "# --- model\nblock_size = 1024  # context length, in tokens\n" in text
+    settings = Sampling(stop=["\n\n", 'say "x"'], prompt="a # b")
+    (tmp_path / "s.toml").write_text(to_toml(settings), encoding="utf-8")
+    assert parse(Sampling, [str(tmp_path / "s.toml")], presets=True) == settings
+
+
+def test_every_setting_has_one_line_of_help():
+    for name, (help, section) in cli._helps(Settings).items():
+        assert help and section, name
+        assert len(help) <= 100, name
+
+
+# --- the commands as processes
+
+
+def test_help_shows_every_setting_with_type_default_and_help_as_plain_text():
+    done = command(TRAIN, "--help", FORCE_COLOR="1", TERM="xterm", COLUMNS="100")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("usage: train.py [PRESET.toml ...] [--name=value ...]\n")
+    assert "\x1b" not in done.stdout
+    shown = " ".join(done.stdout.split())
+    for name, (help, _) in cli._helps(Settings).items():
+        assert re.search(
+            rf"--{name} (STR|INT|FLOAT|\[STR \[STR \.\.\.\]\]|{{[\w,]+}}) {re.escape(help)} \(default: ", shown
+        ), name
+
+
+def test_help_of_a_command_without_sections_is_one_box(capsys):
+    @dataclass
+    class Plain:
+        to: str = ""  # folder to write, 100% of it
+        seed: int = 1  # of the choices
+
+    with pytest.raises(SystemExit) as exit:
+        parse(Plain, ["--help"], prog="x.py", description="Does x.")
+    shown = capsys.readouterr().out
+    assert exit.value.code == 0 and shown.startswith("usage: x.py [--name=value ...]\n\nDoes x.\n\n")
+    assert "--to STR" in shown and "folder to write, 100% of it (default: '')" in shown and shown.count("options") == 1
+
+
+def test_help_takes_at_most_300_ms_and_does_not_import_torch():
+    show = "import sys\nfrom lathe import cli\nfrom lathe.settings import Settings\ntry: cli.parse(Settings, ['--help'])\nexcept SystemExit: pass\n"
+    done = command(show + "print('torch' in sys.modules or 'numpy' in sys.modules)")
+    assert done.stdout.splitlines()[-1] == "False"
+    # Processor time, start of the interpreter included. Other work lengthens it too, if it shares the core: try often.
+    clock = "import atexit, sys, time; atexit.register(lambda: print(time.process_time(), file=sys.stderr))\n"
+    assert any(float(command(clock + TRAIN, "--help").stderr) <= 0.3 for _ in range(20))
+
+
+@pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])
+def test_under_torchrun_only_rank_0_prints_a_mistake(rank, lines):
+    done = command(TRAIN, "--n_layre=3", RANK=rank, WORLD_SIZE="2")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == lines and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "body, code, stderr",
+    [
+        ("raise ValueError('dataset is empty;\\n  make one')", 1, "-c: error: dataset is empty; make one\n"),
+        ("open('/no/such/file')", 1, "-c: error: /no/such/file: No such file or directory\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+        ("return 3", 3, ""),
+        ("return None", 0, ""),
+        ("sys.exit(5)", 5, ""),
+    ],
+)
+def test_run_turns_the_end_of_main_into_one_line_and_an_exit_code(body, code, stderr):
+    done = command(
+        f"import sys\nfrom lathe import cli\nfrom lathe.settings import Settings\ndef main():\n    {body}\ncli.run(main)"
+    )
+    assert (done.returncode, done.stderr) == (code, stderr)
+
+
+def test_run_shows_the_traceback_of_a_bug_and_of_a_mistake_on_request():
+    bug = command("from lathe import cli\nfrom lathe.settings import Settings\ndef main(): 1 / 0\ncli.run(main)")
+    assert bug.returncode == 1 and "Traceback" in bug.stderr
+    mistake = (
+        "from lathe import cli\nfrom lathe.settings import Settings\ndef main(): raise ValueError('x')\ncli.run(main)"
+    )
+    assert "Traceback" in command(mistake, LATHE_TRACEBACK="1").stderr
+    assert "Traceback" not in command(mistake).stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    "script, first", [("for k in range(10**6): print(k)", "0"), ("cli.parse(Settings, ['--help'])", "usage:")]
+)
+def test_a_closed_pipe_ends_a_command_without_a_word(script, first):
+    script = f"from lathe import cli\nfrom lathe.settings import Settings\ndef main():\n    {script}\ncli.run(main)"
+    pipe = f'"{sys.executable}" -c "{script}" | head -c 10'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(pipe, shell=True, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.startswith(first) and done.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_is_heard():
+    done = command(
+        "from lathe import cli\nfrom lathe.settings import Settings\ndef main(): raise ValueError('disk full')\ncli.run(main)",
+        RANK="2",
+    )
+    assert done.returncode == 1 and done.stderr == "-c: rank 2: error: disk full\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake, said", [("--n_layre=3", "did you mean --n_layer?"), ("--n_layer=3", "no such data")])
+def test_a_mistake_that_all_ranks_share_is_printed_once_under_torchrun(tmp_path, mistake, said):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from lathe import cli\nfrom lathe.settings import Settings\n"
+        "def main():\n"
+        "    cli.parse(Settings)\n"
+        "    raise ValueError('no such data')\n"
+        "cli.run(main)\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [*torchrun, str(script), mistake]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count(said) == 1
+    assert done.stderr.count("train.py: error:") == 1
+
+
+def test_a_second_holder_of_a_folder_is_refused_by_name_until_the_first_is_gone(tmp_path):
+    code = "import sys, time, pathlib\nfrom lathe.run.lock import lock_folder\nwith lock_folder('out_dir', pathlib.Path(sys.argv[1])): "
+    words = [sys.executable, "-c", code + "print('held', flush=True); time.sleep(60)", str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    holder = f"out_dir .* is in use by process {process.pid} on .*choose another --out_dir"
+    with pytest.raises(OSError, match=holder), lock_folder("out_dir", tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    for _ in range(2):
+        with lock_folder("out_dir", tmp_path):
+            pass

@@ -1,0 +1,482 @@
+"""What train.py promises to one process: whole runs of a tiny network, most of them inside this process."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rank import as_it_was
+from tiny_run import ROOT, arguments, command, finished, losses, make_dataset, rows, settings, wait_for_step
+
+import evaluate
+import huggingface
+import sample
+import train
+from lathe import cli
+from lathe.run import checkpoint, devices
+from lathe.settings import Settings
+from lathe.use.network import load_weights
+from train import TrainState
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def finished_run(dataset, tmp_path_factory) -> Path:
+    """A run of 20 steps with dropout; saved at 10 and 20."""
+    out = tmp_path_factory.mktemp("run") / "straight"
+    assert train.train(settings(dataset, out, dropout=0.1)) == 0
+    return out
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return load_weights(checkpoint.newest_checkpoint(out)[0])
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def one_line_error(dataset, out, **changed) -> str:
+    """What the command says, as a user sees it: exit code 1 and one line."""
+    with pytest.raises((ValueError, OSError)) as caught:
+        train.train(settings(dataset, out, **changed))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Whole runs
+
+
+def test_exactly_max_steps_updates_with_the_last_evaluated_and_saved(finished_run):
+    assert [row["step"] for row in rows(finished_run)] == list(range(1, 21))
+    assert [row["step"] for row in rows(finished_run, "val_loss")] == [10, 20]
+    newest, faults = checkpoint.newest_checkpoint(finished_run)
+    assert newest.name == "step-0000020" and not faults
+    state = checkpoint.verify(newest)
+    assert state["step"] == 20 and state["samples"] == 160 == 20 * 8
+
+
+def test_max_steps_that_no_interval_divides_are_still_evaluated_and_saved(dataset, tmp_path):
+    assert train.train(settings(dataset, tmp_path, max_steps=7, eval_interval=5, log_interval=4)) == 0
+    assert [row["step"] for row in rows(tmp_path, "val_loss")] == [5, 7]
+    assert [row["step"] for row in rows(tmp_path)] == [1, 4, 7]
+    assert checkpoint.newest_checkpoint(tmp_path)[0].name == "step-0000007"
+
+
+def test_training_learns(finished_run):
+    assert losses(finished_run)[-1] < losses(finished_run)[0] - 1
+
+
+def test_tokens_per_second_is_tokens_over_seconds(dataset, tmp_path):
+    before = time.time()
+    train.train(settings(dataset, tmp_path, eval_interval=20, log_interval=20))
+    first, last = rows(tmp_path)
+    assert (first["step"], first["tokens"]) == (1, 128) and (last["step"], last["tokens"]) == (20, 20 * 128)
+    seconds = last["elapsed"] - first["elapsed"]  # no evaluation and no save lies between the two
+    assert (last["tokens"] - first["tokens"]) / seconds == pytest.approx(last["tokens_per_second"], rel=0.05)
+    assert seconds < time.time() - before
+
+
+def test_results_read_a_step_late_as_on_a_gpu_change_nothing(finished_run, dataset, tmp_path, monkeypatch):
+    start = devices.start
+    monkeypatch.setattr(devices, "start", lambda *args, **options: replace(start(*args, **options), lag=1))
+    assert train.train(settings(dataset, tmp_path, dropout=0.1)) == 0
+    for kind, keys in (("loss", ("step", "tokens", "loss", "lr", "grad_norm")), ("val_loss", ("step", "val_loss"))):
+        late, usual = ([[row[key] for key in keys] for row in rows(out, kind)] for out in (tmp_path, finished_run))
+        assert late == usual
+    assert same(weights(tmp_path), weights(finished_run))
+    now, then = (checkpoint.load_optimizer(checkpoint.step_path(out, 10)) for out in (tmp_path, finished_run))
+    assert all(same(now["optimizer"][name], then["optimizer"][name]) for name in then["optimizer"])
+
+
+def test_a_signal_and_too_many_skips_are_seen_a_step_late(dataset, tmp_path, monkeypatch):
+    start, build, passes = devices.start, train.build_model, 0
+
+    def faulty(*args):
+        def spoil(module, args, loss):
+            nonlocal passes
+            passes += module.training
+            if passes == 1 + 4 * 3 + 1:  # after a dry pass, four a step: in step 4
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss * (math.nan if stopped and module.training else 1)
+
+        model = build(*args)
+        model.register_forward_hook(spoil)
+        return model
+
+    monkeypatch.setattr(devices, "start", lambda *args, **options: replace(start(*args, **options), lag=1))
+    monkeypatch.setattr(train, "build_model", faulty)
+    stopped = False
+    assert train.train(settings(dataset, tmp_path)) == 128 + signal.SIGTERM
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+    assert checkpoint.newest_checkpoint(tmp_path)[0].name == "step-0000005"
+    stopped = True
+    said = one_line_error(dataset, tmp_path, init_from="resume", max_skipped_steps=2)
+    assert "2 steps in a row were skipped, up to step 7 (samples 48 to 55)" in said
+
+
+def test_a_run_leaves_only_the_files_it_promises(finished_run):
+    names = {p.name for p in finished_run.iterdir()} - {"report.html"}
+    assert names == {"settings.toml", "metrics.jsonl", "starts.jsonl", "samples.jsonl", "checkpoints", "lock"}
+    folders = {p.name for p in (finished_run / "checkpoints").iterdir()}
+    assert folders == {"step-0000010", "step-0000020", "best"}
+
+
+def test_settings_toml_repeats_the_run(finished_run, tmp_path):
+    again = cli.parse(Settings, [str(finished_run / "settings.toml"), f"--out_dir={tmp_path}"], **train.PARSER)
+    assert train.train(again) == 0
+    assert losses(tmp_path) == losses(finished_run)
+    assert same(weights(tmp_path), weights(finished_run))
+
+
+def test_samples_at_evaluations_use_the_same_prompt_and_say_so(dataset, tmp_path, capsys):
+    train.train(settings(dataset, tmp_path, max_steps=4, eval_interval=2, sample_tokens=5, sample_prompt="the"))
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["sample"], row["prompt"]) for row in lines] == [
+        (step, i, "the") for step in (2, 4) for i in range(3)
+    ]
+    assert capsys.readouterr().out == ""
+
+
+def test_tasks_at_evaluations_say_what_evaluate_says(dataset, tmp_path, capsys):
+    names = ("hellaswag", "lambada", "exact_match")
+    tasks = [f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in names]
+    assert train.train(settings(dataset, tmp_path / "run", eval_tasks=tasks)) == 0
+    assert "| hellaswag/acc 0." in capsys.readouterr().err
+    ten, twenty = rows(tmp_path / "run", "val_loss")
+    assert (
+        evaluate.main([f"--out_dir={checkpoint.step_path(tmp_path / 'run', 20)}", "--device=cpu", "--tasks", *tasks])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert "loss" not in found and found["dtype"] == "float32"  # a loss takes a dataset
+    kept = ("acc", "acc_norm", "perplexity")
+    scores = [(name, key, value) for name, of in found["tasks"].items() for key, value in of.items()]
+    expected = {f"{name}/{key}": value for name, key, value in scores if key in kept}
+    assert len(expected) == 5 and expected == {key: twenty[key] for key in twenty if "/" in key}
+    assert ten.keys() == twenty.keys() and ten["lambada/perplexity"] != twenty["lambada/perplexity"]
+
+
+def test_a_task_that_cannot_be_read_ends_a_run_before_its_first_step(dataset, tmp_path):
+    assert "nowhere: there is no such file" in one_line_error(dataset, tmp_path / "x", eval_tasks=["piqa:nowhere"])
+
+
+@pytest.mark.parametrize("micro", [1, 4, 8])
+def test_micro_batches_only_cut_a_batch_up(finished_run, dataset, tmp_path, micro):
+    train.train(settings(dataset, tmp_path, micro_batch_size=micro, max_steps=5))
+    train.train(settings(dataset, tmp_path / "2", micro_batch_size=2, max_steps=5))
+    for a, b in zip(losses(tmp_path), losses(tmp_path / "2"), strict=True):
+        assert a == pytest.approx(b, abs=2e-6)
+
+
+# Stopping and going on
+
+
+def test_ten_steps_and_a_resume_are_twenty_steps_bit_for_bit(finished_run, dataset, tmp_path):
+    """With dropout: so the generators' state came back too. The stop comes as a signal in the middle of the run."""
+
+    def stop_at_10():
+        while not (tmp_path / "metrics.jsonl").exists() or len(rows(tmp_path)) < 7:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop_at_10)
+    watcher.start()
+    code = train.train(settings(dataset, tmp_path, dropout=0.1))
+    watcher.join()
+    stopped_at = checkpoint.read_state(checkpoint.newest_checkpoint(tmp_path)[0])["step"]
+    assert code == 128 + signal.SIGTERM and 7 <= stopped_at < 20
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, stopped_at + 1))
+
+    assert train.train(settings(dataset, tmp_path, dropout=0.1, init_from="resume")) == 0
+    assert losses(tmp_path) == losses(finished_run)
+    assert [r["val_loss"] for r in rows(tmp_path, "val_loss")] == [
+        r["val_loss"] for r in rows(finished_run, "val_loss")
+    ]
+    assert same(weights(tmp_path), weights(finished_run))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_with_128_plus_its_number(dataset, tmp_path, number):
+    process = command("train.py", *arguments(dataset, tmp_path, max_steps=100000, eval_interval=100000))
+    wait_for_step(process, tmp_path, 5)
+    os.kill(process.pid, number)
+    asked = time.monotonic()
+    code, out, err = finished(process)
+    assert code == 128 + number and out == "" and "Traceback" not in err
+    assert time.monotonic() - asked < 30
+    saved = checkpoint.newest_checkpoint(tmp_path)[0]
+    assert int(saved.name[5:]) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
+
+
+def test_a_run_with_pairs_of_tokens_resumes_and_speaks_and_is_not_exported(dataset, tmp_path, capsys):
+    pairs = dict(bigram_rows=300, document_mask=True, dropout=0.1, max_steps=12, eval_interval=6)
+    assert train.train(settings(dataset, tmp_path / "straight", **pairs)) == 0
+    as_it_was(str(tmp_path / "resumed"), str(tmp_path / "straight"), 6)
+    assert train.train(settings(dataset, tmp_path / "resumed", init_from="resume", **pairs)) == 0
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    assert same(weights(tmp_path / "resumed"), weights(tmp_path / "straight"))
+    with pytest.raises(ValueError, match="bigram_rows 300 -> 0"):
+        train.train(settings(dataset, tmp_path / "resumed", init_from="resume", **{**pairs, "bigram_rows": 0}))
+    capsys.readouterr()
+    said = []
+    for dtype in ("float32", "int8"):
+        words = [f"--out_dir={tmp_path / 'straight'}", "--prompt=the", "--device=cpu", f"--dtype={dtype}"]
+        assert sample.main([*words, "--temperature=0", "--max_new_tokens=20"]) == 0
+        said.append(capsys.readouterr().out)
+    assert len(said[0]) > 5 and said[0][:3] == said[1][:3]
+    with pytest.raises(ValueError, match="bigram_rows=300"):
+        huggingface.main(["export", f"--out_dir={tmp_path / 'straight'}", f"--to={tmp_path / 'hf'}"])
+
+
+def test_auto_starts_from_scratch_and_then_goes_on_and_then_is_complete(dataset, tmp_path, capsys):
+    auto = dict(init_from="auto", max_steps=4, eval_interval=2)
+    assert train.train(settings(dataset, tmp_path, **auto)) == 0
+    assert train.train(settings(dataset, tmp_path, **{**auto, "max_steps": 6})) == 0
+    assert "resuming from" in capsys.readouterr().err
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    before = weights(tmp_path)
+    assert train.train(settings(dataset, tmp_path, **{**auto, "max_steps": 6})) == 0
+    assert "complete at step 6" in capsys.readouterr().err
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6] and same(before, weights(tmp_path))
+
+
+def test_another_runs_folder_gives_its_weights_and_its_shape_but_not_its_position(finished_run, dataset, tmp_path):
+    tuned = settings(dataset, tmp_path, init_from=str(finished_run), n_embd=16, max_steps=2, learning_rate=1e-9,
+                     muon_learning_rate=1e-9, weight_decay=0.0)  # fmt: skip
+    assert train.train(tuned) == 0
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    for name, tensor in weights(finished_run).items():
+        assert torch.allclose(tensor, weights(tmp_path)[name], atol=1e-6)
+
+
+def test_what_a_restart_needs_is_in_the_checkpoint(finished_run):
+    state = checkpoint.read_state(finished_run / "checkpoints" / "step-0000020")
+    held = TrainState(**state["train"])
+    assert held.step == 20 and held.samples == 160 and math.isfinite(held.best_val_loss)
+    assert {"model", "settings", "dataset", "tokenizer", "versions", "world_size", "files"} <= state.keys()
+
+
+# Mistakes: one line that names what is wrong, and nothing lost
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished_run, dataset):
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    assert "--overwrite=true" in one_line_error(dataset, finished_run)
+    assert before == (finished_run / "metrics.jsonl").read_bytes()
+
+
+def test_overwrite_starts_over(dataset, tmp_path):
+    train.train(settings(dataset, tmp_path, max_steps=6, eval_interval=3))
+    assert train.train(settings(dataset, tmp_path, max_steps=2, overwrite=True)) == 0
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-0000002"]
+
+
+def test_resume_without_a_checkpoint(dataset, tmp_path):
+    error = one_line_error(dataset, tmp_path / "new", init_from="resume")
+    assert str(tmp_path / "new") in error and "--init_from=scratch" in error
+
+
+def test_weights_from_a_folder_that_does_not_exist(dataset, tmp_path):
+    assert str(tmp_path / "nowhere") in one_line_error(dataset, tmp_path / "x", init_from=str(tmp_path / "nowhere"))
+
+
+def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
+    assert "prepare/shakespeare_char.py" in one_line_error(str(tmp_path / "shakespeare_char"), tmp_path / "x")
+    assert "prepare/text.py" in one_line_error(str(tmp_path / "my_text"), tmp_path / "x")
+
+
+def test_a_batch_that_does_not_come_out_even_names_sizes_that_do(dataset, tmp_path):
+    error = one_line_error(dataset, tmp_path, batch_size=10, micro_batch_size=4)
+    assert "batch_size=10" in error and "8 or 12" in error
+
+
+def test_another_tokenizer_than_the_checkpoints(finished_run, tmp_path):
+    other = make_dataset(tmp_path / "gpt2", str(char_table(tmp_path)))
+    for init_from in ("resume", str(finished_run)):
+        out = finished_run if init_from == "resume" else tmp_path / "x"
+        error = one_line_error(other, out, init_from=init_from, dropout=0.1, new_data=True)
+        assert "tokenizer" in error and "--tokenizer=" in error
+
+
+def char_table(folder: Path) -> Path:
+    from lathe.text.tokenizer import train_char
+
+    train_char(["abcdefghijklmnopqrstuvwxyz "]).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("changed", [dict(n_layer=3), dict(n_embd=64, n_head=4), dict(activation="gelu")])
+def test_another_shape_cannot_resume_and_old_and_new_are_shown(finished_run, dataset, changed):
+    error = one_line_error(dataset, finished_run, init_from="resume", dropout=0.1, **changed)
+    held = checkpoint.read_state(finished_run / "checkpoints" / "step-0000020")["model"]
+    for name, value in changed.items():
+        assert f"{name} {held[name]} -> {value}" in error
+
+
+def test_another_seed_or_dataset_cannot_resume_unless_said(finished_run, dataset, tmp_path):
+    assert "seed was 1337, is now 7" in one_line_error(dataset, finished_run, init_from="resume", dropout=0.1, seed=7)
+    longer = tmp_path / "longer"
+    from lathe.data.shards import write_dataset
+    from lathe.text.tokenizer import load_tokenizer
+
+    write_dataset(longer, load_tokenizer("byte"), ["some other text " * 50], ["and some to validate"])
+    error = one_line_error(str(longer), finished_run, init_from="resume", dropout=0.1)
+    assert "dataset was" in error and "--new_data=true" in error
+    train.train(settings(dataset, tmp_path / "run", max_steps=2))
+    said = settings(str(longer), tmp_path / "run", max_steps=3, init_from="resume", new_data=True)
+    assert train.train(said) == 0 and len(losses(tmp_path / "run")) == 3
+
+
+def test_another_optimizer_cannot_resume(finished_run, dataset):
+    error = one_line_error(dataset, finished_run, init_from="resume", dropout=0.1, optimizer="adamw")
+    assert "--optimizer" in error
+
+
+def test_rates_and_schedule_change_on_resume_and_are_printed(dataset, tmp_path, capsys):
+    train.train(settings(dataset, tmp_path, max_steps=2))
+    changed = settings(dataset, tmp_path, max_steps=4, init_from="resume", learning_rate=0.001, lr_schedule="constant")
+    assert train.train(changed) == 0
+    printed = capsys.readouterr().err
+    for text in ("learning_rate 0.004 -> 0.001", "lr_schedule wsd -> constant", "max_steps 2 -> 4"):
+        assert text in printed
+    assert rows(tmp_path)[-1]["lr"] == 0.001
+
+
+def test_float16_on_a_cpu_is_refused(dataset, tmp_path):
+    assert "dtype is float16" in one_line_error(dataset, tmp_path, dtype="float16")
+
+
+def test_bfloat16_on_a_cpu_trains(dataset, tmp_path):
+    assert train.train(settings(dataset, tmp_path, dtype="bfloat16", max_steps=5)) == 0
+    assert all(map(math.isfinite, losses(tmp_path)))
+    assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
+
+
+def test_an_unwritable_folder(dataset, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot be written" in one_line_error(dataset, tmp_path / "file" / "run")
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(dataset, tmp_path, capsys):
+    train.train(settings(dataset, tmp_path))
+    damage(tmp_path / "checkpoints" / "step-0000020" / "optimizer.pt")
+    assert train.train(settings(dataset, tmp_path, init_from="auto")) == 0
+    printed = capsys.readouterr().err
+    assert "step-0000020 is damaged: optimizer.pt" in printed and "resuming from" in printed
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 21))
+    assert checkpoint.verify(tmp_path / "checkpoints" / "step-0000020")["step"] == 20
+
+
+def test_auto_does_not_start_over_where_every_checkpoint_is_damaged(dataset, tmp_path):
+    train.train(settings(dataset, tmp_path, max_steps=2))
+    damage(tmp_path / "checkpoints" / "step-0000002" / "model.safetensors")
+    error = one_line_error(dataset, tmp_path, init_from="auto")
+    assert "no whole checkpoint" in error and (tmp_path / "checkpoints" / "step-0000002").exists()
+
+
+def damage(path: Path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_compile_is_left_out_with_the_reason(dataset, tmp_path):
+    process = command(
+        "train.py", *arguments(dataset, tmp_path, max_steps=1, compile="true"), env={"PATH": str(tmp_path), "CXX": ""}
+    )
+    code, _, err = finished(process)
+    assert code == 0 and "not compiled (no C++ compiler found" in err
+
+
+@pytest.mark.slow
+def test_mistakes_end_in_one_line_without_a_traceback(tmp_path):
+    """The command itself, through config.run: exit code 1, one line on stderr, nothing on stdout, in seconds."""
+    started = time.monotonic()
+    code, out, err = finished(command("train.py", *arguments(tmp_path / "none", tmp_path / "run")))
+    assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("train.py: error: dataset ")
+    assert time.monotonic() - started < 30
+
+
+def test_importing_train_only_defines(tmp_path):
+    code = "import sys, train; assert not sys.argv[1:]; print(sorted(train.__dict__)[:0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+# On a GPU, in bfloat16 and compiled
+
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+ON_GPU = dict(device="cuda", dtype="bfloat16", compile="true", checkpoint_interval=1, keep_checkpoints=30)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # attention's backward pass adds up in any order otherwise
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
+def test_on_a_gpu_a_resume_goes_on_bit_for_bit(dataset, tmp_path, deterministic):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert train.train(settings(dataset, straight, dropout=0.1, **ON_GPU)) == 0
+    as_it_was(str(resumed), str(straight), 10)
+    assert train.train(settings(dataset, resumed, dropout=0.1, init_from="resume", **ON_GPU)) == 0
+    assert losses(resumed) == losses(straight) and same(weights(resumed), weights(straight))
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
+def test_on_a_gpu_a_step_without_a_finite_gradient_is_skipped(dataset, tmp_path, monkeypatch):
+    build, passes = train.build_model, 0
+
+    def faulty(*args):
+        model = build(*args)
+
+        def hook(grad):
+            nonlocal passes
+            passes += 1
+            return grad * float("nan") if passes == 1 + 4 * 4 + 1 else grad  # a dry pass, four a step: in step 5
+
+        model.transformer.wte.weight.register_hook(hook)
+        return model
+
+    monkeypatch.setattr(train, "build_model", faulty)
+    assert train.train(settings(dataset, tmp_path, max_steps=8, **ON_GPU)) == 0
+    held = [load_weights(checkpoint.step_path(tmp_path, step)) for step in range(1, 9)]
+    assert same(held[3], held[4]) and not same(held[4], held[5])
+    assert all(t.isfinite().all() for step in held for t in step.values())
+    assert rows(tmp_path)[-1]["skipped"] == 1
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
+def test_on_a_gpu_no_step_waits_for_the_device(dataset, tmp_path, monkeypatch):
+    lr_factor = train.lr_factor
+
+    def strict(step, *schedule):  # at the beginning of each step
+        torch.cuda.set_sync_debug_mode("error" if 3 <= step < 8 else "default")
+        return lr_factor(step, *schedule)
+
+    monkeypatch.setattr(train, "lr_factor", strict)
+    assert train.train(settings(dataset, tmp_path, **{**ON_GPU, "checkpoint_interval": 0})) == 0
+    assert len(rows(tmp_path)) == 20
