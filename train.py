@@ -40,7 +40,13 @@ from lathe.run.gpus import peak_flops
 from lathe.run.lock import lock_folder
 from lathe.run.metrics import MetricsLog, keep_samples
 from lathe.run.mirrors import Mirrors
-from lathe.run.parallel import callable_by_method, checkpoint_activations, dry_pass, parallelize, total_norm
+from lathe.run.parallel import (
+    callable_by_method,
+    checkpoint_activations,
+    dry_pass,
+    parallelize,
+    total_norm,
+)
 from lathe.run.process import (
     StopSignals,
     Watchdog,
@@ -461,7 +467,9 @@ def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, p
 
 def write_page(out: Path, progress: Progress):
     """Write or refresh report.html; that it cannot be written does not end a run."""
-    from pages.run_page import write_report  # imports what a run of seconds need not wait for before its first step
+    from pages.run_page import (
+        write_report,  # imports what a run of seconds need not wait for before its first step
+    )
 
     if fault := write_report(out):
         progress.print(fault)

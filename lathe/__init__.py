@@ -1,6 +1,7 @@
 """What the commands are made of: a folder for each stage of the work.
 
-text -> data, optim, run -> corpus, use -> the commands at the top. Imports run only in this direction."""
+Imports run in this direction only: text -> data, optim, run -> corpus, use -> the commands.
+"""
 
 from pathlib import Path
 

@@ -23,7 +23,9 @@ class Browser:
 
         commands, self.commands = os.pipe()
         self.answers, answers = os.pipe()
-        theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (commands, answers)]  # out of the way of 3 and 4
+        theirs = [
+            fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (commands, answers)
+        ]  # out of the way of 3 and 4
 
         def hand_over():
             os.dup2(theirs[0], 3)
@@ -61,7 +63,9 @@ class Browser:
 
     def js(self, code):
         """The value of an expression in the page."""
-        result = self.ask("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        result = self.ask(
+            "Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -101,12 +105,16 @@ class Browser:
     def set(self, selector, value):
         """Move a slider or choose an option, as a user does."""
         change = f"const e = document.querySelector({json.dumps(selector)}); e.value = {json.dumps(value)};"
-        self.js(f"{{ {change} e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); }}")
+        self.js(
+            f"{{ {change} e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); }}"
+        )
 
     def screenshot(self, path):
         size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
         clip = dict(x=0, y=0, width=size["width"], height=min(size["height"], 8000), scale=1)
-        shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        shot = self.ask(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip
+        )
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self):

@@ -11,13 +11,17 @@ FAMILIES = ("WANDB_", "TQDM_", "TORCHELASTIC_")
 for name in list(os.environ):
     if name in NAMES or name.startswith(FAMILIES):
         del os.environ[name]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores; their threads would only wait
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # several test processes share the cores; their threads would only wait
 
 import pytest
 import torch
 from tiny_run import make_dataset
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # behind nohup; what the tests start would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # behind nohup; what the tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -58,7 +58,11 @@ def main():
         if job.get("from") and rank == 0:
             as_it_was(job["settings"]["out_dir"], *job["from"])
         build = train.build_model
-        if job.get("fault") and job["fault"][1] == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        if (
+            job.get("fault")
+            and job["fault"][1] == rank
+            and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        ):
 
             def faulty(*args, build=build, fault=job["fault"]):
                 model = build(*args)

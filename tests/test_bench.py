@@ -10,7 +10,10 @@ SLOW = "slow: learning_rate=0.00001, optimizer=adamw"
 
 def test_an_arm_has_a_name_or_its_settings_are_the_name():
     assert ablate.read_arm(SLOW) == ("slow", ["--learning_rate=0.00001", "--optimizer=adamw"])
-    assert ablate.read_arm("init_from=hf:x,seed=2") == ("init_from=hf:x,seed=2", ["--init_from=hf:x", "--seed=2"])
+    assert ablate.read_arm("init_from=hf:x,seed=2") == (
+        "init_from=hf:x,seed=2",
+        ["--init_from=hf:x", "--seed=2"],
+    )
 
 
 def test_the_way_to_a_target_is_read_between_evaluations():
@@ -31,23 +34,50 @@ def test_figures_told_one_by_one_become_one_entry(capsys, tmp_path, monkeypatch)
     results.tell("speed", "3 MB/s")
     results.record_told("Data", "A note.")
     entry = (tmp_path / "RESULTS.md").read_text()
-    assert "## Data" in entry and "| speed | 3 MB/s |" in entry and "commit" in entry and entry.endswith("A note.\n")
+    assert (
+        "## Data" in entry
+        and "| speed | 3 MB/s |" in entry
+        and "commit" in entry
+        and entry.endswith("A note.\n")
+    )
     assert "3 MB/s" in capsys.readouterr().err and not results.TOLD
 
 
 def test_the_time_in_which_nothing_ran_on_the_device_is_counted_once():
-    kernels = [(100, 10), (105, 20), (150, 50), (160, 10), (240, 10)]  # overlapping, and one within another
+    kernels = [
+        (100, 10),
+        (105, 20),
+        (150, 50),
+        (160, 10),
+        (240, 10),
+    ]  # overlapping, and one within another
     events = [{"cat": "kernel", "ts": ts, "dur": dur} for ts, dur in kernels]
     events += [{"cat": "cpu_op", "ts": 0, "dur": 1000}, {"ph": "M", "name": "process_name"}]
     assert train_speed.waiting(events) == pytest.approx(1 - (25 + 50 + 10) / 150)
-    assert train_speed.waiting([{"cat": "cpu_op", "ts": 0, "dur": 10}, {"cat": "cpu_op", "ts": 15, "dur": 5}]) == 0.25
+    assert (
+        train_speed.waiting(
+            [{"cat": "cpu_op", "ts": 0, "dur": 10}, {"cat": "cpu_op", "ts": 15, "dur": 5}]
+        )
+        == 0.25
+    )
 
 
 @pytest.mark.slow
 def test_a_step_is_timed_and_profiled(tmp_path, capsys):
     data = make_dataset(tmp_path / "data")
-    words = [str(ROOT / "config" / "quickstart.toml"), f"--dataset={data}", "--steps=12", "--repeats=1", "--waits=true"]
-    assert train_speed.main([*words, "--save=false", "--extra=--n_layer=1 --block_size=32 --dtype=float32"]) == 0
+    words = [
+        str(ROOT / "config" / "quickstart.toml"),
+        f"--dataset={data}",
+        "--steps=12",
+        "--repeats=1",
+        "--waits=true",
+    ]
+    assert (
+        train_speed.main(
+            [*words, "--save=false", "--extra=--n_layer=1 --block_size=32 --dtype=float32"]
+        )
+        == 0
+    )
     note, *table = capsys.readouterr().out.splitlines()
     header, row = ([cell.strip() for cell in table[i].split("|")[1:-1]] for i in (0, 2))
     row = dict(zip(header, row, strict=True))
@@ -60,11 +90,21 @@ def test_a_step_is_timed_and_profiled(tmp_path, capsys):
 def test_a_recipe_is_compared_with_itself(tmp_path, capsys):
     data = make_dataset(tmp_path / "data")
     extra = " ".join(f"--{name}={value}" for name, value in {**SMALL, "warmup_steps": 0}.items())
-    words = [str(ROOT / "config" / "quickstart.toml"), f"--dataset={data}", f"--extra={extra}", "--seeds=2"]
+    words = [
+        str(ROOT / "config" / "quickstart.toml"),
+        f"--dataset={data}",
+        f"--extra={extra}",
+        "--seeds=2",
+    ]
     assert ablate.main([*words, "--evals=4", "--save=false", "--at_once=2", "--without", SLOW]) == 0
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    table = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+    ]
     assert table[3][0] == "slow"
     base, arm = (dict(zip(table[0], row, strict=True)) for row in table[2:])
     assert float(arm["final val loss"].split()[0]) > float(base["final val loss"].split()[0])
-    assert (base["reached"], arm["reached"]) == ("1 of 2", "0 of 2") and arm["seconds to target"] == "-"
+    assert (base["reached"], arm["reached"]) == ("1 of 2", "0 of 2") and arm[
+        "seconds to target"
+    ] == "-"
     assert float(arm["less the base's"].split()[0]) > 0

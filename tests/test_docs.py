@@ -20,7 +20,9 @@ from lathe import ROOT
 from lathe.data.shards import write_dataset
 from lathe.text.tokenizer import train_char
 
-DOCS = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.exists()]
+DOCS = [
+    path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.exists()
+]
 # Commands that are not run here, and why.
 SKIPPED = {
     r"\bmake\b|\bpip install\b|\buv\b|\bgit clone\b|\bcd\b|activate|\bpytest\b|\bruff\b|apt-get": "sets up this run",
@@ -40,7 +42,9 @@ SKIPPED = {
 def commands(path: Path) -> list[str]:
     """Commands of the fenced sh blocks: continued lines joined, comments and prompts dropped."""
     found = []
-    for block in re.findall(r"^```(?:sh|bash|console)\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M):
+    for block in re.findall(
+        r"^```(?:sh|bash|console)\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M
+    ):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             line = re.sub(r"\s+# .*| *&$", "", line.strip().removeprefix("$ "))
             if line and not line.startswith("#"):
@@ -74,7 +78,9 @@ def workplace(tmp_path_factory):
     (folder / "data").mkdir()
     # No control characters: an untrained model writes whatever it can, and the tests look for those.
     text = [f"def f{i}(x):\n    return x * {i}  # {i * i}\n" * 20 for i in range(40)]
-    characters = train_char([string.printable[:95] + "\n\u00e4\u00f6\u00fc\u00e9\u2014\u2019", *text])
+    characters = train_char(
+        [string.printable[:95] + "\n\u00e4\u00f6\u00fc\u00e9\u2014\u2019", *text]
+    )
     write_dataset(folder / "data" / "python_stdlib", characters, text[:36], text[36:])
     with contextlib.chdir(folder):
         run(small("python train.py --out_dir=out/quickstart"))
@@ -83,7 +89,14 @@ def workplace(tmp_path_factory):
 
 def small(command: str) -> str:
     """A training command with settings that make it a matter of a second; where it reads and writes stays its own."""
-    settings = {**SMALL, "block_size": 64, "max_steps": 2, "eval_tokens": 64, "sample_tokens": 4, "overwrite": "true"}
+    settings = {
+        **SMALL,
+        "block_size": 64,
+        "max_steps": 2,
+        "eval_tokens": 64,
+        "sample_tokens": 4,
+        "overwrite": "true",
+    }
     settings |= {name: value for name, value in {"dataset": "data/python_stdlib", "init_from": "scratch"}.items()
                  if f"--{name}=" not in command}  # fmt: skip
     return " ".join([command, *(f"--{name}={value}" for name, value in settings.items())])
@@ -104,7 +117,10 @@ def run(command: str):
         said = out.getvalue()
         assert not code, said
     else:
-        environment = {**os.environ, "PATH": f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "PATH": f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}",
+        }
         done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
@@ -123,11 +139,15 @@ def test_a_documented_command_runs(path, command, workplace):
     # What earlier lines of a text have made is there, be it only a copy.
     written = set(re.findall(r"--(?:out|to)[= ](\S+)", command))
     written |= (
-        set(re.findall(r"--out_dir=(\S+)", command)) if "train.py" in command and "resume" not in command else set()
+        set(re.findall(r"--out_dir=(\S+)", command))
+        if "train.py" in command and "resume" not in command
+        else set()
     )
     for name in set(re.findall(r"\b(?:out|data)/[\w-]+", command)) - written:
         if not Path(name).exists():
-            shutil.copytree("out/quickstart" if name.startswith("out") else "data/python_stdlib", name)
+            shutil.copytree(
+                "out/quickstart" if name.startswith("out") else "data/python_stdlib", name
+            )
     run(command)
 
 
@@ -143,13 +163,17 @@ def test_the_pictures_of_a_run_are_small_drawings(workplace, tmp_path):
 QUOTED = [
     (path, line, source)
     for path in DOCS
-    for line, source in re.findall(r"`([^`\n]+)` in `([\w/]+\.py)`", path.read_text(encoding="utf-8"))
+    for line, source in re.findall(
+        r"`([^`\n]+)` in `([\w/]+\.py)`", path.read_text(encoding="utf-8")
+    )
 ]
 
 
 @pytest.mark.parametrize("path, line, source", QUOTED, ids=[f"{s}: {q}" for _, q, s in QUOTED])
 def test_a_quoted_line_stands_in_its_file(path, line, source):
-    assert line in (ROOT / source).read_text(encoding="utf-8"), f"{path.name} quotes a line that {source} does not have"
+    assert line in (ROOT / source).read_text(encoding="utf-8"), (
+        f"{path.name} quotes a line that {source} does not have"
+    )
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

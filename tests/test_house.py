@@ -137,5 +137,7 @@ def test_importing_a_file_only_defines(tmp_path):
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done.stderr.decode()[-2000:]
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done.stderr.decode()[
+        -2000:
+    ]
     assert not list(tmp_path.iterdir())

@@ -65,7 +65,11 @@ def randomized(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
-            p.copy_(noise / math.sqrt(p.shape[-1]) if p.dim() > 1 else 0.3 * noise + (not name.endswith("bias")))
+            p.copy_(
+                noise / math.sqrt(p.shape[-1])
+                if p.dim() > 1
+                else 0.3 * noise + (not name.endswith("bias"))
+            )
     return model.eval()
 
 
@@ -83,7 +87,10 @@ def gradients(model: GPT, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "bad, name",
-    [({name: -1}, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd")]
+    [
+        ({name: -1}, name)
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+    ]
     + [({name: 0}, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")]
     + [({"n_hidden": -4}, "n_hidden"), ({"head_dim": -8}, "head_dim"), ({"n_embd": 2}, "n_embd")]
     + [({name: "sinus"}, name) for name in CHOICES]
@@ -114,7 +121,12 @@ def test_a_bad_setting_is_refused_by_name_in_one_line(bad, name):
 
 def test_zeros_stand_for_the_usual_sizes():
     swiglu, gelu = GPTConfig(), GPTConfig(activation="gelu")
-    assert (swiglu.n_kv_head, swiglu.head_dim, swiglu.n_hidden, gelu.n_hidden) == (12, 64, 2048, 3072)
+    assert (swiglu.n_kv_head, swiglu.head_dim, swiglu.n_hidden, gelu.n_hidden) == (
+        12,
+        64,
+        2048,
+        3072,
+    )
     assert GPTConfig(n_embd=100, n_head=5).n_hidden == 288  # 266.7, rounded up to a multiple of 32
     assert GPTConfig(n_kv_head=4, head_dim=32, n_hidden=7).n_hidden == 7
 
@@ -149,7 +161,11 @@ def test_rms_norm_equals_torchs_in_value_and_gradient(weighted):
     ours, theirs = rms_norm(x, w, 1e-5), F.rms_norm(x, (12,), w, 1e-5)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     pull = torch.randn_like(x)
-    for a, b in zip(torch.autograd.grad(ours, inputs, pull), torch.autograd.grad(theirs, inputs, pull), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, pull),
+        torch.autograd.grad(theirs, inputs, pull),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -190,7 +206,12 @@ def test_what_enters_the_blocks_is_embedding_plus_position():
             torch.testing.assert_close(layer["residual"], expected, rtol=0, atol=1e-6)
 
 
-@given(p=st.integers(0, 400), q=st.integers(0, 400), shift=st.integers(0, 600), theta=st.sampled_from((1e4, 1e6)))
+@given(
+    p=st.integers(0, 400),
+    q=st.integers(0, 400),
+    shift=st.integers(0, 600),
+    theta=st.sampled_from((1e4, 1e6)),
+)
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_rotary_products_depend_on_distance_alone(p, q, shift, theta):
     cos, sin = rope_table(1001, 8, theta)
@@ -210,21 +231,31 @@ def test_a_pair_of_tokens_has_a_row_of_its_own_or_one_by_hash():
     counts = hashed.pairs(idx, None)[:, 1].bincount(minlength=1000)
     assert len(counts) == hashed.transformer.bigram.num_embeddings == 1000
     assert counts.min() >= 1 and counts.max() <= 10
-    for vocab_size, n in ((60, 30), (66, 32), (50, 1000)):  # with common factors: both tokens count all the same
+    for vocab_size, n in (
+        (60, 30),
+        (66, 32),
+        (50, 1000),
+    ):  # with common factors: both tokens count all the same
         model = GPT(GPTConfig(**SMALL | dict(vocab_size=vocab_size, bigram_rows=n)))
         rows = model.pairs(torch.tensor([[i, 7] for i in range(vocab_size)]), None)[:, 1]
         assert len(rows.unique()) == min(n, vocab_size)
     exact.config.document_token = 5
-    assert (exact.pairs(idx, None)[idx[:, 1] == 5] == torch.tensor([[i, 5] for i in range(V)])).all()
+    assert (
+        exact.pairs(idx, None)[idx[:, 1] == 5] == torch.tensor([[i, 5] for i in range(V)])
+    ).all()
 
 
 def test_rotary_turns_pairs_by_the_formulas_angles():
     x, (cos, sin) = torch.randn(30, 3, 8), rope_table(30, 8, 500.0)
     turned = rotate(x, cos, sin)
-    for i in range(4):  # features i and i + 4 are the real and imaginary part of a number turned by pos / theta^(2i/8)
+    for i in range(
+        4
+    ):  # features i and i + 4 are the real and imaginary part of a number turned by pos / theta^(2i/8)
         angle = torch.arange(30.0).unsqueeze(1) * 500.0 ** (-2 * i / 8)
         expected = torch.complex(x[..., i], x[..., i + 4]) * torch.polar(torch.ones(30, 1), angle)
-        torch.testing.assert_close(torch.complex(turned[..., i], turned[..., i + 4]), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            torch.complex(turned[..., i], turned[..., i + 4]), expected, rtol=0, atol=1e-5
+        )
 
 
 # ---- attention ----
@@ -276,7 +307,9 @@ def test_greedy_decoding_past_the_context_is_the_same_with_and_without_cache(pos
             uncached = model(ids[:, begin:])[:, -1:]
             assert cached.argmax() == uncached.argmax()
             ids = torch.cat((ids, cached.argmax(-1)), dim=1)
-    assert len(ids[0].unique()) > 2  # the model says more than one thing, so equality means something
+    assert (
+        len(ids[0].unique()) > 2
+    )  # the model says more than one thing, so equality means something
 
 
 @over_the_grid
@@ -287,7 +320,10 @@ def test_documents_packed_into_a_window_are_as_if_each_were_alone(config, length
     idx = 1 + tokens(2, T + 1, vocab_size=V - 1)  # 0 begins a document
     begins = [0, *(b for b in itertools.accumulate(lengths) if b < T), T]
     idx[:, begins[1:-1]] = 0
-    alone = [model(idx[:, a:b], idx[:, a + 1 : b + 1], reduction="none") for a, b in itertools.pairwise(begins)]
+    alone = [
+        model(idx[:, a:b], idx[:, a + 1 : b + 1], reduction="none")
+        for a, b in itertools.pairwise(begins)
+    ]
     alone = torch.cat(alone, dim=1)
     config.document_token = 0
     packed = model(idx[:, :-1], idx[:, 1:], reduction="none")
@@ -299,7 +335,9 @@ def test_documents_packed_into_a_window_are_as_if_each_were_alone(config, length
         with torch.no_grad():
             shown = model.features(idx[:, :-1], trace=(trace := []))
             torch.testing.assert_close(shown, model.features(idx[:, :-1]), rtol=0, atol=1e-4)
-        assert all((step["weights"][:, :, b:, :b] == 0).all() for step in trace for b in begins[1:-1])
+        assert all(
+            (step["weights"][:, :, b:, :b] == 0).all() for step in trace for b in begins[1:-1]
+        )
 
 
 def test_a_cache_is_one_document():
@@ -333,7 +371,9 @@ def test_explicit_attention_equals_the_fused_and_shows_each_step(config):
             scores = q[:, h] @ k[:, h * config.n_kv_head // 4].mT
             torch.testing.assert_close(steps["scores"][:, h], scores)
         torch.testing.assert_close(steps["scaled"], steps["scores"] / math.sqrt(config.head_dim))
-        torch.testing.assert_close(steps["masked"][..., ~future], steps["scaled"][..., ~future], rtol=0, atol=0)
+        torch.testing.assert_close(
+            steps["masked"][..., ~future], steps["scaled"][..., ~future], rtol=0, atol=0
+        )
         assert steps["masked"][..., future].eq(float("-inf")).all()
         torch.testing.assert_close(steps["weights"].sum(-1), torch.ones(2, 4, T))
         assert steps["weights"][..., future].eq(0).all() and steps["weights"].ge(0).all()
@@ -355,7 +395,9 @@ def test_short_contexts_by_plain_products_equal_the_fused_kernel(T, dtype, monke
     qkv = [torch.randn(2, heads, T, 8).to(dtype).requires_grad_() for heads in (4, 2, 2)]
     out = torch.randn(2, 4, T, 8).to(dtype)
     near = dict(rtol=0, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.05, atol=0.03)
-    apart = causal_mask(T, T, "cpu") & (torch.arange(T) >= T // 2).unsqueeze(1).eq(torch.arange(T) >= T // 2)
+    apart = causal_mask(T, T, "cpu") & (torch.arange(T) >= T // 2).unsqueeze(1).eq(
+        torch.arange(T) >= T // 2
+    )
     for mask in (None, apart.expand(2, 1, T, T)):
         found = []
         for short in (SHORT_CONTEXT, {}):
@@ -386,7 +428,9 @@ def test_dropout_falls_on_embeddings_weights_of_attention_and_both_outputs():
     block.attn.resid_dropout.eval()
     x = torch.randn(2, T, 32)
     rope = model.table[:, :T]
-    assert not torch.equal(block.attn(x, rope, None, None, 0, None), block.attn(x, rope, None, None, 0, None))
+    assert not torch.equal(
+        block.attn(x, rope, None, None, 0, None), block.attn(x, rope, None, None, 0, None)
+    )
 
 
 # ---- loss ----
@@ -404,7 +448,9 @@ def test_loss_at_initialisation_is_that_of_guessing(config):
         assert loss.item() == pytest.approx(math.log(V), abs=0.1)
 
 
-@pytest.mark.parametrize("family", (dict(MODERN, bias=True), dict(SMALL, **GPT2)), ids=("modern", "gpt2"))
+@pytest.mark.parametrize(
+    "family", (dict(MODERN, bias=True), dict(SMALL, **GPT2)), ids=("modern", "gpt2")
+)
 def test_initial_weights_have_the_size_of_their_scheme(family):
     config = GPTConfig(**dict(family, n_embd=128, n_hidden=256))
     for name, p in GPT(config).named_parameters():
@@ -418,7 +464,9 @@ def test_initial_weights_have_the_size_of_their_scheme(family):
         elif config.zero_init:
             assert p.std().item() == pytest.approx(0.2, rel=0.05), name
         else:
-            assert p.std().item() == pytest.approx(0.02 / math.sqrt(4) if output else 0.02, rel=0.05), name
+            assert p.std().item() == pytest.approx(
+                0.02 / math.sqrt(4) if output else 0.02, rel=0.05
+            ), name
 
 
 @over_the_grid
@@ -429,8 +477,12 @@ def test_biases_and_gains_are_where_the_settings_say(config):
     linears = 4 * config.n_layer if config.bias else 0
     shifts = norms if config.norm == "layernorm" and config.bias else 0
     assert sum(name.endswith(".bias") for name in names) == linears + shifts
-    assert sum(name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) for name in names) == norms
-    assert sum("_norm" in name for name in names) == 2 * config.n_layer * (config.qk_norm and config.norm_weight)
+    assert (
+        sum(name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) for name in names) == norms
+    )
+    assert sum("_norm" in name for name in names) == 2 * config.n_layer * (
+        config.qk_norm and config.norm_weight
+    )
 
 
 @over_the_grid
@@ -440,7 +492,9 @@ def test_reductions_agree_and_skip_masked_targets(config):
     targets[:, ::3] = IGNORE
     with torch.no_grad():
         each = model(idx, targets, "none")
-        by_hand = -model(idx).log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        by_hand = (
+            -model(idx).log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        )
         torch.testing.assert_close(each, by_hand.where(targets != IGNORE, 0))
         torch.testing.assert_close(model(idx, targets, "sum"), each.sum())
         torch.testing.assert_close(model(idx, targets), each.sum() / (targets != IGNORE).sum())
@@ -448,7 +502,10 @@ def test_reductions_agree_and_skip_masked_targets(config):
 
 def way(loss) -> list[str]:
     """Names of the two last steps of a loss's graph."""
-    return [loss.grad_fn.name(), *(f.name() for f, _ in loss.grad_fn.next_functions if f is not None)]
+    return [
+        loss.grad_fn.name(),
+        *(f.name() for f, _ in loss.grad_fn.next_functions if f is not None),
+    ]
 
 
 @over_the_grid
@@ -484,13 +541,18 @@ def test_without_gradients_the_loss_in_pieces_costs_its_logits_alone(monkeypatch
     assert pieces.get_total_flops() == whole.get_total_flops()
 
 
-def chunked_against_reference(dtype, cap, device="cpu", rows=400, width=16, vocab_size=50257, padded=50304):
+def chunked_against_reference(
+    dtype, cap, device="cpu", rows=400, width=16, vocab_size=50257, padded=50304
+):
     """Mean loss, and gradients of features and head relative to their norm: the differences from float64."""
     x = torch.randn(rows, width, device=device, requires_grad=True)
     weight = torch.randn(padded, width, device=device).div(math.sqrt(width) / 2).requires_grad_()
     targets = torch.randint(vocab_size, (rows,), device=device)
     targets[::5] = IGNORE
-    ours = ChunkedCrossEntropy.apply(x.to(dtype), weight, targets, vocab_size, cap, dtype) / (targets != IGNORE).sum()
+    ours = (
+        ChunkedCrossEntropy.apply(x.to(dtype), weight, targets, vocab_size, cap, dtype)
+        / (targets != IGNORE).sum()
+    )
     reference = cross_entropy_reference(x, weight, targets, vocab_size, cap)
     ours_by, exact_by = (torch.autograd.grad(loss, (x, weight)) for loss in (ours, reference))
     assert ours_by[1][vocab_size:].eq(0).all()  # padded rows are never moved
@@ -507,7 +569,10 @@ def test_chunked_loss_is_exact_at_gpt2s_vocabulary(cap):
 @pytest.mark.parametrize("cap", (0.0, 3.0))
 def test_chunked_loss_in_bfloat16_stays_within_a_hundredth_of_float64(cap, monkeypatch):
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 1 << 16)
-    assert max(chunked_against_reference(torch.bfloat16, cap, rows=500, vocab_size=2000, padded=2048)) < 0.01
+    assert (
+        max(chunked_against_reference(torch.bfloat16, cap, rows=500, vocab_size=2000, padded=2048))
+        < 0.01
+    )
 
 
 def test_chunked_loss_gives_back_a_tensor_that_it_never_changed_in_place():
@@ -570,7 +635,10 @@ def test_padded_ids_have_no_logits_and_no_part_in_the_loss(tie_weights):
 
 def test_parameter_counts_are_gpt2s():
     with torch.device("meta"):  # shapes without memory
-        small, xl = GPT(GPTConfig(**GPT2)), GPT(GPTConfig(**GPT2, n_layer=48, n_head=25, n_embd=1600))
+        small, xl = (
+            GPT(GPTConfig(**GPT2)),
+            GPT(GPTConfig(**GPT2, n_layer=48, n_head=25, n_embd=1600)),
+        )
     padding = 50304 - 50257
     assert small.n_params() == 124_439_808 + padding * 768
     assert xl.n_params() == 1_557_611_200 + padding * 1600
@@ -578,7 +646,9 @@ def test_parameter_counts_are_gpt2s():
 
 def test_parameter_count_of_a_modern_model_by_hand():
     c = GPTConfig(**MODERN)
-    attention = 32 * (32 + 2 * 16) + 32 * 32 + 2 * 8  # q, k, v of 4 + 2 + 2 heads; output; q_norm, k_norm
+    attention = (
+        32 * (32 + 2 * 16) + 32 * 32 + 2 * 8
+    )  # q, k, v of 4 + 2 + 2 heads; output; q_norm, k_norm
     mlp = 3 * 32 * 96
     assert GPT(c).n_params() == 2 * V * 32 + 2 * (attention + mlp + 2 * 32) + 32
 
@@ -633,7 +703,9 @@ def test_bfloat16_autocast_stays_near_float32(config):
             pieces = model(idx, targets)
     for loss in (whole, pieces):
         assert loss.dtype == torch.float32 and abs(loss.item() - exact.item()) < 0.05
-        assert all(g.isfinite().all() and g.dtype == torch.float32 for g in gradients(model, loss).values())
+        assert all(
+            g.isfinite().all() and g.dtype == torch.float32 for g in gradients(model, loss).values()
+        )
 
 
 def test_bfloat16_weights_decode_with_a_bfloat16_cache():
@@ -651,7 +723,9 @@ def test_fused_rows_cover_their_parameters(config):
     parameters = dict(model.named_parameters())
     for name, rows in model.fused_rows().items():
         assert sum(rows) == parameters[name].shape[0]
-    fused = {"attn.c_attn.weight"} | ({"mlp.c_fc.weight"} if config.activation == "swiglu" else set())
+    fused = {"attn.c_attn.weight"} | (
+        {"mlp.c_fc.weight"} if config.activation == "swiglu" else set()
+    )
     assert {name.split(".", 3)[3] for name in model.fused_rows()} == fused
     assert len(model.fused_rows()) == len(fused) * config.n_layer
 
@@ -698,9 +772,13 @@ def test_gpt2s_weights_fit_by_name_and_give_its_logits(transformers, vocab_size)
     for name, p in theirs.state_dict().items():
         if name != "lm_head.weight":  # tied
             # transformers keeps these as (in, out)
-            state[name] = p.T if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else p
+            state[name] = (
+                p.T if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else p
+            )
     wte = state["transformer.wte.weight"]
-    state["transformer.wte.weight"] = F.pad(wte, (0, 0, 0, ours.config.padded_vocab_size - vocab_size), value=9.0)
+    state["transformer.wte.weight"] = F.pad(
+        wte, (0, 0, 0, ours.config.padded_vocab_size - vocab_size), value=9.0
+    )
     ours.load_state_dict(state, strict=True)
     assert largest_logit_difference(ours, theirs, vocab_size) <= 1e-4
 
@@ -709,11 +787,17 @@ def llama_names(model: GPT) -> dict[str, torch.Tensor]:
     """Our weights under the names that Llama and its descendants have in transformers."""
     c, ours = model.config, model.state_dict()
     heads = (c.n_head * c.head_dim, c.n_kv_head * c.head_dim, c.n_kv_head * c.head_dim)
-    state = {"model.embed_tokens.weight": ours["transformer.wte.weight"], "lm_head.weight": model.head_weight}
+    state = {
+        "model.embed_tokens.weight": ours["transformer.wte.weight"],
+        "lm_head.weight": model.head_weight,
+    }
     norms = {"model.norm": "transformer.ln_f"}
     for i in range(c.n_layer):
         theirs, h = f"model.layers.{i}", f"transformer.h.{i}"
-        norms |= {f"{theirs}.input_layernorm": f"{h}.ln_1", f"{theirs}.post_attention_layernorm": f"{h}.ln_2"}
+        norms |= {
+            f"{theirs}.input_layernorm": f"{h}.ln_1",
+            f"{theirs}.post_attention_layernorm": f"{h}.ln_2",
+        }
         qkv = ours[f"{h}.attn.c_attn.weight"].split(heads)
         state |= {f"{theirs}.self_attn.{n}_proj.weight": w for n, w in zip("qkv", qkv, strict=True)}
         state[f"{theirs}.self_attn.o_proj.weight"] = ours[f"{h}.attn.c_proj.weight"]
@@ -728,7 +812,9 @@ def llama_names(model: GPT) -> dict[str, torch.Tensor]:
                 gain = ours[f"{h}.attn.{n}"] if c.norm_weight else torch.ones(c.head_dim)
                 state[f"{theirs}.self_attn.{n}.weight"] = gain
     for theirs, name in norms.items():
-        state[f"{theirs}.weight"] = ours[f"{name}.weight"] if c.norm_weight else torch.ones(c.n_embd)
+        state[f"{theirs}.weight"] = (
+            ours[f"{name}.weight"] if c.norm_weight else torch.ones(c.n_embd)
+        )
     return state
 
 
@@ -745,7 +831,10 @@ def llama_names(model: GPT) -> dict[str, torch.Tensor]:
 )
 def test_modern_models_are_exportable(transformers, family, parts, norm_weight, tie_weights):
     c = GPTConfig(
-        **dict(SMALL, n_kv_head=2, rope_theta=500.0), **parts, norm_weight=norm_weight, tie_weights=tie_weights
+        **dict(SMALL, n_kv_head=2, rope_theta=500.0),
+        **parts,
+        norm_weight=norm_weight,
+        tie_weights=tie_weights,
     )
     ours = randomized(GPT(c))
     config = getattr(transformers, f"{family}Config")(
@@ -755,7 +844,9 @@ def test_modern_models_are_exportable(transformers, family, parts, norm_weight, 
         rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
     )  # fmt: skip
     theirs = getattr(transformers, f"{family}ForCausalLM")(config)
-    theirs.load_state_dict(llama_names(ours), strict=True)  # nothing of ours is left over, nothing of theirs unset
+    theirs.load_state_dict(
+        llama_names(ours), strict=True
+    )  # nothing of ours is left over, nothing of theirs unset
     assert largest_logit_difference(ours, theirs) <= 1e-4
 
 
@@ -768,7 +859,11 @@ def test_the_training_graph_has_no_breaks(family, monkeypatch):
     """fullgraph raises at a break. The backend runs the graph as it is, so no compiler is needed."""
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 200)  # with the loss in pieces
     torch._dynamo.reset()
-    model, idx, targets = randomized(GPT(GPTConfig(**family))), tokens(2, T), tokens(2, T + 1)[:, 1:]
+    model, idx, targets = (
+        randomized(GPT(GPTConfig(**family))),
+        tokens(2, T),
+        tokens(2, T + 1)[:, 1:],
+    )
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     plain, traced = model(idx, targets), compiled(idx, targets)
     torch.testing.assert_close(traced, plain, rtol=0, atol=1e-5)
@@ -778,7 +873,9 @@ def test_the_training_graph_has_no_breaks(family, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no C++ compiler for torch.compile")
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no C++ compiler for torch.compile"
+)
 def test_the_compiled_loss_in_pieces_and_its_gradients_are_the_plain_ones(monkeypatch):
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 200)
     torch._dynamo.reset()
@@ -798,9 +895,15 @@ def test_the_compiled_loss_in_pieces_and_its_gradients_are_the_plain_ones(monkey
 @pytest.mark.parametrize("position", CHOICES["position"])
 def test_cached_logits_equal_uncached_ones_on_a_gpu_in_bfloat16(position):
     model = randomized(GPT(GPTConfig(**MODERN, position=position))).cuda().bfloat16()
-    idx, cache = tokens(2, T).cuda(), KVCache(model.config, 2, T, device="cuda", dtype=torch.bfloat16)
+    idx, cache = (
+        tokens(2, T).cuda(),
+        KVCache(model.config, 2, T, device="cuda", dtype=torch.bfloat16),
+    )
     with torch.no_grad():
-        steps = [model.logits(model.features(piece, cache)) for piece in idx.split((5, 3, *[1] * (T - 8)), dim=1)]
+        steps = [
+            model.logits(model.features(piece, cache))
+            for piece in idx.split((5, 3, *[1] * (T - 8)), dim=1)
+        ]
         torch.testing.assert_close(torch.cat(steps, dim=1), model(idx), rtol=0, atol=0.1)
 
 

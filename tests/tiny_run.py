@@ -28,7 +28,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 def loud_model(vocab_size: int, seed: int = 0, **changes) -> GPT:
     """An untrained network with opinions: loud enough that every token matters."""
     torch.manual_seed(seed)
-    shape = dict(vocab_size=vocab_size, block_size=48, n_layer=2, n_head=2, n_embd=32, zero_init=False)
+    shape = dict(
+        vocab_size=vocab_size, block_size=48, n_layer=2, n_head=2, n_embd=32, zero_init=False
+    )
     model = GPT(GPTConfig(**shape | changes)).eval()
     for name, p in model.named_parameters():
         if p.dim() > 1:
@@ -49,7 +51,10 @@ def settings(dataset: str, out_dir, **changed) -> Settings:
 
 def arguments(dataset: str, out_dir, **changed) -> list[str]:
     """A command line that says the same."""
-    return [f"--{k}={v}" for k, v in {**SMALL, "dataset": dataset, "out_dir": out_dir, **changed}.items()]
+    return [
+        f"--{k}={v}"
+        for k, v in {**SMALL, "dataset": dataset, "out_dir": out_dir, **changed}.items()
+    ]
 
 
 def command(*words, env=None, folder=ROOT, **options) -> subprocess.Popen:
@@ -86,7 +91,9 @@ def wait_for_step(process: subprocess.Popen, out_dir, step: int, timeout: float 
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         path = Path(out_dir, "metrics.jsonl")
-        if path.exists() and any(f'"step": {n},' in path.read_text() for n in range(step, step + 50)):
+        if path.exists() and any(
+            f'"step": {n},' in path.read_text() for n in range(step, step + 50)
+        ):
             return
         if process.poll() is not None:
             break
@@ -104,21 +111,31 @@ def free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def run_ranks(n: int, folder: Path, *jobs: dict, timeout: float = 300) -> list[tuple[int, str, str]]:
+def run_ranks(
+    n: int, folder: Path, *jobs: dict, timeout: float = 300
+) -> list[tuple[int, str, str]]:
     """Start n processes of rank.py that go through the jobs; returns what became of each: code, stdout, stderr."""
     path = folder / f"jobs-{os.urandom(4).hex()}.json"
     ports = free_ports(len(jobs)) if n > 1 else []
-    path.write_text(json.dumps([{**j, "port": p} for j, p in zip(jobs, ports, strict=True)] if ports else jobs))
+    path.write_text(
+        json.dumps([{**j, "port": p} for j, p in zip(jobs, ports, strict=True)] if ports else jobs)
+    )
     processes = []
     for rank in range(n):
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1"} if n > 1 else {}
+        env = (
+            {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1"}
+            if n > 1
+            else {}
+        )
         env = {key: str(value) for key, value in env.items()} | {"PYTHONPATH": str(ROOT)}
         processes.append(command("tests/rank.py", path, env=env))
     with ThreadPoolExecutor(n) as pool:
         return list(pool.map(lambda process: finished(process, timeout), processes))
 
 
-def job(dataset: str, out_dir, fault: tuple | None = None, go_on: tuple | None = None, **changed) -> dict:
+def job(
+    dataset: str, out_dir, fault: tuple | None = None, go_on: tuple | None = None, **changed
+) -> dict:
     """A run for run_ranks. fault: (kind, rank, number of the forward pass), go_on: (run, step), as rank.py has them."""
     if go_on:
         changed["init_from"], go_on = "resume", (str(go_on[0]), go_on[1])

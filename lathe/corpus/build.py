@@ -30,7 +30,14 @@ import numpy as np
 from lathe.corpus.cut import UNIT_BYTES, units
 from lathe.corpus.find import Source, find_sources
 from lathe.corpus.read import Rules
-from lathe.corpus.workers import characters_of_unit, in_order, measure_unit, pieces_of_unit, texts, tokenize_unit
+from lathe.corpus.workers import (
+    characters_of_unit,
+    in_order,
+    measure_unit,
+    pieces_of_unit,
+    texts,
+    tokenize_unit,
+)
 from lathe.data.shards import SHARD_TOKENS, SPLITS, ShardWriter, token_dtype, write_meta
 from lathe.run.lock import lock_folder
 from lathe.text.bpe import train_bpe

@@ -26,7 +26,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lathe.run.files import CheckedFile, crc32, flush_to_disk, replace_folder, write_json_with_checksum
+from lathe.run.files import (
+    CheckedFile,
+    crc32,
+    flush_to_disk,
+    replace_folder,
+    write_json_with_checksum,
+)
 from lathe.run.tensor_file import write_safetensors
 from model import GPTConfig
 

@@ -31,7 +31,9 @@ def command(script, *argv, **environment):
     """A real process that runs `script` with lathe importable."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     arguments = [sys.executable, "-c", script, *argv]
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)
+    return subprocess.run(
+        arguments, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+    )
 
 
 TRAIN = "import sys; from lathe import cli; from lathe.settings import Settings; cli.parse(Settings, prog='train.py', presets=True)"
@@ -98,7 +100,9 @@ def test_a_setting_that_was_not_given_keeps_its_default():
 
 def test_presets_apply_in_order_and_before_the_command_line(tmp_path):
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
-    one.write_text("n_layer = 1\nn_head = 1\nn_embd = 64\nmax_steps = 1e2\ncompile = false\nbias = true\n")
+    one.write_text(
+        "n_layer = 1\nn_head = 1\nn_embd = 64\nmax_steps = 1e2\ncompile = false\nbias = true\n"
+    )
     two.write_text("n_head = 2\nn_embd = 128\n")
     settings = train(str(one), str(two), "--n_embd=256")
     assert (settings.n_layer, settings.n_head, settings.n_embd) == (1, 2, 256)
@@ -117,8 +121,12 @@ def test_a_preset_with_a_byte_order_mark_loads(tmp_path):
     assert train(str(tmp_path / "bom.toml")).n_layer == 2
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_preset_in_config_loads_by_path_and_by_name_from_anywhere(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "config").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_preset_in_config_loads_by_path_and_by_name_from_anywhere(
+    path, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     settings = train(str(path))
     assert settings == train(path.stem) == train(path.name) == train(f"config/{path.name}")
@@ -144,7 +152,10 @@ TYPOS = [(name, typo) for name in NAMES for typo in edits(name)]
 
 def test_typos_on_the_command_line_are_answered_with_the_right_name(mistake):
     sample = random.Random(1).sample(TYPOS, 150)
-    right = [name in re.findall(r"--(\w+)", mistake(f"--{typo}=1").partition(";")[2]) for name, typo in sample]
+    right = [
+        name in re.findall(r"--(\w+)", mistake(f"--{typo}=1").partition(";")[2])
+        for name, typo in sample
+    ]
     assert sum(right) >= 0.95 * len(sample)
 
 
@@ -193,7 +204,9 @@ def test_every_alias_leads_to_a_setting_or_a_command_that_exists():
     known = {*NAMES, *elsewhere, "model", "out", "stop"}
     for alias, ours in ALIASES.items():
         assert all(name in known or name in ("evaluate.py",) for name in ours.split()), alias
-        assert alias not in NAMES or ours == "out_dir model", alias  # init_from is ours in train.py alone
+        assert alias not in NAMES or ours == "out_dir model", (
+            alias
+        )  # init_from is ours in train.py alone
 
 
 @dataclass
@@ -353,7 +366,8 @@ def test_help_shows_every_setting_with_type_default_and_help_as_plain_text():
     shown = " ".join(done.stdout.split())
     for name, (help, _) in cli._helps(Settings).items():
         assert re.search(
-            rf"--{name} (STR|INT|FLOAT|\[STR \[STR \.\.\.\]\]|{{[\w,]+}}) {re.escape(help)} \(default: ", shown
+            rf"--{name} (STR|INT|FLOAT|\[STR \[STR \.\.\.\]\]|{{[\w,]+}}) {re.escape(help)} \(default: ",
+            shown,
         ), name
 
 
@@ -366,8 +380,14 @@ def test_help_of_a_command_without_sections_is_one_box(capsys):
     with pytest.raises(SystemExit) as exit:
         parse(Plain, ["--help"], prog="x.py", description="Does x.")
     shown = capsys.readouterr().out
-    assert exit.value.code == 0 and shown.startswith("usage: x.py [--name=value ...]\n\nDoes x.\n\n")
-    assert "--to STR" in shown and "folder to write, 100% of it (default: '')" in shown and shown.count("options") == 1
+    assert exit.value.code == 0 and shown.startswith(
+        "usage: x.py [--name=value ...]\n\nDoes x.\n\n"
+    )
+    assert (
+        "--to STR" in shown
+        and "folder to write, 100% of it (default: '')" in shown
+        and shown.count("options") == 1
+    )
 
 
 def test_help_takes_at_most_300_ms_and_does_not_import_torch():
@@ -388,7 +408,11 @@ def test_under_torchrun_only_rank_0_prints_a_mistake(rank, lines):
 @pytest.mark.parametrize(
     "body, code, stderr",
     [
-        ("raise ValueError('dataset is empty;\\n  make one')", 1, "-c: error: dataset is empty; make one\n"),
+        (
+            "raise ValueError('dataset is empty;\\n  make one')",
+            1,
+            "-c: error: dataset is empty; make one\n",
+        ),
         ("open('/no/such/file')", 1, "-c: error: /no/such/file: No such file or directory\n"),
         ("raise KeyboardInterrupt", 130, ""),
         ("return 3", 3, ""),
@@ -404,24 +428,27 @@ def test_run_turns_the_end_of_main_into_one_line_and_an_exit_code(body, code, st
 
 
 def test_run_shows_the_traceback_of_a_bug_and_of_a_mistake_on_request():
-    bug = command("from lathe import cli\nfrom lathe.settings import Settings\ndef main(): 1 / 0\ncli.run(main)")
-    assert bug.returncode == 1 and "Traceback" in bug.stderr
-    mistake = (
-        "from lathe import cli\nfrom lathe.settings import Settings\ndef main(): raise ValueError('x')\ncli.run(main)"
+    bug = command(
+        "from lathe import cli\nfrom lathe.settings import Settings\ndef main(): 1 / 0\ncli.run(main)"
     )
+    assert bug.returncode == 1 and "Traceback" in bug.stderr
+    mistake = "from lathe import cli\nfrom lathe.settings import Settings\ndef main(): raise ValueError('x')\ncli.run(main)"
     assert "Traceback" in command(mistake, LATHE_TRACEBACK="1").stderr
     assert "Traceback" not in command(mistake).stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 @pytest.mark.parametrize(
-    "script, first", [("for k in range(10**6): print(k)", "0"), ("cli.parse(Settings, ['--help'])", "usage:")]
+    "script, first",
+    [("for k in range(10**6): print(k)", "0"), ("cli.parse(Settings, ['--help'])", "usage:")],
 )
 def test_a_closed_pipe_ends_a_command_without_a_word(script, first):
     script = f"from lathe import cli\nfrom lathe.settings import Settings\ndef main():\n    {script}\ncli.run(main)"
     pipe = f'"{sys.executable}" -c "{script}" | head -c 10'
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(pipe, shell=True, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(
+        pipe, shell=True, capture_output=True, text=True, env=environment, timeout=60
+    )
     assert done.stdout.startswith(first) and done.stderr == ""
 
 
@@ -435,7 +462,9 @@ def test_a_rank_that_fails_alone_is_heard():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mistake, said", [("--n_layre=3", "did you mean --n_layer?"), ("--n_layer=3", "no such data")])
+@pytest.mark.parametrize(
+    "mistake, said", [("--n_layre=3", "did you mean --n_layer?"), ("--n_layer=3", "no such data")]
+)
 def test_a_mistake_that_all_ranks_share_is_printed_once_under_torchrun(tmp_path, mistake, said):
     script = tmp_path / "train.py"
     script.write_text(
@@ -448,7 +477,9 @@ def test_a_mistake_that_all_ranks_share_is_printed_once_under_torchrun(tmp_path,
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [*torchrun, str(script), mistake]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+    )
     assert done.returncode != 0
     assert done.stderr.count(said) == 1
     assert done.stderr.count("train.py: error:") == 1
@@ -456,7 +487,12 @@ def test_a_mistake_that_all_ranks_share_is_printed_once_under_torchrun(tmp_path,
 
 def test_a_second_holder_of_a_folder_is_refused_by_name_until_the_first_is_gone(tmp_path):
     code = "import sys, time, pathlib\nfrom lathe.run.lock import lock_folder\nwith lock_folder('out_dir', pathlib.Path(sys.argv[1])): "
-    words = [sys.executable, "-c", code + "print('held', flush=True); time.sleep(60)", str(tmp_path)]
+    words = [
+        sys.executable,
+        "-c",
+        code + "print('held', flush=True); time.sleep(60)",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     holder = f"out_dir .* is in use by process {process.pid} on .*choose another --out_dir"

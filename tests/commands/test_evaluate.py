@@ -63,12 +63,17 @@ def by_hand(model: GPT, ids: list[int]) -> list[float]:
 
 def test_loss_and_bits_per_byte_equal_the_sums_by_hand(tmp_path):
     text = "pack my box with five dozen liquor jugs; " * 8
-    model, dataset = small_model(), open_dataset(make_dataset(tmp_path, [text[:320]]))  # ten whole windows
+    model, dataset = (
+        small_model(),
+        open_dataset(make_dataset(tmp_path, [text[:320]])),
+    )  # ten whole windows
     nats = by_hand(model, [256, *text[:320].encode()])
     found = validation(model, dataset, CPU, micro_batch_size=3)
     assert found["tokens"] == len(nats) == 320
     assert found["loss"] == pytest.approx(sum(nats) / 320, rel=1e-6)
-    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2), rel=1e-6)  # a byte is a token
+    assert found["bits_per_byte"] == pytest.approx(
+        found["loss"] / math.log(2), rel=1e-6
+    )  # a byte is a token
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 7, 64])
@@ -102,13 +107,17 @@ def test_eval_tokens_reads_the_same_windows_each_time(tmp_path):
 def test_training_mode_comes_back_and_an_interruption_gives_nothing(tmp_path):
     model, dataset = small_model(dropout=0.5).train(), open_dataset(make_dataset(tmp_path, [TEXT]))
     found = validation(model, dataset, CPU, micro_batch_size=4)
-    assert model.training and found == validation(model, dataset, CPU, micro_batch_size=4)  # no dropout
+    assert model.training and found == validation(
+        model, dataset, CPU, micro_batch_size=4
+    )  # no dropout
     assert validation(model, dataset, CPU, micro_batch_size=4, interrupted=lambda: True) is None
     assert model.training
 
 
 @pytest.mark.parametrize("stride", [1, 5, 31, 32])
-def test_a_stride_scores_every_token_once_with_what_its_window_has_before_it(tmp_path, stride, monkeypatch):
+def test_a_stride_scores_every_token_once_with_what_its_window_has_before_it(
+    tmp_path, stride, monkeypatch
+):
     model, dataset = small_model(), open_dataset(make_dataset(tmp_path, [TEXT[:150]]))
     ids = torch.tensor([256, *TEXT[:150].encode()])
     nats, end = [], 0
@@ -116,7 +125,12 @@ def test_a_stride_scores_every_token_once_with_what_its_window_has_before_it(tmp
         begin, end = end, min(end + (stride if end else 32), len(ids) - 1)
         window = ids[max(0, end - 32) : end + 1]
         with torch.no_grad():
-            logp = model(window[None, :-1])[0].double().log_softmax(-1).gather(1, window[1:, None])[:, 0]
+            logp = (
+                model(window[None, :-1])[0]
+                .double()
+                .log_softmax(-1)
+                .gather(1, window[1:, None])[:, 0]
+            )
         nats += (-logp[-(end - begin) :]).tolist()
     for batch in (1, 7):
         monkeypatch.setattr("lathe.use.validation.TOKENS_AT_ONCE", 1)
@@ -124,7 +138,9 @@ def test_a_stride_scores_every_token_once_with_what_its_window_has_before_it(tmp
         assert found["tokens"] == len(nats) == len(ids) - 1
         assert found["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-6)
     if stride < 32:
-        assert found["by_position"][0]["tokens"] == 1  # only the very first target has a single token before it
+        assert (
+            found["by_position"][0]["tokens"] == 1
+        )  # only the very first target has a single token before it
     few = validation(model, dataset, CPU, 4, eval_tokens=64, stride=stride)
     assert 64 - stride < few["tokens"] <= 64 + 32
 
@@ -143,12 +159,20 @@ def test_loss_by_position_is_the_loss_of_the_targets_with_so_much_before_them(tm
         (17, 32),
     ]
     for row in found["by_position"]:
-        mine = [x for i, x in enumerate(nats) if row["from"] <= i % 32 + 1 <= row["to"] and i // 32 < len(nats) // 32]
+        mine = [
+            x
+            for i, x in enumerate(nats)
+            if row["from"] <= i % 32 + 1 <= row["to"] and i // 32 < len(nats) // 32
+        ]
         n = len(nats) % 32  # of the last window, which reaches back over the one before it
         mine += [
-            x for i, x in enumerate(by_hand(model, ids[-33:])) if i >= 32 - n and row["from"] <= i + 1 <= row["to"]
+            x
+            for i, x in enumerate(by_hand(model, ids[-33:]))
+            if i >= 32 - n and row["from"] <= i + 1 <= row["to"]
         ]
-        assert row["tokens"] == len(mine) and row["loss"] == pytest.approx(sum(mine) / len(mine), rel=1e-6)
+        assert row["tokens"] == len(mine) and row["loss"] == pytest.approx(
+            sum(mine) / len(mine), rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe", "gpt2"])
@@ -158,14 +182,19 @@ def test_bits_per_byte_of_the_uniform_model_are_the_closed_form(tokenizer, tmp_p
         if not (ROOT.parent / "shared" / "data" / "tiktoken").is_dir():
             pytest.skip("the gpt2 vocabulary is not here: ../shared/data/tiktoken")
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ROOT.parent / "shared" / "data" / "tiktoken"))
-    tokenizer = train_bpe(count_pieces([TEXT]), 300) if tokenizer == "bpe" else load_tokenizer(tokenizer)
+    tokenizer = (
+        train_bpe(count_pieces([TEXT]), 300) if tokenizer == "bpe" else load_tokenizer(tokenizer)
+    )
     write_dataset(tmp_path, tokenizer, [TEXT], [TEXT, "short"])
     model = small_model(vocab_size=tokenizer.vocab_size, zero_init=True)  # logits are all zero
     found = validation(model, open_dataset(tmp_path), CPU, micro_batch_size=4)
     n, n_bytes = (
-        sum(map(length, (TEXT, "short"))) for length in (lambda t: len(tokenizer.encode(t)), lambda t: len(t.encode()))
+        sum(map(length, (TEXT, "short")))
+        for length in (lambda t: len(tokenizer.encode(t)), lambda t: len(t.encode()))
     )
-    assert found["bits_per_byte"] == pytest.approx(n * math.log2(tokenizer.vocab_size) / n_bytes, rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(
+        n * math.log2(tokenizer.vocab_size) / n_bytes, rel=1e-6
+    )
     assert n_bytes / n > 1.5 or tokenizer.name == "byte"
 
 
@@ -178,17 +207,27 @@ def test_losses_equal_those_of_transformers_on_the_exported_model(run, tmp_path)
     nats = []
     for begin in range(0, len(ids) - 1, 32):
         end = min(begin + 32, len(ids) - 1)
-        x = ids[max(0, end - 32) : end + 1]  # the last window reaches back, so that it is a whole one
+        x = ids[
+            max(0, end - 32) : end + 1
+        ]  # the last window reaches back, so that it is a whole one
         with torch.no_grad():
-            losses = torch.nn.functional.cross_entropy(theirs(x[None, :-1]).logits[0], x[1:], reduction="none")
+            losses = torch.nn.functional.cross_entropy(
+                theirs(x[None, :-1]).logits[0], x[1:], reduction="none"
+            )
         nats += losses[-(end - begin) :].tolist()
     found = validation(model, open_dataset(run / "data"), CPU, micro_batch_size=8)
-    assert found["tokens"] == len(nats) and found["loss"] == pytest.approx(sum(nats) / len(nats), abs=1e-5)
+    assert found["tokens"] == len(nats) and found["loss"] == pytest.approx(
+        sum(nats) / len(nats), abs=1e-5
+    )
 
 
 def on_ranks(n: int, *arguments: str) -> dict:
     """What the command prints as n ranks."""
-    group = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])} if n > 1 else {}
+    group = (
+        {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+        if n > 1
+        else {}
+    )
     ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
     processes = [command("evaluate.py", *arguments, env=environment) for environment in ranks]
     done = [finished(process) for process in processes]
@@ -221,8 +260,12 @@ def test_ranks_share_the_work_and_agree(run, tmp_path):
         a, b = one["tasks"][name], two["tasks"][name]
         assert a.keys() == b.keys() and a["items"] > 2 and "acc_stderr" in a
         for key in a.keys() - {"items_per_second"}:
-            assert a[key] == (pytest.approx(b[key], rel=1e-6) if isinstance(a[key], float) else b[key])
-    assert one["tasks"]["hellaswag"]["cut"] == 5  # bytes are many: a context of 32 holds none of these whole
+            assert a[key] == (
+                pytest.approx(b[key], rel=1e-6) if isinstance(a[key], float) else b[key]
+            )
+    assert (
+        one["tasks"]["hellaswag"]["cut"] == 5
+    )  # bytes are many: a context of 32 holds none of these whole
 
 
 @pytest.mark.slow

@@ -43,11 +43,17 @@ def rows_of(steps, n_rows) -> list[list[int]]:
 
 
 def run(model, prompts, n_rows=None, **options):
-    return rows_of(generate(model, prompts, **options), n_rows or len(prompts) * options.get("num_samples", 1))
+    return rows_of(
+        generate(model, prompts, **options), n_rows or len(prompts) * options.get("num_samples", 1)
+    )
 
 
 ARCHITECTURES = [dict(position=p) for p in CHOICES["position"]]
-ARCHITECTURES += [dict(n_kv_head=2), dict(GPT2), dict(n_kv_head=1, norm_weight=True, tie_weights=True)]
+ARCHITECTURES += [
+    dict(n_kv_head=2),
+    dict(GPT2),
+    dict(n_kv_head=1, norm_weight=True, tie_weights=True),
+]
 ARCHITECTURES += [dict(bigram_rows=10**4)]
 
 
@@ -72,22 +78,44 @@ def test_greedy_text_equals_that_of_the_uncached_network_past_its_context(archit
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 def test_a_row_among_others_of_any_length_equals_the_row_alone(architecture):
     model = tiny_model(**architecture)
-    prompts = [[5], [7, 8, 9, 10, 11], list(range(T)), list(range(2 * T)), [7, 8, 9, 10, 11], [1, 2]]
+    prompts = [
+        [5],
+        [7, 8, 9, 10, 11],
+        list(range(T)),
+        list(range(2 * T)),
+        [7, 8, 9, 10, 11],
+        [1, 2],
+    ]
     alone = [run(model, [p], max_new_tokens=T + 9, sampling=GREEDY)[0] for p in prompts]
     for batch_size in (6, 4):
-        assert run(model, prompts, max_new_tokens=T + 9, sampling=GREEDY, batch_size=batch_size) == alone
+        assert (
+            run(model, prompts, max_new_tokens=T + 9, sampling=GREEDY, batch_size=batch_size)
+            == alone
+        )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    prompts=st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=T + 5), min_size=1, max_size=5),
+    prompts=st.lists(
+        st.lists(st.integers(0, V - 1), min_size=1, max_size=T + 5), min_size=1, max_size=5
+    ),
     num_samples=st.integers(1, 4),
     batch_size=st.integers(1, 8),
     seed=st.integers(0, 2**40),
 )
 def test_sample_i_depends_on_prompt_seed_and_i_alone(prompts, num_samples, batch_size, seed):
-    model, s = tiny_model(), Sampling(temperature=1.0, top_k=20, min_p=0.01, repetition_penalty=1.2, seed=seed)
-    together = run(model, prompts, num_samples=num_samples, max_new_tokens=12, sampling=s, batch_size=batch_size)
+    model, s = (
+        tiny_model(),
+        Sampling(temperature=1.0, top_k=20, min_p=0.01, repetition_penalty=1.2, seed=seed),
+    )
+    together = run(
+        model,
+        prompts,
+        num_samples=num_samples,
+        max_new_tokens=12,
+        sampling=s,
+        batch_size=batch_size,
+    )
     for p, prompt in enumerate(prompts):
         most = run(model, [prompt], num_samples=4, max_new_tokens=12, sampling=s)
         assert together[p * num_samples : (p + 1) * num_samples] == most[:num_samples]
@@ -95,8 +123,12 @@ def test_sample_i_depends_on_prompt_seed_and_i_alone(prompts, num_samples, batch
 
 def test_samples_and_seeds_differ_from_each_other():
     model = tiny_model()
-    first = run(model, [[1]], num_samples=8, max_new_tokens=10, sampling=Sampling(temperature=1.0, seed=1))
-    other = run(model, [[1]], num_samples=8, max_new_tokens=10, sampling=Sampling(temperature=1.0, seed=2))
+    first = run(
+        model, [[1]], num_samples=8, max_new_tokens=10, sampling=Sampling(temperature=1.0, seed=1)
+    )
+    other = run(
+        model, [[1]], num_samples=8, max_new_tokens=10, sampling=Sampling(temperature=1.0, seed=2)
+    )
     assert len({tuple(row) for row in first + other}) == 16
 
 
@@ -104,7 +136,9 @@ def test_a_row_that_ends_makes_place_for_the_next():
     model, prompts = tiny_model(), [[i] for i in range(9)]
     free = run(model, prompts, max_new_tokens=15, sampling=GREEDY)
     stop = free[0][4]
-    stopped = run(model, prompts, max_new_tokens=15, sampling=GREEDY, stop_ids=(stop,), batch_size=2)
+    stopped = run(
+        model, prompts, max_new_tokens=15, sampling=GREEDY, stop_ids=(stop,), batch_size=2
+    )
     for whole, cut in zip(free, stopped, strict=True):
         assert cut == (whole[: whole.index(stop) + 1] if stop in whole else whole)
 
@@ -129,7 +163,9 @@ def test_log_probabilities_are_the_models_own_before_any_filter():
             expected = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
         assert token.logprob == pytest.approx(expected[token.id].item(), abs=1e-5)
         assert [i for i, _ in token.top] == expected.topk(4).indices.tolist()
-        assert [p for _, p in token.top] == pytest.approx(expected.topk(4).values.tolist(), abs=1e-5)
+        assert [p for _, p in token.top] == pytest.approx(
+            expected.topk(4).values.tolist(), abs=1e-5
+        )
         ids.append(token.id)
 
 
@@ -186,7 +222,9 @@ def test_the_shortcut_of_top_p_over_a_large_vocabulary_changes_nothing():
         sorted_p, order = rows.double().softmax(-1).sort(descending=True)
         kept = torch.where(sorted_p.cumsum(-1) - sorted_p < 0.9, sorted_p, 0.0)
         expected = torch.zeros_like(kept).scatter_(1, order, kept / kept.sum(-1, keepdim=True))
-        torch.testing.assert_close(probabilities(rows, temperature=1.0, top_p=0.9), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            probabilities(rows, temperature=1.0, top_p=0.9), expected, rtol=0, atol=1e-12
+        )
 
 
 def test_penalties_equal_their_definitions():
@@ -197,7 +235,9 @@ def test_penalties_equal_their_definitions():
     counts = torch.zeros(20, 500, dtype=torch.int32)
     counts.scatter_add_(1, answer, torch.ones_like(answer, dtype=torch.int32))
     ours = penalize(logits, seen, counts, Sampling(repetition_penalty=1.3))
-    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)(torch.cat((prompt, answer), 1), logits.clone())
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)(
+        torch.cat((prompt, answer), 1), logits.clone()
+    )
     torch.testing.assert_close(ours, theirs)
     ours = penalize(logits, seen, counts, Sampling(frequency_penalty=0.5, presence_penalty=0.25))
     torch.testing.assert_close(ours, logits - 0.5 * counts - 0.25 * (counts > 0))
@@ -207,7 +247,9 @@ def test_penalties_act_on_what_was_generated():
     model = tiny_model()
     plain = run(model, [[1]], max_new_tokens=40, sampling=GREEDY)[0]
     assert len(set(plain)) < 40
-    never_again = run(model, [[1]], max_new_tokens=40, sampling=Sampling(temperature=0, presence_penalty=1e6))[0]
+    never_again = run(
+        model, [[1]], max_new_tokens=40, sampling=Sampling(temperature=0, presence_penalty=1e6)
+    )[0]
     assert len(set(never_again)) == 40
 
 
@@ -225,7 +267,9 @@ def test_a_choice_never_leaves_the_filter():
         assert (logits.topk(5).indices == chosen.unsqueeze(1)).any(-1).all()
 
 
-@pytest.mark.parametrize("options", [dict(temperature=1.0), dict(temperature=0.8, top_k=20, top_p=0.95)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(temperature=1.0), dict(temperature=0.8, top_k=20, top_p=0.95)], ids=str
+)
 def test_200_000_draws_follow_the_distribution(options):
     logits = logits_rows(1, 60, seed=4) / 2
     draws = 200_000
@@ -244,7 +288,9 @@ def test_200_000_draws_follow_the_distribution(options):
 
 
 @pytest.mark.parametrize("tied", (True, False))
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.1)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.1)]
+)
 def test_prepared_weights_compute_the_same_within_their_precision(dtype, tolerance, tied):
     model, idx = tiny_model(tie_weights=tied, bias=True, vocab_size=1030), torch.randint(V, (3, T))
     try:
@@ -255,13 +301,18 @@ def test_prepared_weights_compute_the_same_within_their_precision(dtype, toleran
         expected = model(idx)
         prepared = prepare_weights(model, dtype)
         for rows in (idx, idx[:1, :1]):
-            error = (prepared(rows) - expected[: len(rows), : rows.shape[1]]).abs().max() / expected.abs().max()
+            error = (
+                prepared(rows) - expected[: len(rows), : rows.shape[1]]
+            ).abs().max() / expected.abs().max()
             assert error < tolerance
 
 
 def test_prepared_weights_say_the_same_text():
     alone = run(tiny_model(), [[1, 2]], max_new_tokens=30, sampling=GREEDY)
-    assert run(prepare_weights(tiny_model(), "float32"), [[1, 2]], max_new_tokens=30, sampling=GREEDY) == alone
+    assert (
+        run(prepare_weights(tiny_model(), "float32"), [[1, 2]], max_new_tokens=30, sampling=GREEDY)
+        == alone
+    )
 
 
 @pytest.mark.gpu
@@ -289,7 +340,9 @@ def tokenizers():
     yield "bpe", train_bpe(count_pieces([TEXT] * 3, GPT2_PATTERN), 300)
 
 
-@pytest.mark.parametrize("name, tokenizer", tokenizers(), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    "name, tokenizer", tokenizers(), ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_streamed_text_equals_that_decoded_at_once(name, tokenizer):
     @settings(max_examples=100, deadline=None, derandomize=True)
     @given(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
@@ -303,7 +356,9 @@ def test_streamed_text_equals_that_decoded_at_once(name, tokenizer):
     assert "".join(streamed) == TEXT and "\N{REPLACEMENT CHARACTER}" not in "".join(streamed)
 
 
-@pytest.mark.skipif(not TIKTOKEN_FILES.is_dir(), reason=f"GPT-2's vocabulary is not in {TIKTOKEN_FILES}")
+@pytest.mark.skipif(
+    not TIKTOKEN_FILES.is_dir(), reason=f"GPT-2's vocabulary is not in {TIKTOKEN_FILES}"
+)
 def test_every_token_of_gpt2_streams_as_it_decodes(monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_FILES))
     tokenizer = load_tokenizer("gpt2")
@@ -313,7 +368,10 @@ def test_every_token_of_gpt2_streams_as_it_decodes(monkeypatch):
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(text=st.text("ab\né", max_size=30), stops=st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=3))
+@given(
+    text=st.text("ab\né", max_size=30),
+    stops=st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=3),
+)
 def test_stop_strings_cut_exactly_however_they_are_split(text, stops):
     """The first stop string to be complete ends the text before its first character; nothing of it is ever released."""
     tokenizer = load_tokenizer("byte")
@@ -356,7 +414,9 @@ def command(run_folder, capsys, *arguments):
 
 
 def test_stdout_holds_generated_text_alone(run_folder, capsys):
-    out, err = command(run_folder, capsys, "--prompt=abc", "--max_new_tokens=20", "--ignore_eot=true")
+    out, err = command(
+        run_folder, capsys, "--prompt=abc", "--max_new_tokens=20", "--ignore_eot=true"
+    )
     assert 1 < len(out) <= 21 and out.endswith("\n") and not out.startswith("abc")
     assert "20 tokens, " in err and " tokens/s, first after " in err
 
@@ -366,10 +426,19 @@ def test_jsonl_rows_say_everything(run_folder, capsys):
                  "--logprobs=3", "--seed=5")  # fmt: skip
     out, _ = command(run_folder, capsys, *arguments)
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [(row["prompt"], row["sample"]) for row in rows] == [("abc", 0), ("abc", 1), ("x", 0), ("x", 1)]
+    assert [(row["prompt"], row["sample"]) for row in rows] == [
+        ("abc", 0),
+        ("abc", 1),
+        ("x", 0),
+        ("x", 1),
+    ]
     tokenizer = load_tokenizer(checkpoint.find_checkpoint(run_folder))
     for row in rows:
-        assert row["text"] == tokenizer.decode(row["ids"]) and row["seed"] == 5 and row["tokens_per_second"] > 0
+        assert (
+            row["text"] == tokenizer.decode(row["ids"])
+            and row["seed"] == 5
+            and row["tokens_per_second"] > 0
+        )
         assert row["finish_reason"] == ("length" if len(row["ids"]) == 9 else "stop")
         assert len(row["logprobs"]) == len(row["top_logprobs"]) == len(row["ids"])
         assert all(len(top) == 3 for top in row["top_logprobs"])
@@ -377,16 +446,24 @@ def test_jsonl_rows_say_everything(run_folder, capsys):
     assert [json.loads(line)["ids"] for line in again.splitlines()] == [row["ids"] for row in rows]
 
 
-def test_prompts_come_from_files_standard_input_and_jsonl(run_folder, capsys, tmp_path, monkeypatch):
+def test_prompts_come_from_files_standard_input_and_jsonl(
+    run_folder, capsys, tmp_path, monkeypatch
+):
     options = ("--max_new_tokens=6", "--temperature=0")
     expected, _ = command(run_folder, capsys, "--prompt=abc\nd", *options)
     (tmp_path / "p.txt").write_text("abc\nd")
-    assert command(run_folder, capsys, f"--prompt_file={tmp_path / 'p.txt'}", *options).out == expected
+    assert (
+        command(run_folder, capsys, f"--prompt_file={tmp_path / 'p.txt'}", *options).out == expected
+    )
     with open(tmp_path / "p.txt") as file:
         monkeypatch.setattr(sys, "stdin", file)
         assert command(run_folder, capsys, "--prompt", "-", *options).out == expected
-    (tmp_path / "p.jsonl").write_text('{"prompt": "abc\\nd", "id": 17}\n\n{"prompt": "zz", "id": 18}\n')
-    out, _ = command(run_folder, capsys, f"--prompts={tmp_path / 'p.jsonl'}", "--format=jsonl", *options)
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "abc\\nd", "id": 17}\n\n{"prompt": "zz", "id": 18}\n'
+    )
+    out, _ = command(
+        run_folder, capsys, f"--prompts={tmp_path / 'p.jsonl'}", "--format=jsonl", *options
+    )
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["id"] for row in rows] == [17, 18] and rows[0]["text"] + "\n" == expected
 
@@ -405,7 +482,10 @@ def test_a_stop_string_is_never_printed(run_folder, capsys):
     out, _ = command(run_folder, capsys, *options, f"--stop={stop}")
     assert out == whole[: whole.find(stop)] + "\n"
     out, _ = command(run_folder, capsys, *options, f"--stop={stop}", "--format=jsonl")
-    assert json.loads(out)["text"] == whole[: whole.find(stop)] and json.loads(out)["finish_reason"] == "stop"
+    assert (
+        json.loads(out)["text"] == whole[: whole.find(stop)]
+        and json.loads(out)["finish_reason"] == "stop"
+    )
 
 
 def test_an_empty_prompt_starts_a_document(run_folder, capsys):
@@ -414,7 +494,9 @@ def test_an_empty_prompt_starts_a_document(run_folder, capsys):
 
 def test_a_prompt_longer_than_the_context_is_said_to_be(run_folder, capsys):
     _, err = command(run_folder, capsys, "--prompt=" + "a" * (2 * T), "--max_new_tokens=3")
-    assert f"a prompt of {2 * T + 1} tokens exceeds the context of {T}: its last {T // 2} count" in err
+    assert (
+        f"a prompt of {2 * T + 1} tokens exceeds the context of {T}: its last {T // 2} count" in err
+    )
     _, err = command(run_folder, capsys, "--prompt=a", f"--max_new_tokens={T}")
     assert "when full, its last half is kept" in err and err.count("last half") == 1
 
@@ -425,7 +507,9 @@ def test_every_type_of_weights_generates(run_folder, capsys, dtype):
         choose_weights(dtype, torch.device("cpu"))
     except ValueError as error:
         pytest.skip(str(error))
-    out, err = command(run_folder, capsys, "--max_new_tokens=8", f"--dtype={dtype}", "--ignore_eot=true")
+    out, err = command(
+        run_folder, capsys, "--max_new_tokens=8", f"--dtype={dtype}", "--ignore_eot=true"
+    )
     assert 1 < len(out) <= 9 and dtype in err
 
 
@@ -465,7 +549,12 @@ def test_mistakes_in_prompts_are_named(run_folder, tmp_path):
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     assert "latin is not UTF-8: byte 3 is 0xe9" in message(f"--prompt_file={tmp_path / 'latin'}")
     assert "nowhere" in message("--prompt_file=nowhere")
-    for text, words in (("{}", "line 1"), ('{"prompt": "a"}\nx', "line 2"), ("\n", "no prompt"), ("3", "line 1")):
+    for text, words in (
+        ("{}", "line 1"),
+        ('{"prompt": "a"}\nx', "line 2"),
+        ("\n", "no prompt"),
+        ("3", "line 1"),
+    ):
         (tmp_path / "p.jsonl").write_text(text)
         assert words in message(f"--prompts={tmp_path / 'p.jsonl'}")
     with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -474,7 +563,13 @@ def test_mistakes_in_prompts_are_named(run_folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_and_ctrl_c_end_it_in_silence(run_folder):
-    words = ("sample.py", f"--out_dir={run_folder}", "--device=cpu", "--max_new_tokens=1000000", "--ignore_eot=true")
+    words = (
+        "sample.py",
+        f"--out_dir={run_folder}",
+        "--device=cpu",
+        "--max_new_tokens=1000000",
+        "--ignore_eot=true",
+    )
     leaving, interrupted = start(*words), start(*words)
     assert leaving.stdout.read(5) and interrupted.stdout.read(5)
     leaving.stdout.close()
@@ -486,11 +581,31 @@ def test_a_reader_that_leaves_and_ctrl_c_end_it_in_silence(run_folder):
 
 @pytest.mark.slow
 def test_a_dialogue_continues_retries_and_changes_settings(run_folder):
-    words = ("sample.py", f"--out_dir={run_folder}", "--device=cpu", "--interactive=true", "--ignore_eot=true")
+    words = (
+        "sample.py",
+        f"--out_dir={run_folder}",
+        "--device=cpu",
+        "--interactive=true",
+        "--ignore_eot=true",
+    )
     process = start(*words, "--max_new_tokens=5", stdin=subprocess.PIPE)
-    lines = ("abc", "", "/again", "/set temperature 0", "/set", "/set top_p 7", "é", "/nonsense", "abc", "abc", "/quit")
+    lines = (
+        "abc",
+        "",
+        "/again",
+        "/set temperature 0",
+        "/set",
+        "/set top_p 7",
+        "é",
+        "/nonsense",
+        "abc",
+        "abc",
+        "/quit",
+    )
     out, err = process.communicate("\n".join(lines) + "\n", timeout=120)
     answers = [answer for answer in out.split("> ")[1:] if answer]
     assert process.returncode == 0 and len(answers) >= 5
-    assert "temperature=0.0" in err and "top_p is 7.0" in err and "U+00E9" in err and "/again" in err
+    assert (
+        "temperature=0.0" in err and "top_p is 7.0" in err and "U+00E9" in err and "/again" in err
+    )
     assert answers[-1] == answers[-2] or answers[-1] == ""  # greedy by then

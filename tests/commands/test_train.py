@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from rank import as_it_was
-from tiny_run import ROOT, arguments, command, finished, losses, make_dataset, rows, settings, wait_for_step
+from tiny_run import (
+    ROOT,
+    arguments,
+    command,
+    finished,
+    losses,
+    make_dataset,
+    rows,
+    settings,
+    wait_for_step,
+)
 
 import evaluate
 import huggingface
@@ -66,7 +76,9 @@ def test_exactly_max_steps_updates_with_the_last_evaluated_and_saved(finished_ru
 
 
 def test_max_steps_that_no_interval_divides_are_still_evaluated_and_saved(dataset, tmp_path):
-    assert train.train(settings(dataset, tmp_path, max_steps=7, eval_interval=5, log_interval=4)) == 0
+    assert (
+        train.train(settings(dataset, tmp_path, max_steps=7, eval_interval=5, log_interval=4)) == 0
+    )
     assert [row["step"] for row in rows(tmp_path, "val_loss")] == [5, 7]
     assert [row["step"] for row in rows(tmp_path)] == [1, 4, 7]
     assert checkpoint.newest_checkpoint(tmp_path)[0].name == "step-0000007"
@@ -80,21 +92,38 @@ def test_tokens_per_second_is_tokens_over_seconds(dataset, tmp_path):
     before = time.time()
     train.train(settings(dataset, tmp_path, eval_interval=20, log_interval=20))
     first, last = rows(tmp_path)
-    assert (first["step"], first["tokens"]) == (1, 128) and (last["step"], last["tokens"]) == (20, 20 * 128)
+    assert (first["step"], first["tokens"]) == (1, 128) and (last["step"], last["tokens"]) == (
+        20,
+        20 * 128,
+    )
     seconds = last["elapsed"] - first["elapsed"]  # no evaluation and no save lies between the two
-    assert (last["tokens"] - first["tokens"]) / seconds == pytest.approx(last["tokens_per_second"], rel=0.05)
+    assert (last["tokens"] - first["tokens"]) / seconds == pytest.approx(
+        last["tokens_per_second"], rel=0.05
+    )
     assert seconds < time.time() - before
 
 
-def test_results_read_a_step_late_as_on_a_gpu_change_nothing(finished_run, dataset, tmp_path, monkeypatch):
+def test_results_read_a_step_late_as_on_a_gpu_change_nothing(
+    finished_run, dataset, tmp_path, monkeypatch
+):
     start = devices.start
-    monkeypatch.setattr(devices, "start", lambda *args, **options: replace(start(*args, **options), lag=1))
+    monkeypatch.setattr(
+        devices, "start", lambda *args, **options: replace(start(*args, **options), lag=1)
+    )
     assert train.train(settings(dataset, tmp_path, dropout=0.1)) == 0
-    for kind, keys in (("loss", ("step", "tokens", "loss", "lr", "grad_norm")), ("val_loss", ("step", "val_loss"))):
-        late, usual = ([[row[key] for key in keys] for row in rows(out, kind)] for out in (tmp_path, finished_run))
+    for kind, keys in (
+        ("loss", ("step", "tokens", "loss", "lr", "grad_norm")),
+        ("val_loss", ("step", "val_loss")),
+    ):
+        late, usual = (
+            [[row[key] for key in keys] for row in rows(out, kind)]
+            for out in (tmp_path, finished_run)
+        )
         assert late == usual
     assert same(weights(tmp_path), weights(finished_run))
-    now, then = (checkpoint.load_optimizer(checkpoint.step_path(out, 10)) for out in (tmp_path, finished_run))
+    now, then = (
+        checkpoint.load_optimizer(checkpoint.step_path(out, 10)) for out in (tmp_path, finished_run)
+    )
     assert all(same(now["optimizer"][name], then["optimizer"][name]) for name in then["optimizer"])
 
 
@@ -113,7 +142,9 @@ def test_a_signal_and_too_many_skips_are_seen_a_step_late(dataset, tmp_path, mon
         model.register_forward_hook(spoil)
         return model
 
-    monkeypatch.setattr(devices, "start", lambda *args, **options: replace(start(*args, **options), lag=1))
+    monkeypatch.setattr(
+        devices, "start", lambda *args, **options: replace(start(*args, **options), lag=1)
+    )
     monkeypatch.setattr(train, "build_model", faulty)
     stopped = False
     assert train.train(settings(dataset, tmp_path)) == 128 + signal.SIGTERM
@@ -126,20 +157,33 @@ def test_a_signal_and_too_many_skips_are_seen_a_step_late(dataset, tmp_path, mon
 
 def test_a_run_leaves_only_the_files_it_promises(finished_run):
     names = {p.name for p in finished_run.iterdir()} - {"report.html"}
-    assert names == {"settings.toml", "metrics.jsonl", "starts.jsonl", "samples.jsonl", "checkpoints", "lock"}
+    assert names == {
+        "settings.toml",
+        "metrics.jsonl",
+        "starts.jsonl",
+        "samples.jsonl",
+        "checkpoints",
+        "lock",
+    }
     folders = {p.name for p in (finished_run / "checkpoints").iterdir()}
     assert folders == {"step-0000010", "step-0000020", "best"}
 
 
 def test_settings_toml_repeats_the_run(finished_run, tmp_path):
-    again = cli.parse(Settings, [str(finished_run / "settings.toml"), f"--out_dir={tmp_path}"], **train.PARSER)
+    again = cli.parse(
+        Settings, [str(finished_run / "settings.toml"), f"--out_dir={tmp_path}"], **train.PARSER
+    )
     assert train.train(again) == 0
     assert losses(tmp_path) == losses(finished_run)
     assert same(weights(tmp_path), weights(finished_run))
 
 
 def test_samples_at_evaluations_use_the_same_prompt_and_say_so(dataset, tmp_path, capsys):
-    train.train(settings(dataset, tmp_path, max_steps=4, eval_interval=2, sample_tokens=5, sample_prompt="the"))
+    train.train(
+        settings(
+            dataset, tmp_path, max_steps=4, eval_interval=2, sample_tokens=5, sample_prompt="the"
+        )
+    )
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["sample"], row["prompt"]) for row in lines] == [
         (step, i, "the") for step in (2, 4) for i in range(3)
@@ -154,20 +198,31 @@ def test_tasks_at_evaluations_say_what_evaluate_says(dataset, tmp_path, capsys):
     assert "| hellaswag/acc 0." in capsys.readouterr().err
     ten, twenty = rows(tmp_path / "run", "val_loss")
     assert (
-        evaluate.main([f"--out_dir={checkpoint.step_path(tmp_path / 'run', 20)}", "--device=cpu", "--tasks", *tasks])
+        evaluate.main(
+            [
+                f"--out_dir={checkpoint.step_path(tmp_path / 'run', 20)}",
+                "--device=cpu",
+                "--tasks",
+                *tasks,
+            ]
+        )
         == 0
     )
     found = json.loads(capsys.readouterr().out)
     assert "loss" not in found and found["dtype"] == "float32"  # a loss takes a dataset
     kept = ("acc", "acc_norm", "perplexity")
-    scores = [(name, key, value) for name, of in found["tasks"].items() for key, value in of.items()]
+    scores = [
+        (name, key, value) for name, of in found["tasks"].items() for key, value in of.items()
+    ]
     expected = {f"{name}/{key}": value for name, key, value in scores if key in kept}
     assert len(expected) == 5 and expected == {key: twenty[key] for key in twenty if "/" in key}
     assert ten.keys() == twenty.keys() and ten["lambada/perplexity"] != twenty["lambada/perplexity"]
 
 
 def test_a_task_that_cannot_be_read_ends_a_run_before_its_first_step(dataset, tmp_path):
-    assert "nowhere: there is no such file" in one_line_error(dataset, tmp_path / "x", eval_tasks=["piqa:nowhere"])
+    assert "nowhere: there is no such file" in one_line_error(
+        dataset, tmp_path / "x", eval_tasks=["piqa:nowhere"]
+    )
 
 
 @pytest.mark.parametrize("micro", [1, 4, 8])
@@ -208,7 +263,9 @@ def test_ten_steps_and_a_resume_are_twenty_steps_bit_for_bit(finished_run, datas
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_with_128_plus_its_number(dataset, tmp_path, number):
-    process = command("train.py", *arguments(dataset, tmp_path, max_steps=100000, eval_interval=100000))
+    process = command(
+        "train.py", *arguments(dataset, tmp_path, max_steps=100000, eval_interval=100000)
+    )
     wait_for_step(process, tmp_path, 5)
     os.kill(process.pid, number)
     asked = time.monotonic()
@@ -219,7 +276,9 @@ def test_a_signal_saves_and_exits_with_128_plus_its_number(dataset, tmp_path, nu
     assert int(saved.name[5:]) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
 
 
-def test_a_run_with_pairs_of_tokens_resumes_and_speaks_and_is_not_exported(dataset, tmp_path, capsys):
+def test_a_run_with_pairs_of_tokens_resumes_and_speaks_and_is_not_exported(
+    dataset, tmp_path, capsys
+):
     pairs = dict(bigram_rows=300, document_mask=True, dropout=0.1, max_steps=12, eval_interval=6)
     assert train.train(settings(dataset, tmp_path / "straight", **pairs)) == 0
     as_it_was(str(tmp_path / "resumed"), str(tmp_path / "straight"), 6)
@@ -227,16 +286,27 @@ def test_a_run_with_pairs_of_tokens_resumes_and_speaks_and_is_not_exported(datas
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
     assert same(weights(tmp_path / "resumed"), weights(tmp_path / "straight"))
     with pytest.raises(ValueError, match="bigram_rows 300 -> 0"):
-        train.train(settings(dataset, tmp_path / "resumed", init_from="resume", **{**pairs, "bigram_rows": 0}))
+        train.train(
+            settings(
+                dataset, tmp_path / "resumed", init_from="resume", **{**pairs, "bigram_rows": 0}
+            )
+        )
     capsys.readouterr()
     said = []
     for dtype in ("float32", "int8"):
-        words = [f"--out_dir={tmp_path / 'straight'}", "--prompt=the", "--device=cpu", f"--dtype={dtype}"]
+        words = [
+            f"--out_dir={tmp_path / 'straight'}",
+            "--prompt=the",
+            "--device=cpu",
+            f"--dtype={dtype}",
+        ]
         assert sample.main([*words, "--temperature=0", "--max_new_tokens=20"]) == 0
         said.append(capsys.readouterr().out)
     assert len(said[0]) > 5 and said[0][:3] == said[1][:3]
     with pytest.raises(ValueError, match="bigram_rows=300"):
-        huggingface.main(["export", f"--out_dir={tmp_path / 'straight'}", f"--to={tmp_path / 'hf'}"])
+        huggingface.main(
+            ["export", f"--out_dir={tmp_path / 'straight'}", f"--to={tmp_path / 'hf'}"]
+        )
 
 
 def test_auto_starts_from_scratch_and_then_goes_on_and_then_is_complete(dataset, tmp_path, capsys):
@@ -248,10 +318,14 @@ def test_auto_starts_from_scratch_and_then_goes_on_and_then_is_complete(dataset,
     before = weights(tmp_path)
     assert train.train(settings(dataset, tmp_path, **{**auto, "max_steps": 6})) == 0
     assert "complete at step 6" in capsys.readouterr().err
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6] and same(before, weights(tmp_path))
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6] and same(
+        before, weights(tmp_path)
+    )
 
 
-def test_another_runs_folder_gives_its_weights_and_its_shape_but_not_its_position(finished_run, dataset, tmp_path):
+def test_another_runs_folder_gives_its_weights_and_its_shape_but_not_its_position(
+    finished_run, dataset, tmp_path
+):
     tuned = settings(dataset, tmp_path, init_from=str(finished_run), n_embd=16, max_steps=2, learning_rate=1e-9,
                      muon_learning_rate=1e-9, weight_decay=0.0)  # fmt: skip
     assert train.train(tuned) == 0
@@ -264,7 +338,15 @@ def test_what_a_restart_needs_is_in_the_checkpoint(finished_run):
     state = checkpoint.read_state(finished_run / "checkpoints" / "step-0000020")
     held = TrainState(**state["train"])
     assert held.step == 20 and held.samples == 160 and math.isfinite(held.best_val_loss)
-    assert {"model", "settings", "dataset", "tokenizer", "versions", "world_size", "files"} <= state.keys()
+    assert {
+        "model",
+        "settings",
+        "dataset",
+        "tokenizer",
+        "versions",
+        "world_size",
+        "files",
+    } <= state.keys()
 
 
 # Mistakes: one line that names what is wrong, and nothing lost
@@ -289,11 +371,15 @@ def test_resume_without_a_checkpoint(dataset, tmp_path):
 
 
 def test_weights_from_a_folder_that_does_not_exist(dataset, tmp_path):
-    assert str(tmp_path / "nowhere") in one_line_error(dataset, tmp_path / "x", init_from=str(tmp_path / "nowhere"))
+    assert str(tmp_path / "nowhere") in one_line_error(
+        dataset, tmp_path / "x", init_from=str(tmp_path / "nowhere")
+    )
 
 
 def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
-    assert "prepare/shakespeare_char.py" in one_line_error(str(tmp_path / "shakespeare_char"), tmp_path / "x")
+    assert "prepare/shakespeare_char.py" in one_line_error(
+        str(tmp_path / "shakespeare_char"), tmp_path / "x"
+    )
     assert "prepare/text.py" in one_line_error(str(tmp_path / "my_text"), tmp_path / "x")
 
 
@@ -317,7 +403,9 @@ def char_table(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("changed", [dict(n_layer=3), dict(n_embd=64, n_head=4), dict(activation="gelu")])
+@pytest.mark.parametrize(
+    "changed", [dict(n_layer=3), dict(n_embd=64, n_head=4), dict(activation="gelu")]
+)
 def test_another_shape_cannot_resume_and_old_and_new_are_shown(finished_run, dataset, changed):
     error = one_line_error(dataset, finished_run, init_from="resume", dropout=0.1, **changed)
     held = checkpoint.read_state(finished_run / "checkpoints" / "step-0000020")["model"]
@@ -326,12 +414,16 @@ def test_another_shape_cannot_resume_and_old_and_new_are_shown(finished_run, dat
 
 
 def test_another_seed_or_dataset_cannot_resume_unless_said(finished_run, dataset, tmp_path):
-    assert "seed was 1337, is now 7" in one_line_error(dataset, finished_run, init_from="resume", dropout=0.1, seed=7)
+    assert "seed was 1337, is now 7" in one_line_error(
+        dataset, finished_run, init_from="resume", dropout=0.1, seed=7
+    )
     longer = tmp_path / "longer"
     from lathe.data.shards import write_dataset
     from lathe.text.tokenizer import load_tokenizer
 
-    write_dataset(longer, load_tokenizer("byte"), ["some other text " * 50], ["and some to validate"])
+    write_dataset(
+        longer, load_tokenizer("byte"), ["some other text " * 50], ["and some to validate"]
+    )
     error = one_line_error(str(longer), finished_run, init_from="resume", dropout=0.1)
     assert "dataset was" in error and "--new_data=true" in error
     train.train(settings(dataset, tmp_path / "run", max_steps=2))
@@ -340,13 +432,22 @@ def test_another_seed_or_dataset_cannot_resume_unless_said(finished_run, dataset
 
 
 def test_another_optimizer_cannot_resume(finished_run, dataset):
-    error = one_line_error(dataset, finished_run, init_from="resume", dropout=0.1, optimizer="adamw")
+    error = one_line_error(
+        dataset, finished_run, init_from="resume", dropout=0.1, optimizer="adamw"
+    )
     assert "--optimizer" in error
 
 
 def test_rates_and_schedule_change_on_resume_and_are_printed(dataset, tmp_path, capsys):
     train.train(settings(dataset, tmp_path, max_steps=2))
-    changed = settings(dataset, tmp_path, max_steps=4, init_from="resume", learning_rate=0.001, lr_schedule="constant")
+    changed = settings(
+        dataset,
+        tmp_path,
+        max_steps=4,
+        init_from="resume",
+        learning_rate=0.001,
+        lr_schedule="constant",
+    )
     assert train.train(changed) == 0
     printed = capsys.readouterr().err
     for text in ("learning_rate 0.004 -> 0.001", "lr_schedule wsd -> constant", "max_steps 2 -> 4"):
@@ -395,7 +496,9 @@ def damage(path: Path):
 @pytest.mark.slow
 def test_without_a_compiler_compile_is_left_out_with_the_reason(dataset, tmp_path):
     process = command(
-        "train.py", *arguments(dataset, tmp_path, max_steps=1, compile="true"), env={"PATH": str(tmp_path), "CXX": ""}
+        "train.py",
+        *arguments(dataset, tmp_path, max_steps=1, compile="true"),
+        env={"PATH": str(tmp_path), "CXX": ""},
     )
     code, _, err = finished(process)
     assert code == 0 and "not compiled (no C++ compiler found" in err
@@ -406,13 +509,20 @@ def test_mistakes_end_in_one_line_without_a_traceback(tmp_path):
     """The command itself, through config.run: exit code 1, one line on stderr, nothing on stdout, in seconds."""
     started = time.monotonic()
     code, out, err = finished(command("train.py", *arguments(tmp_path / "none", tmp_path / "run")))
-    assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("train.py: error: dataset ")
+    assert (
+        code == 1
+        and out == ""
+        and err.count("\n") == 1
+        and err.startswith("train.py: error: dataset ")
+    )
     assert time.monotonic() - started < 30
 
 
 def test_importing_train_only_defines(tmp_path):
     code = "import sys, train; assert not sys.argv[1:]; print(sorted(train.__dict__)[:0])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
@@ -420,13 +530,17 @@ def test_importing_train_only_defines(tmp_path):
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-ON_GPU = dict(device="cuda", dtype="bfloat16", compile="true", checkpoint_interval=1, keep_checkpoints=30)
+ON_GPU = dict(
+    device="cuda", dtype="bfloat16", compile="true", checkpoint_interval=1, keep_checkpoints=30
+)
 
 
 @pytest.fixture
 def deterministic(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)  # attention's backward pass adds up in any order otherwise
+    torch.use_deterministic_algorithms(
+        True
+    )  # attention's backward pass adds up in any order otherwise
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -454,7 +568,9 @@ def test_on_a_gpu_a_step_without_a_finite_gradient_is_skipped(dataset, tmp_path,
         def hook(grad):
             nonlocal passes
             passes += 1
-            return grad * float("nan") if passes == 1 + 4 * 4 + 1 else grad  # a dry pass, four a step: in step 5
+            return (
+                grad * float("nan") if passes == 1 + 4 * 4 + 1 else grad
+            )  # a dry pass, four a step: in step 5
 
         model.transformer.wte.weight.register_hook(hook)
         return model

@@ -55,20 +55,32 @@ def test_translation_keeps_the_words_and_puts_order_and_endings_right(seed):
         root, gender = examples.NOUNS[noun.removesuffix("n") if plurals[-1] else noun]
         roots = [root, *(examples.QUALITIES[word] for word in qualities)]
         expected += [root + gender + ("s" if plurals[-1] else "") for root in roots]
-    assert theirs == expected and verb == examples.ACTIONS[words[at]] + ("ent" if plurals[0] else "et")
+    assert theirs == expected and verb == examples.ACTIONS[words[at]] + (
+        "ent" if plurals[0] else "et"
+    )
 
 
 def test_no_task_or_an_unknown_one(capsys):
     for words in ([], ["subtract"], ["add", "reverse"]):
         with pytest.raises(SystemExit) as stop:
             examples.main(words)
-        assert stop.value.code == 2 and "reverse, add, sentiment, translate" in capsys.readouterr().err
+        assert (
+            stop.value.code == 2 and "reverse, add, sentiment, translate" in capsys.readouterr().err
+        )
 
 
 @pytest.mark.slow
 def test_one_command_makes_the_data_and_learns_to_reverse(tmp_path):
-    code, _, err = finished(command(ROOT / "train.py", "example_reverse", "--device=cpu", folder=tmp_path), 300)
+    code, _, err = finished(
+        command(ROOT / "train.py", "example_reverse", "--device=cpu", folder=tmp_path), 300
+    )
     assert code == 0 and "running python prepare/examples.py reverse" in err, err
     assert rows(tmp_path / "out/example_reverse", "exact_match/acc")[-1]["exact_match/acc"] >= 0.99
-    lines = [line for name in ("test", "train") for line in open(tmp_path / f"data/example_reverse/{name}.jsonl")]
-    assert len({json.loads(line)["prompt"] for line in lines}) == len(lines), "a prompt of the test was trained on"
+    lines = [
+        line
+        for name in ("test", "train")
+        for line in open(tmp_path / f"data/example_reverse/{name}.jsonl")
+    ]
+    assert len({json.loads(line)["prompt"] for line in lines}) == len(lines), (
+        "a prompt of the test was trained on"
+    )

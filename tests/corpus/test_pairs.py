@@ -27,7 +27,10 @@ from model import GPT, IGNORE, GPTConfig
 from prepare import pairs, verify
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
-PAIRS = [{"prompt": f"reverse {w}\n", "completion": w[::-1]} for w in "abc hello x lathe token of many words".split()]
+PAIRS = [
+    {"prompt": f"reverse {w}\n", "completion": w[::-1]}
+    for w in "abc hello x lathe token of many words".split()
+]
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": " hi {there}\n"},
@@ -41,8 +44,16 @@ def prepare(folder, rows, **options):
     """The dataset that pairs.py makes of these rows."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    options = {"input": path, "out": folder / "data", "tokenizer": "byte", "val_fraction": 0, **options}
+    path.write_text(
+        "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    )
+    options = {
+        "input": path,
+        "out": folder / "data",
+        "tokenizer": "byte",
+        "val_fraction": 0,
+        **options,
+    }
     pairs.main([f"--{name}={value}" for name, value in options.items()])
     return open_dataset(folder / "data", verify=True)
 
@@ -51,18 +62,24 @@ def scored_texts(dataset, block_size, split="train"):
     """(input, scored targets) of each window, as text."""
     tokenizer = dataset.tokenizer()
     for x, y in val_windows(getattr(dataset, split), block_size, 0, 1):
-        yield [tokenizer.decode(ids.tolist(), specials=True) for ids in (x[0], y[0][y[0] != IGNORE])]
+        yield [
+            tokenizer.decode(ids.tolist(), specials=True) for ids in (x[0], y[0][y[0] != IGNORE])
+        ]
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe:300"])
-def test_completions_and_the_end_of_text_behind_them_are_scored_and_nothing_else(tmp_path, tokenizer):
+def test_completions_and_the_end_of_text_behind_them_are_scored_and_nothing_else(
+    tmp_path, tokenizer
+):
     dataset = prepare(tmp_path, PAIRS, tokenizer=tokenizer)
     [[text, scored]] = list(scored_texts(dataset, dataset.train.n_tokens - 1))
     assert text == "".join(f"<|endoftext|>{row['prompt']}{row['completion']}" for row in PAIRS)
     assert scored == "".join(f"{row['completion']}<|endoftext|>" for row in PAIRS)
     totals = dataset.meta["totals"]["train"]
     assert totals["documents"] == len(PAIRS) and totals["tokens"] == dataset.train.n_tokens
-    assert f"\n{len(PAIRS)} documents, " in verify.report(dataset, verify.Options([dataset.path], windows=0))
+    assert f"\n{len(PAIRS)} documents, " in verify.report(
+        dataset, verify.Options([dataset.path], windows=0)
+    )
 
 
 def test_the_ids_of_a_prompt_do_not_depend_on_its_completion(tmp_path):
@@ -98,7 +115,10 @@ def test_other_kinds_of_files_give_the_same_tokens(tmp_path, kind):
     if kind == "json":
         path.write_text(json.dumps(PAIRS))
     elif kind == "csv":
-        path.write_text("id,prompt,completion\n" + "".join(f'0,"{r["prompt"]}",{r["completion"]}\n' for r in PAIRS))
+        path.write_text(
+            "id,prompt,completion\n"
+            + "".join(f'0,"{r["prompt"]}",{r["completion"]}\n' for r in PAIRS)
+        )
     else:
         import pyarrow.parquet
 
@@ -113,7 +133,9 @@ def test_shards_workers_and_repeated_rows_change_nothing_that_is_scored(tmp_path
     monkeypatch.setattr("lathe.corpus.cut.UNIT_BYTES", 400)
     rows = [{"prompt": f"{i} and {i}?", "completion": f" {2 * i}"} for i in range(100)]
     plain = prepare(tmp_path / "a", rows, val_fraction=0.2)
-    cut = prepare(tmp_path / "b", rows + rows, val_fraction=0.2, shard_tokens=77, workers=2, dedup=True)
+    cut = prepare(
+        tmp_path / "b", rows + rows, val_fraction=0.2, shard_tokens=77, workers=2, dedup=True
+    )
     assert plain.val.n_tokens > 100
     for split in ("train", "val"):
         one, many = (sorted(scored_texts(d, 50, split)) for d in (plain, cut))
@@ -143,11 +165,15 @@ def test_an_interrupted_run_continues_with_its_mask(tmp_path, monkeypatch):
 def test_the_answers_of_a_chat_are_on_the_same_side_of_the_split(tmp_path):
     rows = []
     for i in range(60):
-        turns = [[{"role": "user", "content": f"{i}.{t}"}, {"role": "assistant", "content": f"{t}"}] for t in range(3)]
+        turns = [
+            [{"role": "user", "content": f"{i}.{t}"}, {"role": "assistant", "content": f"{t}"}]
+            for t in range(3)
+        ]
         rows.append({"messages": sum(turns, [])})
     dataset = prepare(tmp_path, rows, template="chat", val_fraction=0.3)
     sides = [
-        {text.split("User: ")[1].split(".")[0] for text, _ in scored_texts(dataset, 90, s)} for s in ("train", "val")
+        {text.split("User: ")[1].split(".")[0] for text, _ in scored_texts(dataset, 90, s)}
+        for s in ("train", "val")
     ]
     assert not sides[0] & sides[1] and sides[1]
     assert [dataset.meta["totals"][s]["documents"] % 3 for s in ("train", "val")] == [0, 0]
@@ -155,7 +181,10 @@ def test_the_answers_of_a_chat_are_on_the_same_side_of_the_split(tmp_path):
 
 def test_a_few_pairs_are_split_between_pairs(tmp_path):
     dataset = prepare(tmp_path, PAIRS[:2], val_fraction=0.4)
-    assert sorted(dataset.meta["totals"][split]["documents"] for split in ("train", "val")) == [1, 1]
+    assert sorted(dataset.meta["totals"][split]["documents"] for split in ("train", "val")) == [
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("row, said", [
@@ -210,7 +239,9 @@ def test_a_damaged_mask_is_found(tmp_path, damage):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 20), st.data()
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=12),
+    st.integers(1, 20),
+    st.data(),
 )
 def test_windows_score_each_target_once_and_cut_no_pair_that_fits(lengths, block_size, data):
     tokens, mask = [], []
@@ -240,13 +271,18 @@ def test_windows_score_each_target_once_and_cut_no_pair_that_fits(lengths, block
 
 def test_the_count_of_targets_is_what_the_ranks_fetch(tmp_path):
     random.seed(1)
-    rows = [{"prompt": "p" * random.randint(1, 20), "completion": "c" * random.randint(1, 30)} for _ in range(40)]
+    rows = [
+        {"prompt": "p" * random.randint(1, 20), "completion": "c" * random.randint(1, 30)}
+        for _ in range(40)
+    ]
     dataset = prepare(tmp_path, rows)
     ranks = [TrainBatches(dataset, 24, 8, 2, 5, "cpu", rank, 2) for rank in range(2)]
     assert ranks[0].n_longer == sum(1 + len(r["prompt"]) + len(r["completion"]) > 24 for r in rows)
     seen = 0
     for step in range(6):
-        fetched = sum(int((b.fetch(8 * step, micro)[1] != IGNORE).sum()) for b in ranks for micro in range(2))
+        fetched = sum(
+            int((b.fetch(8 * step, micro)[1] != IGNORE).sum()) for b in ranks for micro in range(2)
+        )
         assert fetched == ranks[0].targets(8 * step) == ranks[1].targets(8 * step) > 0
         seen += fetched
     assert seen > 0
@@ -256,7 +292,11 @@ def test_pairs_shorter_than_a_block_are_trained_on(tmp_path):
     dataset = prepare(tmp_path, PAIRS[:2])
     batches = TrainBatches(dataset, 500, 2, 2, 0, "cpu")
     x, y = batches.fetch(0, 0)
-    assert batches.targets(0) == 2 * sum(len(row["completion"]) + 1 for row in PAIRS[:2]) == int((y != IGNORE).sum())
+    assert (
+        batches.targets(0)
+        == 2 * sum(len(row["completion"]) + 1 for row in PAIRS[:2])
+        == int((y != IGNORE).sum())
+    )
 
 
 def test_pairs_mix_with_text_of_which_all_is_scored(tmp_path):
@@ -266,7 +306,9 @@ def test_pairs_mix_with_text_of_which_all_is_scored(tmp_path):
     batches = TrainBatches(mixture, 32, 8, 8, 0, "cpu")
     rows = [row for step in range(8) for row in batches.fetch(8 * step, 0)[1].clone()]
     scored = [(row != IGNORE).float().mean().item() for row in rows]
-    assert sum(share == 1 for share in scored) == 32 and all(0 < share < 1 for share in scored if share != 1)
+    assert sum(share == 1 for share in scored) == 32 and all(
+        0 < share < 1 for share in scored if share != 1
+    )
     found = sum(int((y != IGNORE).sum()) for _, y in val_windows(mixture.val, 32, 0, 4))
     parts = [open_dataset(text).val.n_tokens, open_dataset(tmp_path / "data").val.n_tokens]
     assert parts[0] < found < sum(parts)
@@ -279,11 +321,16 @@ def test_gradients_with_masked_prompts_are_those_of_the_completions_by_hand(tmp_
     """Bar 5. By hand: each pair alone, the log-probabilities of its completion and end-of-text summed."""
     dataset = prepare(tmp_path, PAIRS)
     tokenizer, block_size = dataset.tokenizer(), 64
-    config = dict(vocab_size=257, block_size=block_size, n_layer=2, n_head=2, n_embd=32, zero_init=False)
+    config = dict(
+        vocab_size=257, block_size=block_size, n_layer=2, n_head=2, n_embd=32, zero_init=False
+    )
     model = GPT(GPTConfig(**config)).double()
     by_hand, n = 0.0, 0
     for row in PAIRS:
-        prompt, completion = tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["completion"]), tokenizer.eot_id]
+        prompt, completion = (
+            tokenizer.encode(row["prompt"]),
+            [*tokenizer.encode(row["completion"]), tokenizer.eot_id],
+        )
         ids = torch.tensor([[tokenizer.eot_id, *prompt, *completion[:-1]]])
         logprobs = model(ids)[0].double().log_softmax(-1)[len(prompt) :]
         by_hand = by_hand - logprobs.gather(1, torch.tensor(completion).unsqueeze(1)).sum()
@@ -316,10 +363,16 @@ def chat_run(tmp_path_factory):
         rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     torch.manual_seed(0)
     prepare(folder, rows, template="chat", val_input=folder / "rows.jsonl")
-    shape = dict(block_size=96, n_embd=64, batch_size=4, micro_batch_size=4, max_steps=120, eval_interval=120)
+    shape = dict(
+        block_size=96, n_embd=64, batch_size=4, micro_batch_size=4, max_steps=120, eval_interval=120
+    )
     out = folder / "run"
     shown = dict(sample_prompt="red", sample_tokens=8, num_samples=1)
-    train.main(tiny_run.arguments(folder / "data", out, document_mask="true", learning_rate=0.01, **shape, **shown))
+    train.main(
+        tiny_run.arguments(
+            folder / "data", out, document_mask="true", learning_rate=0.01, **shape, **shown
+        )
+    )
     return out
 
 
@@ -329,7 +382,13 @@ def test_samples_at_evaluations_are_answers(chat_run):
 
 
 def test_a_dialogue_is_in_the_chat_format_of_the_checkpoint(chat_run):
-    words = ("sample.py", f"--out_dir={chat_run}", "--interactive", "--temperature=0", "--device=cpu")
+    words = (
+        "sample.py",
+        f"--out_dir={chat_run}",
+        "--interactive",
+        "--temperature=0",
+        "--device=cpu",
+    )
     process = tiny_run.command(*words, stdin=subprocess.PIPE)
     out, err = process.communicate("red\nagain\n/again\n/new\nblue\n\u00e9\nagain\n", timeout=60)
     assert out.replace("> ", "").split("\n")[:4] == ["apple", "apple", "apple", "plum"], err
@@ -337,7 +396,9 @@ def test_a_dialogue_is_in_the_chat_format_of_the_checkpoint(chat_run):
 
 
 def test_prompts_are_questions_unless_chat_is_off(chat_run, capsys):
-    sample.main([f"--out_dir={chat_run}", "--prompt", "red", "blue", "--temperature=0", "--device=cpu"])
+    sample.main(
+        [f"--out_dir={chat_run}", "--prompt", "red", "blue", "--temperature=0", "--device=cpu"]
+    )
     assert capsys.readouterr().out == "apple\nplum\n"
     text = "--prompt=User: red\nAssistant: apple\nUser: again\nAssistant:"
     sample.main([f"--out_dir={chat_run}", "--chat=false", text, "--temperature=0", "--device=cpu"])
@@ -345,7 +406,13 @@ def test_prompts_are_questions_unless_chat_is_off(chat_run, capsys):
 
 
 def test_a_system_message_without_a_chat_template_is_refused(chat_run):
-    words = [f"--out_dir={chat_run}", "--prompt=red", "--system=Be brief.", "--temperature=0", "--device=cpu"]
+    words = [
+        f"--out_dir={chat_run}",
+        "--prompt=red",
+        "--system=Be brief.",
+        "--temperature=0",
+        "--device=cpu",
+    ]
     assert sample.main(words) == 0
     with pytest.raises(ValueError, match="without a chat template: leave it out"):
         sample.main([*words, "--chat=false"])
@@ -365,27 +432,43 @@ def test_the_loss_of_evaluate_is_that_of_each_answer_alone(chat_run, capsys):
         losses = model(x, y, reduction="none").detach()[0].double()[mask[begin + 1 : end + 1] == 1]
         nats, n, text_nats = nats + losses.sum(), n + len(losses), text_nats + losses[:-1].sum()
         n_bytes += len(losses) - 1  # each byte is a token, but end-of-text is none
-    assert found["tokens"] == n == sum(len(f" {fruit}") + 1 for fruit in ("apple", "apple", "plum", "plum"))
+    assert (
+        found["tokens"]
+        == n
+        == sum(len(f" {fruit}") + 1 for fruit in ("apple", "apple", "plum", "plum"))
+    )
     assert found["loss"] == pytest.approx((nats / n).item(), abs=1e-5)
-    assert found["bits_per_byte"] == pytest.approx((text_nats / n_bytes).item() / math.log(2), abs=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(
+        (text_nats / n_bytes).item() / math.log(2), abs=1e-5
+    )
 
 
 def test_fine_tuning_says_what_is_cut_and_refuses_another_tokenizer(chat_run, tmp_path, capsys):
     data = chat_run.parent / "data"
     train.main(tiny_run.arguments(data, tmp_path / "run", block_size=32, max_steps=1))
-    assert "2 documents exceed block_size: the beginnings of their prompts are left out" in capsys.readouterr().err
+    assert (
+        "2 documents exceed block_size: the beginnings of their prompts are left out"
+        in capsys.readouterr().err
+    )
     same = prepare(tmp_path / "same", PAIRS, tokenizer=chat_run, val_fraction=0.3)
-    train.main(tiny_run.arguments(same.path, tmp_path / "more", init_from=chat_run, block_size=96, max_steps=1))
+    train.main(
+        tiny_run.arguments(
+            same.path, tmp_path / "more", init_from=chat_run, block_size=96, max_steps=1
+        )
+    )
     other = prepare(tmp_path / "other", PAIRS, tokenizer="char", val_fraction=0.3)
     with pytest.raises(
-        ValueError, match="has tokenizer char, the checkpoint .* byte .*prepare the data with --tokenizer"
+        ValueError,
+        match="has tokenizer char, the checkpoint .* byte .*prepare the data with --tokenizer",
     ):
         train.main(tiny_run.arguments(other.path, tmp_path / "new", init_from=chat_run))
 
 
 @pytest.mark.parametrize("template", ["chat", "instruction"])
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
-def test_an_exported_chat_template_makes_the_ids_that_were_trained_on(tmp_path, template, tokenizer):
+def test_an_exported_chat_template_makes_the_ids_that_were_trained_on(
+    tmp_path, template, tokenizer
+):
     from transformers import AutoTokenizer
 
     dataset = prepare(tmp_path, [{"messages": CHAT}], template=template, tokenizer=tokenizer)
@@ -395,4 +478,7 @@ def test_an_exported_chat_template_makes_the_ids_that_were_trained_on(tmp_path, 
     last = ids[ids.index(dataset.tokenizer().eot_id, 1) :]
     assert theirs.apply_chat_template(CHAT, return_dict=False) == last
     prompt = [last[0], *dataset.tokenizer().encode(chat_prompt(CHAT[:-1], template)[0])]
-    assert theirs.apply_chat_template(CHAT[:-1], add_generation_prompt=True, return_dict=False) == prompt
+    assert (
+        theirs.apply_chat_template(CHAT[:-1], add_generation_prompt=True, return_dict=False)
+        == prompt
+    )

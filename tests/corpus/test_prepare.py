@@ -29,7 +29,9 @@ from lathe.text.tokenizer import EOT, load_tokenizer, train_char
 from prepare import python_stdlib, shakespeare_char, tinystories, verify, wikitext
 
 SHARED = ROOT.parent / "shared" / "data"
-SENTENCES = [f"Document {i} says: hello, wörld!\nIts second line is number {i * i}.\n" for i in range(400)]
+SENTENCES = [
+    f"Document {i} says: hello, wörld!\nIts second line is number {i * i}.\n" for i in range(400)
+]
 
 
 def prepare(inputs, out, **options):
@@ -48,7 +50,11 @@ def stored_documents(folder, split=None) -> list[str]:
             stream.read(0, stream.n_tokens, tokens)
         begins = np.flatnonzero(tokens == tokenizer.eot_id)
         assert not len(tokens) or begins[0] == 0
-        found += [tokenizer.decode(part[1:]) for part in np.split(tokens, begins[1:])] if len(begins) else []
+        found += (
+            [tokenizer.decode(part[1:]) for part in np.split(tokens, begins[1:])]
+            if len(begins)
+            else []
+        )
     return found
 
 
@@ -57,7 +63,9 @@ def shard_hashes(folder):
 
 
 def write_jsonl(path, documents, **more):
-    path.write_text("".join(json.dumps({"text": d} | more) + "\n" for d in documents), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": d} | more) + "\n" for d in documents), encoding="utf-8"
+    )
     return path
 
 
@@ -70,7 +78,9 @@ def as_jsonl(documents):
 
 def as_csv(documents, delimiter=","):
     table = io.StringIO()
-    csv.writer(table, delimiter=delimiter).writerows([["n", "text"], *([i, d] for i, d in enumerate(documents))])
+    csv.writer(table, delimiter=delimiter).writerows(
+        [["n", "text"], *([i, d] for i, d in enumerate(documents))]
+    )
     return table.getvalue().encode()
 
 
@@ -88,7 +98,9 @@ FORMS = {
     "a.ndjson": as_jsonl,
     "a.json": lambda documents: json.dumps([{"text": d} for d in documents], indent=1).encode(),
     "strings.json": lambda documents: json.dumps(documents, ensure_ascii=False).encode(),
-    "values.json": lambda documents: "\n".join(json.dumps({"text": d}, indent=1) for d in documents).encode(),
+    "values.json": lambda documents: "\n".join(
+        json.dumps({"text": d}, indent=1) for d in documents
+    ).encode(),
     "a.csv": as_csv,
     "a.tsv": lambda documents: as_csv(documents, "\t"),
     "a.parquet": as_parquet,
@@ -105,9 +117,12 @@ def compressed(content, suffix):
 
 # Parquet files are compressed inside already.
 @pytest.mark.parametrize(
-    ("name", "suffix"), [(n, s) for n in FORMS for s in ("", ".gz", ".zst") if not (s and n.endswith(".parquet"))]
+    ("name", "suffix"),
+    [(n, s) for n in FORMS for s in ("", ".gz", ".zst") if not (s and n.endswith(".parquet"))],
 )
-def test_every_form_of_the_same_documents_gives_the_same_shards(name, suffix, tmp_path, monkeypatch):
+def test_every_form_of_the_same_documents_gives_the_same_shards(
+    name, suffix, tmp_path, monkeypatch
+):
     monkeypatch.setattr(cut, "UNIT_BYTES", 3000)  # many units of each
     prepare(write_jsonl(tmp_path / "plain.jsonl", SENTENCES), tmp_path / "expected")
     (tmp_path / (name + suffix)).write_bytes(compressed(FORMS[name](SENTENCES), suffix))
@@ -127,8 +142,14 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path):
     begins = [d.split()[2] for d in stored_documents(out)]
     assert begins == ["a.md", "b.txt", "e", "deep/c.py"]
     prepare([tmp_path / "in" / "**" / "*.txt*"], tmp_path / "out2", val_fraction=0)
-    assert [d.split()[2] for d in stored_documents(tmp_path / "out2")] == [".hidden/d.txt", "b.txt", "e"]
-    prepare([tmp_path / "in" / "picture.png"], tmp_path / "out3", val_fraction=0)  # named by itself: taken
+    assert [d.split()[2] for d in stored_documents(tmp_path / "out2")] == [
+        ".hidden/d.txt",
+        "b.txt",
+        "e",
+    ]
+    prepare(
+        [tmp_path / "in" / "picture.png"], tmp_path / "out3", val_fraction=0
+    )  # named by itself: taken
     assert len(stored_documents(tmp_path / "out3")) == 1
 
 
@@ -156,21 +177,37 @@ def test_files_at_an_address_are_read_where_they_are(tmp_path):
 
 
 def test_other_fields_and_given_validation_files(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"body": "train me", "text": 3}\n\n{"body": "too"}\n"a text by itself"\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"body": "train me", "text": 3}\n\n{"body": "too"}\n"a text by itself"\n'
+    )
     (tmp_path / "b.csv").write_text('id,body\n1,"validate, ""me"""\n')
-    meta = prepare(tmp_path / "a.jsonl", tmp_path / "out", field="body", val_input=[str(tmp_path / "b.csv")])
+    meta = prepare(
+        tmp_path / "a.jsonl", tmp_path / "out", field="body", val_input=[str(tmp_path / "b.csv")]
+    )
     assert stored_documents(tmp_path / "out", "train") == ["train me", "too", "a text by itself"]
     assert stored_documents(tmp_path / "out", "val") == ['validate, "me"']
     assert meta["options"]["split"] == "given"
 
 
 def test_standard_input_is_text_or_what_format_says(tmp_path):
-    command = [sys.executable, str(ROOT / "prepare" / "text.py"), "--input", "-", "--tokenizer", "char", "--out"]
+    command = [
+        sys.executable,
+        str(ROOT / "prepare" / "text.py"),
+        "--input",
+        "-",
+        "--tokenizer",
+        "char",
+        "--out",
+    ]
     story = "Once upon a time. " * 50
-    subprocess.run([*command, str(tmp_path / "text")], input=story.encode(), check=True, capture_output=True)
+    subprocess.run(
+        [*command, str(tmp_path / "text")], input=story.encode(), check=True, capture_output=True
+    )
     assert "".join(stored_documents(tmp_path / "text")) == story
     rows = as_jsonl(SENTENCES)
-    done = subprocess.run([*command, str(tmp_path / "rows"), "--format=jsonl"], input=rows, capture_output=True)
+    done = subprocess.run(
+        [*command, str(tmp_path / "rows"), "--format=jsonl"], input=rows, capture_output=True
+    )
     assert done.returncode == 0 and done.stdout == b""
     assert sorted(stored_documents(tmp_path / "rows")) == sorted(SENTENCES)
     names = {"lock", "meta.json", "tokenizer.json", "train_000000.bin", "val_000000.bin"}
@@ -189,7 +226,9 @@ anything = st.text(st.characters(codec=None, exclude_categories=[]), max_size=60
 def test_shards_decode_to_the_documents(tmp_path_factory, documents, newlines, dedup):
     folder = tmp_path_factory.mktemp("any")
     write_jsonl(folder / "a.jsonl", ["first", *documents])  # json writes surrogates as escapes
-    meta = prepare(folder / "a.jsonl", folder / "out", newlines=newlines, dedup=dedup, val_fraction=0)
+    meta = prepare(
+        folder / "a.jsonl", folder / "out", newlines=newlines, dedup=dedup, val_fraction=0
+    )
     expected = ["first"]
     for document in documents:
         document = document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -207,8 +246,13 @@ def test_changes_to_the_text_are_counted(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\xff\xfe and \xef\xbf\xbd\n")
     meta = prepare(tmp_path / "a.txt", tmp_path / "out", errors="replace", val_fraction=0)
     assert stored_documents(tmp_path / "out") == ["one\ntwo\nthree\ufffd\ufffd and \ufffd\n"]
-    assert meta["counts"] == {"Windows or Mac line ends converted": 2, "invalid byte sequences replaced": 2}
-    prepare(tmp_path / "a.txt", tmp_path / "kept", errors="replace", newlines="keep", val_fraction=0)
+    assert meta["counts"] == {
+        "Windows or Mac line ends converted": 2,
+        "invalid byte sequences replaced": 2,
+    }
+    prepare(
+        tmp_path / "a.txt", tmp_path / "kept", errors="replace", newlines="keep", val_fraction=0
+    )
     assert stored_documents(tmp_path / "kept") == ["one\r\ntwo\rthree\ufffd\ufffd and \ufffd\n"]
     write_jsonl(tmp_path / "b.jsonl", ["\ud800 and \ud83d\ude00", "same", "same", ""])
     meta = prepare(tmp_path / "b.jsonl", tmp_path / "b", dedup=True, val_fraction=0)
@@ -226,13 +270,20 @@ def test_the_split_depends_on_each_document_alone(tmp_path):
     assert val == {d for d in more_val if d.startswith("Document")} and 20 < len(val) < 60
     assert not val & set(stored_documents(tmp_path / "b", "train"))  # duplicates lie on one side
     prepare(tmp_path / "a.jsonl", tmp_path / "c", val_fraction=0.2)
-    assert val < set(stored_documents(tmp_path / "c", "val"))  # a larger share keeps the smaller one
+    assert val < set(
+        stored_documents(tmp_path / "c", "val")
+    )  # a larger share keeps the smaller one
 
 
 @pytest.mark.parametrize("n_documents", [1, 2, 3])
 def test_few_documents_are_split_by_position(n_documents, tmp_path):
     documents = ["".join(map(chr, range(97, 122))) * 8] * n_documents
-    meta = prepare(write_jsonl(tmp_path / "a.jsonl", documents), tmp_path / "out", val_fraction=0.25, newlines="keep")
+    meta = prepare(
+        write_jsonl(tmp_path / "a.jsonl", documents),
+        tmp_path / "out",
+        val_fraction=0.25,
+        newlines="keep",
+    )
     train, val = (stored_documents(tmp_path / "out", split) for split in ("train", "val"))
     assert "".join(train + val) == "".join(documents)
     assert len("".join(val)) == 50 * n_documents
@@ -259,7 +310,9 @@ def test_leaving_out_duplicates_keeps_both_parts_of_a_text_that_is_cut(tmp_path,
     at = int(len(story) * 0.75)
     assert stored_documents(tmp_path / "out") == [story[:at], story[at:]]
     write_jsonl(tmp_path / "b.jsonl", ["one and the same", "one and the same", "another " * 50])
-    prepare(tmp_path / "b.jsonl", tmp_path / "b", val_fraction=1e-9, dedup=True)  # by hash, all go to train
+    prepare(
+        tmp_path / "b.jsonl", tmp_path / "b", val_fraction=1e-9, dedup=True
+    )  # by hash, all go to train
     assert stored_documents(tmp_path / "b", "train")[0] == "one and the same"
     assert "".join(stored_documents(tmp_path / "b")) == "one and the same" + "another " * 50
 
@@ -274,17 +327,25 @@ def test_an_empty_part_is_told(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------- large texts
 
 
-TRICKY = "日本語の文\n\n\n" * 50 + "x\r\n  y\r\n" * 99 + "no line ends but words and 12 3456 don't it's. " * 99
+TRICKY = (
+    "日本語の文\n\n\n" * 50
+    + "x\r\n  y\r\n" * 99
+    + "no line ends but words and 12 3456 don't it's. " * 99
+)
 
 
 @pytest.mark.parametrize("encoding", ["gpt2", "cl100k_base", "o200k_base"])
-def test_where_a_text_is_cut_into_units_does_not_show_in_the_tokens(encoding, tmp_path, monkeypatch):
+def test_where_a_text_is_cut_into_units_does_not_show_in_the_tokens(
+    encoding, tmp_path, monkeypatch
+):
     import tiktoken_ext.openai_public as encodings
 
     empty = {"load_tiktoken_bpe": {}, "data_gym_to_mergeable_bpe_ranks": {}}
     for name, ranks in empty.items():
         monkeypatch.setattr(encodings, name, lambda *a, ranks=ranks, **k: ranks)
-    pattern = encodings.ENCODING_CONSTRUCTORS[encoding]()["pat_str"]  # with our own merges: the pattern is what counts
+    pattern = encodings.ENCODING_CONSTRUCTORS[encoding]()[
+        "pat_str"
+    ]  # with our own merges: the pattern is what counts
     source = Path(build.__file__).read_text("utf-8") + "".join(SENTENCES) + TRICKY
     train_bpe(count_pieces([source], pattern), 500, pattern).save(tmp_path)
     (tmp_path / "a.txt").write_text(source, newline="", encoding="utf-8")
@@ -296,17 +357,23 @@ def test_where_a_text_is_cut_into_units_does_not_show_in_the_tokens(encoding, tm
         assert np.concatenate(open_dataset(out).train.shards).tolist() == [499, *expected]
 
 
-def test_a_text_without_words_is_cut_between_characters_with_a_warning(tmp_path, monkeypatch, capsys):
+def test_a_text_without_words_is_cut_between_characters_with_a_warning(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(cut, "UNIT_BYTES", 100)
     story = "日本語" * 400
     (tmp_path / "a.txt").write_text(story, encoding="utf-8")
     (tmp_path / "b.txt").write_text("\r\n" * 900, newline="")
-    prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out", val_fraction=0, newlines="keep")
+    prepare(
+        [tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out", val_fraction=0, newlines="keep"
+    )
     assert stored_documents(tmp_path / "out") == [story, "\r\n" * 900]
     assert "cutting anywhere" in capsys.readouterr().err
 
 
-def test_documents_larger_than_units_and_shards_keep_their_split_and_their_duplicates(tmp_path, monkeypatch):
+def test_documents_larger_than_units_and_shards_keep_their_split_and_their_duplicates(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(cut, "UNIT_BYTES", 1000)
     (tmp_path / "in").mkdir()
     large = {i: "".join(random.Random(i).choices("abc \n", k=5000)) for i in range(30)}
@@ -336,7 +403,9 @@ def test_peak_memory_does_not_grow_with_the_document(tmp_path):
     run = [sys.executable, "-c", code, str(tmp_path / "a.txt"), str(tmp_path / "out")]
     status = subprocess.run(run, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
-    assert (tmp_path / "a.txt").stat().st_size > 90e6 and peak < 150e6  # 103 MB, of which 35 are Python and numpy
+    assert (
+        tmp_path / "a.txt"
+    ).stat().st_size > 90e6 and peak < 150e6  # 103 MB, of which 35 are Python and numpy
 
 
 # ------------------------------------------------------------------------------------------------- workers, resuming
@@ -355,8 +424,12 @@ def test_any_number_of_workers_writes_the_same_bytes(corpus, tmp_path):
     options = {"tokenizer": "bpe:300", "dedup": True, "shard_tokens": 500_000, "val_fraction": 0.1}
     for workers in (1, 2, 3):
         prepare(corpus, tmp_path / str(workers), workers=workers, **options)
-    assert shard_hashes(tmp_path / "1") == shard_hashes(tmp_path / "2") == shard_hashes(tmp_path / "3")
-    assert (tmp_path / "1" / "meta.json").read_bytes() == (tmp_path / "2" / "meta.json").read_bytes()
+    assert (
+        shard_hashes(tmp_path / "1") == shard_hashes(tmp_path / "2") == shard_hashes(tmp_path / "3")
+    )
+    assert (tmp_path / "1" / "meta.json").read_bytes() == (
+        tmp_path / "2" / "meta.json"
+    ).read_bytes()
     assert len(shard_hashes(tmp_path / "1")) > 3
 
 
@@ -416,7 +489,11 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path, monkeypatch, capsys
     with monkeypatch.context() as patch:
         tokenized = []
         real = tokenize_unit
-        patch.setattr(build, "tokenize_unit", lambda unit, **more: tokenized.append(unit) or real(unit, **more))
+        patch.setattr(
+            build,
+            "tokenize_unit",
+            lambda unit, **more: tokenized.append(unit) or real(unit, **more),
+        )
         prepare(path, tmp_path / "out", **options)
     assert "continuing" in capsys.readouterr().err
     n_units = len(list(units(find_sources([str(path)]), Rules())))
@@ -429,7 +506,12 @@ def test_ctrl_c_stops_all_workers_and_says_how_to_go_on(tmp_path):
     large = write_jsonl(
         tmp_path / "large.jsonl", SENTENCES * (40_000_000 // len("".join(SENTENCES)))
     )  # seconds of work
-    command = [sys.executable, str(ROOT / "prepare" / "text.py"), f"--input={large}", f"--out={tmp_path}/out"]
+    command = [
+        sys.executable,
+        str(ROOT / "prepare" / "text.py"),
+        f"--input={large}",
+        f"--out={tmp_path}/out",
+    ]
     command += ["--tokenizer=bpe:300", "--bpe_sample=1", "--workers=2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "out" / "progress.jsonl"
@@ -438,7 +520,9 @@ def test_ctrl_c_stops_all_workers_and_says_how_to_go_on(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and errors.splitlines()[-1].startswith("prepare: stopped: run the same command")
+    assert process.returncode == 130 and errors.splitlines()[-1].startswith(
+        "prepare: stopped: run the same command"
+    )
     assert "Traceback" not in errors
 
 
@@ -485,7 +569,11 @@ def test_tiny_shakespeare_is_cut_as_in_nanogpt(tmp_path):
         pytest.skip(f"tiny Shakespeare is not at {file}")
     shakespeare_char.main(["--input", str(file), "--out", str(tmp_path / "out")])
     dataset, content = open_dataset(tmp_path / "out"), file.read_text()
-    assert (dataset.train.n_tokens, dataset.val.n_tokens, dataset.vocab_size) == (1_003_855, 111_541, 66)
+    assert (dataset.train.n_tokens, dataset.val.n_tokens, dataset.vocab_size) == (
+        1_003_855,
+        111_541,
+        66,
+    )
     assert stored_documents(tmp_path / "out") == [
         content[: int(len(content) * 0.9)],
         content[int(len(content) * 0.9) :],
@@ -504,7 +592,13 @@ def test_shakespeare_without_a_network_says_what_to_do(tmp_path, monkeypatch):
 
 def test_the_standard_library_leaves_its_tests_out(tmp_path):
     library = tmp_path / "lib"
-    for name in ("ast.py", "json/decoder.py", "test/test_ast.py", "site-packages/x.py", "idlelib/idle_test/t.py"):
+    for name in (
+        "ast.py",
+        "json/decoder.py",
+        "test/test_ast.py",
+        "site-packages/x.py",
+        "idlelib/idle_test/t.py",
+    ):
         (library / name).parent.mkdir(parents=True, exist_ok=True)
         (library / name).write_text(f"# {name}\nimport sys\n" * 20)
     (library / "notes.txt").write_text("not Python")
@@ -512,7 +606,9 @@ def test_the_standard_library_leaves_its_tests_out(tmp_path):
     dataset = open_dataset(tmp_path / "out")
     assert dataset.meta["files"] == 2 and dataset.tokenizer().kind == "bpe"
     stored = "".join(stored_documents(tmp_path / "out"))
-    assert "ast.py" in stored and "decoder" in stored and "test" not in stored and "site" not in stored
+    assert (
+        "ast.py" in stored and "decoder" in stored and "test" not in stored and "site" not in stored
+    )
 
 
 def test_ready_commands_are_the_general_one_with_defaults(tmp_path, monkeypatch):
@@ -546,7 +642,11 @@ def test_wikitext_joins_paragraphs_to_articles(tmp_path):
 
 
 def test_verifying_shows_what_is_in_a_dataset(tmp_path, capsys):
-    prepare(write_jsonl(tmp_path / "a.jsonl", [*SENTENCES, "long " * 500, ""]), tmp_path / "out", val_fraction=0.1)
+    prepare(
+        write_jsonl(tmp_path / "a.jsonl", [*SENTENCES, "long " * 500, ""]),
+        tmp_path / "out",
+        val_fraction=0.1,
+    )
     verify.main([str(tmp_path / "out"), "--windows=3"])
     page = capsys.readouterr().out
     assert "all checks passed" in page and "1 empty documents skipped" in page
@@ -557,7 +657,9 @@ def test_verifying_shows_what_is_in_a_dataset(tmp_path, capsys):
     documents = sum(int(n) for n in re.findall(r"^(\d+) documents", page, re.M))
     assert documents == 401
     train_char(SENTENCES).save(tmp_path / "out")
-    with pytest.raises(ValueError, match="the tokenizer beside the shards is char .* were made with byte"):
+    with pytest.raises(
+        ValueError, match="the tokenizer beside the shards is char .* were made with byte"
+    ):
         verify.main([str(tmp_path / "out")])
 
 
@@ -565,4 +667,6 @@ def test_verifying_shows_what_is_in_a_dataset(tmp_path, capsys):
 def test_verifying_refuses_windows_that_make_no_sense(option, capsys):
     with pytest.raises(SystemExit) as end:
         verify.main(["out", option])
-    assert end.value.code == 2 and option.strip("-").split("=")[0] + " is" in capsys.readouterr().err
+    assert (
+        end.value.code == 2 and option.strip("-").split("=")[0] + " is" in capsys.readouterr().err
+    )

@@ -24,7 +24,11 @@ def fails(tmp_path, capsys, monkeypatch):
 
     def run(match, *arguments, inputs=("in",), out="out", code=1):
         with pytest.raises(SystemExit) as end:
-            cli.run(lambda: text.main(["--input", *inputs, f"--out={out}", "--tokenizer=byte", *arguments]))
+            cli.run(
+                lambda: text.main(
+                    ["--input", *inputs, f"--out={out}", "--tokenizer=byte", *arguments]
+                )
+            )
         printed = capsys.readouterr()
         assert end.value.code == code and printed.out == ""
         assert re.search(match, printed.err), printed.err
@@ -52,9 +56,14 @@ def test_no_input(fails):
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe:300"])
 def test_empty_input(fails, tokenizer):
     write("a.txt", "")
-    fails(r"no documents found in in/a.txt \(1 files, 1 documents empty\)", f"--tokenizer={tokenizer}")
+    fails(
+        r"no documents found in in/a.txt \(1 files, 1 documents empty\)", f"--tokenizer={tokenizer}"
+    )
     write("b.jsonl", '{"text": ""}\n{"text": null}\n')
-    fails(r"no documents found in in/a.txt and others \(2 files, 3 documents empty\)", f"--tokenizer={tokenizer}")
+    fails(
+        r"no documents found in in/a.txt and others \(2 files, 3 documents empty\)",
+        f"--tokenizer={tokenizer}",
+    )
     assert not list(Path("out").glob("*.bin*"))
 
 
@@ -70,7 +79,11 @@ def test_text_that_is_not_utf8(fails):
 
 @pytest.mark.parametrize("name", ["b.jsonl", "b.json", "b.csv"])
 def test_data_files_that_are_not_utf8(fails, name):
-    content = {"b.jsonl": b'{"text": "ab\xff"}', "b.json": b'[{"text": "ab\xff"}]', "b.csv": b"text\nab\xff\n"}[name]
+    content = {
+        "b.jsonl": b'{"text": "ab\xff"}',
+        "b.json": b'[{"text": "ab\xff"}]',
+        "b.csv": b"text\nab\xff\n",
+    }[name]
     write(name, content)
     byte = content.index(b"\xff")
     fails(rf"in/{name} is not UTF-8 at byte {byte} \(ff\)")
@@ -145,7 +158,9 @@ def test_tokenizers_that_do_not_exist_or_cannot_be_reached(fails, monkeypatch, t
     fails("tokenizer=bpe:lots: write bpe:N with N from 257", "--tokenizer=bpe:lots", code=2)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    fails("gpt2: its files cannot be reached .*vocab.bpe as .*TIKTOKEN_CACHE_DIR", "--tokenizer=gpt2")
+    fails(
+        "gpt2: its files cannot be reached .*vocab.bpe as .*TIKTOKEN_CACHE_DIR", "--tokenizer=gpt2"
+    )
 
 
 def test_a_character_tokenizer_of_another_text(fails, tmp_path):
@@ -176,7 +191,9 @@ def test_hub_datasets_that_cannot_be_opened(fails, monkeypatch):
     fails("--input hf: names no dataset: write hf:NAME", inputs=["hf:"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="https://huggingface.co/datasets/nobody/nothing elsewhere.*--input FOLDER"):
+    with pytest.raises(
+        OSError, match="https://huggingface.co/datasets/nobody/nothing elsewhere.*--input FOLDER"
+    ):
         find_sources(["hf:nobody/nothing"])
 
 
@@ -189,7 +206,9 @@ def test_two_at_a_time_in_one_folder(fails, tmp_path):
     write("a.txt", "some text")
     (tmp_path / "out").mkdir()
     with lock_folder("out", tmp_path / "out"):
-        fails(f"out out is in use by process {os.getpid()} on .*: wait, stop it, or choose another --out")
+        fails(
+            f"out out is in use by process {os.getpid()} on .*: wait, stop it, or choose another --out"
+        )
     text.main(["--input=in", "--out=out"])  # the lock is gone with its holder
 
 
@@ -207,7 +226,12 @@ def test_a_full_disk_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     """A limit on the size of files stands in for a full disk: writing fails in the same place."""
     resource = pytest.importorskip("resource")
     (tmp_path / "a.txt").write_text("a line of the text\n" * 1_000_000)
-    command = [sys.executable, str(ROOT / "prepare" / "text.py"), f"--input={tmp_path}/a.txt", f"--out={tmp_path}/out"]
+    command = [
+        sys.executable,
+        str(ROOT / "prepare" / "text.py"),
+        f"--input={tmp_path}/a.txt",
+        f"--out={tmp_path}/out",
+    ]
     command += ["--tokenizer=byte", "--workers=1"]
 
     def limit():

@@ -14,7 +14,9 @@ from lathe.optim.optimizer import Optimizer
 from lathe.optim.schedule import lr_factor, set_rates
 from model import CHOICES, GPT, GPT2, GPTConfig
 
-CLASSIC = ((3.4445, -4.7750, 2.0315),) * 5  # Jordan et al. 2024, kellerjordan.github.io/posts/muon; torch's
+CLASSIC = (
+    (3.4445, -4.7750, 2.0315),
+) * 5  # Jordan et al. 2024, kellerjordan.github.io/posts/muon; torch's
 EXACT = ((2.0, -1.5, 0.5),) * 12  # slow, and the true polar factor
 SMALL = dict(vocab_size=61, block_size=16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
 FAMILIES = {"modern": dict(SMALL, norm_weight=True), "gpt2": dict(SMALL, **GPT2)}
@@ -52,8 +54,16 @@ def copies(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def built(model: GPT, kind: str = "muon", **changes) -> list[Optimizer]:
-    rest = dict(learning_rate=3e-3, muon_learning_rate=0.02, weight_decay=0.1, betas=(0.9, 0.95), muon_momentum=0.95)
-    return build_optimizers(model.named_parameters(), kind, **{**rest, **changes}, fused_rows=model.fused_rows())
+    rest = dict(
+        learning_rate=3e-3,
+        muon_learning_rate=0.02,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        muon_momentum=0.95,
+    )
+    return build_optimizers(
+        model.named_parameters(), kind, **{**rest, **changes}, fused_rows=model.fused_rows()
+    )
 
 
 # ---- orthogonalisation ----
@@ -78,7 +88,9 @@ def test_singular_values_come_into_the_band(coefficients, smallest, low, high):
     left, right = (torch.linalg.qr(torch.randn(n, 49, dtype=torch.float64))[0] for n in (49, 80))
     x = ((left * values) @ right.T).float()
     # Rounding to bfloat16 alone moves singular values of 1e-3 by a good part of themselves.
-    for dtype, slack in ((torch.float32, 0.01), (torch.bfloat16, 0.015))[: 1 if smallest < 3e-3 else 2]:
+    for dtype, slack in ((torch.float32, 0.01), (torch.bfloat16, 0.015))[
+        : 1 if smallest < 3e-3 else 2
+    ]:
         result = torch.linalg.svdvals(orthogonalize(x[None].to(dtype), coefficients)[0].float())
         assert low - slack <= result.min() and result.max() <= high + slack
 
@@ -89,14 +101,21 @@ def test_enough_iterations_give_the_nearest_orthogonal_matrix():
     torch.testing.assert_close(orthogonalize(x, EXACT), u @ v, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("coefficients, rms", ((CLASSIC, 0.87), (POLAR_EXPRESS, 1.03), (EXACT, 1.0)))
+@pytest.mark.parametrize(
+    "coefficients, rms", ((CLASSIC, 0.87), (POLAR_EXPRESS, 1.03), (EXACT, 1.0))
+)
 def test_a_gaussian_matrix_comes_out_at_the_known_size(coefficients, rms):
     x = orthogonalize(torch.randn(1, 128, 512), coefficients)
     assert x.norm().item() / math.sqrt(128) == pytest.approx(rms, abs=0.01)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.integers(1, 24), st.integers(1, 24), st.floats(1e-3, 1e4), st.sampled_from((CLASSIC, POLAR_EXPRESS)))
+@given(
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.floats(1e-3, 1e4),
+    st.sampled_from((CLASSIC, POLAR_EXPRESS)),
+)
 def test_orthogonalisation_knows_neither_side_nor_size_nor_sign(m, n, scale, coefficients):
     x = torch.randn(2, m, n)
     y = orthogonalize(x, coefficients)
@@ -112,7 +131,11 @@ def test_adamw_equals_torchs_also_without_some_gradients():
     ours = [p.requires_grad_() for p in (torch.randn(24, 16), torch.randn(16), torch.randn(8, 3))]
     theirs = [p.detach().clone().requires_grad_() for p in ours]
     a, b = (
-        kind([dict(params=p[:1], weight_decay=0.1), dict(params=p[1:], weight_decay=0.0)], lr=3e-3, betas=(0.8, 0.95))
+        kind(
+            [dict(params=p[:1], weight_decay=0.1), dict(params=p[1:], weight_decay=0.0)],
+            lr=3e-3,
+            betas=(0.8, 0.95),
+        )
         for kind, p in ((AdamW, ours), (torch.optim.AdamW, theirs))
     )
     for step in range(6):
@@ -134,7 +157,10 @@ def test_adamw_equals_torchs_also_without_some_gradients():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 def test_an_update_that_a_device_skips_by_itself_leaves_no_trace(kind, bad):
     def build():
-        params = [torch.full((8, 4), 0.5, requires_grad=True), torch.full((4, 8), -0.5, requires_grad=True)]
+        params = [
+            torch.full((8, 4), 0.5, requires_grad=True),
+            torch.full((4, 8), -0.5, requires_grad=True),
+        ]
         if kind == "muon":
             return params, Muon(params, weight_decay=0.1, rows={0: (4, 4)})
         return params, AdamW([dict(params=params)], weight_decay=0.1)
@@ -180,9 +206,13 @@ def test_a_gradient_scaler_drives_our_optimizers():
 def test_five_steps_equal_torchs_muon(shape):
     """Its iterations run in bfloat16 and its norm has no safety margin: the first polynomial takes ours back out."""
     first = tuple(c * 1.02**power for c, power in zip(CLASSIC[0], (1, 3, 5), strict=True))
-    ours, theirs = (torch.randn(shape, generator=torch.Generator().manual_seed(1)).div(8) for _ in range(2))
+    ours, theirs = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(1)).div(8) for _ in range(2)
+    )
     start = ours.clone()
-    a = Muon([ours.requires_grad_()], 0.02, 0.95, 0.1, None, (first, *CLASSIC[1:]), False, torch.bfloat16)
+    a = Muon(
+        [ours.requires_grad_()], 0.02, 0.95, 0.1, None, (first, *CLASSIC[1:]), False, torch.bfloat16
+    )
     b = torch.optim.Muon([theirs.requires_grad_()], lr=0.02, momentum=0.95, weight_decay=0.1)
     for _ in range(5):
         ours.grad = torch.randn(shape)
@@ -217,7 +247,10 @@ def test_an_update_goes_down_the_gradient_whatever_its_scale():
 def test_stacked_parameters_move_as_each_would_alone():
     together = with_gradients((16, 32), (32, 16), (16, 32), (16, 16), (8, 40), (32, 16))
     alone = copies(together)
-    stacked, singles = Muon(together, weight_decay=0.1), [Muon([p], weight_decay=0.1) for p in alone]
+    stacked, singles = (
+        Muon(together, weight_decay=0.1),
+        [Muon([p], weight_decay=0.1) for p in alone],
+    )
     for _ in range(3):
         for p, q in zip(together, alone, strict=True):
             p.grad = torch.randn_like(p)
@@ -231,7 +264,9 @@ def test_stacked_parameters_move_as_each_would_alone():
 @pytest.mark.parametrize("rows", ((32, 32, 32), (32, 16, 16), (96, 96), (32, 8, 8)))
 def test_fused_rows_move_as_separate_matrices_would(rows):
     parts = with_gradients(*((r, 32) for r in rows))
-    other, fused = with_gradients((24, 32), (sum(rows), 32))  # another parameter first: `rows` counts positions
+    other, fused = with_gradients(
+        (24, 32), (sum(rows), 32)
+    )  # another parameter first: `rows` counts positions
     with torch.no_grad():
         fused.copy_(torch.cat(parts))
     fused.grad = torch.cat([p.grad for p in parts])
@@ -263,7 +298,9 @@ def test_a_gradient_of_zeros_only_decays(cautious):
     p = torch.randn(8, 12, requires_grad=True)
     before, p.grad = p.detach().clone(), torch.zeros(8, 12)
     Muon([p], lr=0.1, weight_decay=0.5, cautious=cautious).step()
-    torch.testing.assert_close(p.detach(), before * (1 if cautious else 1 - 0.1 * 0.5), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        p.detach(), before * (1 if cautious else 1 - 0.1 * 0.5), rtol=1e-6, atol=0
+    )
 
 
 def test_cautious_decay_acts_only_where_the_update_shrinks_the_weight():
@@ -275,7 +312,9 @@ def test_cautious_decay_acts_only_where_the_update_shrinks_the_weight():
     update = before - plain.detach()
     agree = update * before > 0
     assert 0.3 < agree.float().mean() < 0.7
-    torch.testing.assert_close(decayed.detach(), plain - 0.1 * 0.5 * before * agree, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        decayed.detach(), plain - 0.1 * 0.5 * before * agree, rtol=0, atol=1e-6
+    )
     assert torch.equal(decayed[~agree], plain[~agree])
 
 
@@ -324,7 +363,9 @@ def test_muon_gets_the_matrices_inside_the_blocks(config):
     assert len(group["names"]) == 4 * config.n_layer
     assert all(n.startswith("transformer.h.") and n.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
                for n in group["names"])  # fmt: skip
-    assert muon.rows.keys() == {i for i, n in enumerate(group["names"]) if n in GPT(config).fused_rows()}
+    assert muon.rows.keys() == {
+        i for i, n in enumerate(group["names"]) if n in GPT(config).fused_rows()
+    }
     assert (group["base_lr"], group["momentum"]) == (0.02, 0.95)
     assert all(g["base_lr"] == 3e-3 and "momentum" not in g for g in adamw.param_groups)
 
@@ -375,7 +416,10 @@ def test_a_state_saved_mid_run_continues_bit_for_bit(family, kind, tmp_path):
     a, b = built(straight, kind), built(stopped, kind)
     train(straight, a, range(8))
     train(stopped, b, range(4))
-    torch.save({"weights": stopped.state_dict(), "optimizer": optimizer_state(b)}, tmp_path / "optimizer.pt")
+    torch.save(
+        {"weights": stopped.state_dict(), "optimizer": optimizer_state(b)},
+        tmp_path / "optimizer.pt",
+    )
     held = torch.load(tmp_path / "optimizer.pt", weights_only=True)
     resumed = GPT(GPTConfig(**family))
     resumed.load_state_dict(held["weights"])
@@ -387,7 +431,9 @@ def test_a_state_saved_mid_run_continues_bit_for_bit(family, kind, tmp_path):
     ends, starts = optimizer_state(a), optimizer_state(c)
     assert ends.keys() == starts.keys() == dict(straight.named_parameters()).keys()
     assert all(torch.equal(ends[n][k], starts[n][k]) for n in ends for k in ends[n])
-    assert not torch.equal(straight.head_weight, stopped.head_weight)  # the second half did something
+    assert not torch.equal(
+        straight.head_weight, stopped.head_weight
+    )  # the second half did something
 
 
 def test_a_loaded_state_is_a_copy():
@@ -406,7 +452,9 @@ def test_a_state_of_another_optimizer_is_refused_in_one_line(written, read):
     model = GPT(GPTConfig(**SMALL))
     optimizers = built(model, written)
     train(model, optimizers, range(1))
-    with pytest.raises(ValueError, match="transformer.h.0.* another optimizer; give that --optimizer") as error:
+    with pytest.raises(
+        ValueError, match="transformer.h.0.* another optimizer; give that --optimizer"
+    ) as error:
         load_optimizer_state(built(model, read), optimizer_state(optimizers))
     assert "\n" not in str(error.value)
 
@@ -461,7 +509,9 @@ def test_the_rate_ends_at_its_minimum(max_steps, warmup, decay, low, schedule):
 def test_warmup_is_linear_and_starts_above_zero(data, max_steps, warmup, decay, low, schedule):
     rises = min(warmup, max_steps // 5)
     step = data.draw(st.integers(0, rises))
-    assert lr_factor(step, max_steps, "constant", warmup, decay, low) == pytest.approx((step + 1) / (rises + 1))
+    assert lr_factor(step, max_steps, "constant", warmup, decay, low) == pytest.approx(
+        (step + 1) / (rises + 1)
+    )
     late = data.draw(st.integers(rises, max_steps))
     assert lr_factor(late, max_steps, "constant", warmup, decay, low) == 1
 
@@ -479,7 +529,10 @@ def test_wsd_is_flat_and_then_a_straight_line(data, max_steps, warmup, decay, lo
 @given(st.integers(1, 1000), st.integers(0, 500), st.floats(0, 1))
 def test_cosine_is_half_way_down_at_half_the_way_behind_warmup(quarter, warmup, low):
     warmup = min(warmup, quarter)  # at most a fifth of the run
-    rate = [lr_factor(warmup + i * quarter, warmup + 4 * quarter, "cosine", warmup, 0.2, low) for i in range(5)]
+    rate = [
+        lr_factor(warmup + i * quarter, warmup + 4 * quarter, "cosine", warmup, 0.2, low)
+        for i in range(5)
+    ]
     down = (1 + math.sqrt(0.5)) / 2  # a quarter of the way
     assert rate == pytest.approx([low + (1 - low) * x for x in (1, down, 0.5, 1 - down, 0)])
 
@@ -553,7 +606,9 @@ def test_a_state_saved_on_a_gpu_continues_there(kind, tmp_path):
     for _ in range(3):
         update(straight, a)
     torch.save(optimizer_state(a), tmp_path / "optimizer.pt")
-    load_optimizer_state(b, torch.load(tmp_path / "optimizer.pt", map_location="cpu", weights_only=True))
+    load_optimizer_state(
+        b, torch.load(tmp_path / "optimizer.pt", map_location="cpu", weights_only=True)
+    )
     resumed.load_state_dict(straight.state_dict())
     for model, optimizers in ((straight, a), (resumed, b)):
         update(model, optimizers)

@@ -49,14 +49,26 @@ def unpack(page: str) -> dict:
     data = json.loads(blob[4 : 4 + size])
     for name, about in data.pop("arrays").items():
         count = int(np.prod(about["shape"]))
-        data[name] = np.frombuffer(blob, about["dtype"], count, 4 + size + about["at"]).reshape(about["shape"])
+        data[name] = np.frombuffer(blob, about["dtype"], count, 4 + size + about["at"]).reshape(
+            about["shape"]
+        )
     return data
 
 
 # --- runs
 
 
-def make_run(folder, steps=200, interval=10, losses=None, starts=(0,), samples=(), torn="", scores=(), **settings):
+def make_run(
+    folder,
+    steps=200,
+    interval=10,
+    losses=None,
+    starts=(0,),
+    samples=(),
+    torn="",
+    scores=(),
+    **settings,
+):
     """A run's folder as train.py leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.toml").write_text(
@@ -67,18 +79,40 @@ def make_run(folder, steps=200, interval=10, losses=None, starts=(0,), samples=(
         for step in range(1, steps + 1):
             elapsed = 1.0 if step - 1 in starts else elapsed + 0.01
             loss = 5 / math.sqrt(step) if losses is None else losses.get(step, 1.0)
-            row = {"step": step, "tokens": step * 128, "loss": loss, "lr": 1e-3, "grad_norm": 1 / step}
+            row = {
+                "step": step,
+                "tokens": step * 128,
+                "loss": loss,
+                "lr": 1e-3,
+                "grad_norm": 1 / step,
+            }
             row |= {"tokens_per_second": 12345.6, "elapsed": elapsed, "memory": 10**9}
             file.write(json.dumps(row) + "\n")
             if step % interval == 0:
-                row = {"step": step, "val_loss": 5.1 / math.sqrt(step), "val_bits_per_byte": 1.0, "elapsed": elapsed}
+                row = {
+                    "step": step,
+                    "val_loss": 5.1 / math.sqrt(step),
+                    "val_bits_per_byte": 1.0,
+                    "elapsed": elapsed,
+                }
                 row |= {name: step / steps for name in scores}
                 file.write(json.dumps(row) + "\n")
         file.write(torn)
     with open(folder / "starts.jsonl", "w") as file:
         for step in starts:
-            row = {"step": step, "time": "2030-01-01 00:00:00 UTC", "command": "python train.py", "device": "a machine"}
-            row |= {"processes": 1, "commit": "abc", "versions": {"torch": "2"}, "parameters": 10, "flops_per_token": 6}
+            row = {
+                "step": step,
+                "time": "2030-01-01 00:00:00 UTC",
+                "command": "python train.py",
+                "device": "a machine",
+            }
+            row |= {
+                "processes": 1,
+                "commit": "abc",
+                "versions": {"torch": "2"},
+                "parameters": 10,
+                "flops_per_token": 6,
+            }
             file.write(json.dumps(row) + "\n")
     with open(folder / "samples.jsonl", "w") as file:
         for step, text in samples:
@@ -90,7 +124,9 @@ def test_a_page_holds_what_the_run_recorded(tmp_path):
     page = run_page([make_run(tmp_path / "a", samples=[(10, "early"), (200, "late")])])
     (run,) = unpack(page)["runs"]
     assert run["curves"]["step"] == list(range(1, 201))
-    assert run["curves"]["loss"] == pytest.approx([5 / math.sqrt(s) for s in range(1, 201)], rel=1e-5)
+    assert run["curves"]["loss"] == pytest.approx(
+        [5 / math.sqrt(s) for s in range(1, 201)], rel=1e-5
+    )
     assert run["evaluations"]["tokens"] == [s * 128 for s in range(10, 201, 10)]
     assert [s["text"] for s in run["samples"]] == ["early", "late"]
     assert run["summary"]["best_val_loss"] == pytest.approx(5.1 / math.sqrt(200), rel=1e-5)
@@ -102,7 +138,9 @@ def test_time_goes_on_over_restarts_and_marks_are_kept(tmp_path):
     page = run_page([make_run(tmp_path / "a", steps=100, starts=(0, 50))])
     (run,) = unpack(page)["runs"]
     seconds = run["curves"]["seconds"]
-    assert seconds == sorted(seconds) and seconds[-1] == pytest.approx(2 * (1 + 49 * 0.01), abs=0.01)
+    assert seconds == sorted(seconds) and seconds[-1] == pytest.approx(
+        2 * (1 + 49 * 0.01), abs=0.01
+    )
     assert [start["step"] for start in run["starts"]] == [0, 50] and "continued once" in page
 
 
@@ -114,7 +152,9 @@ def test_a_loss_that_was_not_finite_is_shown_as_a_gap(tmp_path):
 def test_runs_are_compared_by_the_settings_that_differ(tmp_path):
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", n_layer=77, out_dir="elsewhere")]
     table = run_page(folders).partition('id="differing"')[2].partition("</table>")[0]
-    assert "n_layer" in table and ">77<" in table and "n_head" not in table and "out_dir" not in table
+    assert (
+        "n_layer" in table and ">77<" in table and "n_head" not in table and "out_dir" not in table
+    )
 
 
 def test_two_runs_of_one_name_are_told_apart(tmp_path):
@@ -132,8 +172,13 @@ def test_long_curves_are_thinned_but_keep_their_peaks():
     assert thinned(rows[:10_000], 10_000) == rows[:10_000]
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.integers(0, 4000), missing=st.sets(st.sampled_from(["settings.toml", "starts.jsonl", "samples.jsonl"])))
+@hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    cut=st.integers(0, 4000),
+    missing=st.sets(st.sampled_from(["settings.toml", "starts.jsonl", "samples.jsonl"])),
+)
 def test_a_report_is_written_for_a_run_cut_off_anywhere(tmp_path, cut, missing):
     folder = make_run(tmp_path / "run", steps=20, samples=[(10, "text"), (20, "more")])
     raw = (folder / "metrics.jsonl").read_bytes()
@@ -160,12 +205,16 @@ def test_five_long_runs_make_a_small_page_quickly(tmp_path):
     folders = []
     for i in range(5):
         losses = {s: 3 + 5 / s + float(random.normal()) * 0.05 for s in range(1, 10_001)}
-        folders.append(make_run(tmp_path / str(i), 10_000, 100, losses, samples=[(10_000, "x" * 500)]))
+        folders.append(
+            make_run(tmp_path / str(i), 10_000, 100, losses, samples=[(10_000, "x" * 500)])
+        )
     began = time.process_time()
     page = run_page(folders)
     seconds = time.process_time() - began  # 1.5 on an idle machine, where the bar is 3
     assert len(unpack(page)["runs"][4]["curves"]["loss"]) == 10_000
-    assert len(page.encode()) <= 1.5e6 and seconds <= 6, f"{len(page.encode()):,} bytes, {seconds:.1f} s"
+    assert len(page.encode()) <= 1.5e6 and seconds <= 6, (
+        f"{len(page.encode()):,} bytes, {seconds:.1f} s"
+    )
 
 
 # --- models
@@ -173,7 +222,9 @@ def test_five_long_runs_make_a_small_page_quickly(tmp_path):
 SHAPES = {
     "modern": {},
     "gpt2": GPT2,
-    "sinusoidal": dict(position="sinusoidal", norm="layernorm", activation="relu2", tie_weights=True),
+    "sinusoidal": dict(
+        position="sinusoidal", norm="layernorm", activation="relu2", tie_weights=True
+    ),
     "no positions": dict(position="none", logit_softcap=5.0, activation="gelu"),
     "grouped": dict(n_head=4, n_kv_head=2, head_dim=6, norm_weight=True, qk_norm=True),
     "one key head": dict(n_head=4, n_kv_head=1, qk_norm=False),
@@ -226,9 +277,13 @@ def test_the_page_shows_the_model_that_runs_on_the_fast_path(shape):
     maps[:, :, *np.tril_indices(T)] = data["maps"] / 255
     assert np.abs(maps.sum(-1) - 1).max() <= 0.5 / 255 * T
     # and is what the q and k on the page make of it, which are all heads' in a model as small as this
-    assert [tuple(x) for x in data["chosen"]] == [(i, j) for i in range(c.n_layer) for j in range(c.n_head)]
+    assert [tuple(x) for x in data["chosen"]] == [
+        (i, j) for i in range(c.n_layer) for j in range(c.n_head)
+    ]
     q, k, v = (torch.tensor(data[name].astype(np.float32)) for name in "qkv")
-    scores = (q @ k.transpose(-1, -2) / math.sqrt(c.head_dim)).masked_fill(~torch.ones(T, T).tril().bool(), -math.inf)
+    scores = (q @ k.transpose(-1, -2) / math.sqrt(c.head_dim)).masked_fill(
+        ~torch.ones(T, T).tril().bool(), -math.inf
+    )
     assert np.abs(scores.softmax(-1).numpy() - maps.reshape(-1, T, T)).max() <= 0.02
     assert v.shape == (c.n_layer * c.n_head, T, c.head_dim)
 
@@ -263,7 +318,9 @@ def test_leaving_a_token_out_is_reading_the_text_without_it():
     model = tiny(position="learned")
     data = inside(model, IDS, leave_out=5)
     T = len(IDS)
-    assert data["first_left_out"] == T - 5 and np.isnan(data["influence"][: T - 5].astype(float)).all()
+    assert (
+        data["first_left_out"] == T - 5 and np.isnan(data["influence"][: T - 5].astype(float)).all()
+    )
     with torch.no_grad():
         whole = model(torch.tensor([IDS]))[0].log_softmax(-1)
         for i in range(T - 5, T):
@@ -309,7 +366,9 @@ def test_what_it_writes_is_what_the_sampler_writes_and_why_it_stopped_is_said():
 
 def test_the_rest_of_a_large_vocabulary_is_kept_as_a_histogram():
     model = tiny(vocab_size=5000, n_embd=16)
-    tokenizer = Tokenizer("bpe", "words", [b"w%d" % i for i in range(4999)] + [b""], {"<|endoftext|>": 4999})
+    tokenizer = Tokenizer(
+        "bpe", "words", [b"w%d" % i for i in range(4999)] + [b""], {"<|endoftext|>": 4999}
+    )
     data = look_inside(model, tokenizer, [4999, 7, 9], ModelOptions(), (4999,))
     with torch.no_grad():
         logits = model(torch.tensor([[4999, 7, 9]]))[0, -1].double()
@@ -357,7 +416,9 @@ def test_a_page_about_a_model_of_gpt2s_size_stays_small():
     tokenizer = load_tokenizer("gpt2")
     model = GPT(GPTConfig(**GPT2))
     prompt = tokenizer.decode(tokenizer.encode(Path(ROOT / "model.py").read_text())[:63])
-    page = model_page(model, tokenizer, "124M", {}, ModelOptions(prompt=prompt, max_new_tokens=1, leave_out=1))
+    page = model_page(
+        model, tokenizer, "124M", {}, ModelOptions(prompt=prompt, max_new_tokens=1, leave_out=1)
+    )
     assert len(unpack(page)["ids"]) == 64 and len(page.encode()) <= 1e6
 
 
@@ -373,7 +434,18 @@ class References(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
-        names = {"src", "href", "action", "data", "poster", "srcset", "background", "ping", "formaction", "manifest"}
+        names = {
+            "src",
+            "href",
+            "action",
+            "data",
+            "poster",
+            "srcset",
+            "background",
+            "ping",
+            "formaction",
+            "manifest",
+        }
         self.found += [f"{tag} {name}" for name in names & set(given)]
         if tag in ("link", "iframe", "object", "embed", "base", "img", "audio", "video"):
             self.found.append(tag)
@@ -468,9 +540,17 @@ def test_runs_are_switched_on_and_off_and_curves_smoothed(pages, browser):
     assert browser.js(count) == 1 + 3 * 2  # the axis; training and validation of three runs
     seen = {browser.js(picture)}
     browser.click(".toggle", 1)
-    assert browser.js("document.querySelectorAll('.toggle')[1].getAttribute('aria-pressed')") == "false"
+    assert (
+        browser.js("document.querySelectorAll('.toggle')[1].getAttribute('aria-pressed')")
+        == "false"
+    )
     assert browser.js(count) == 1 + 2 * 2
-    for selector, value in [("#smooth", "0.9"), ("#axis", "tokens"), ("#axis", "seconds"), ("#axis", "flops")]:
+    for selector, value in [
+        ("#smooth", "0.9"),
+        ("#axis", "tokens"),
+        ("#axis", "seconds"),
+        ("#axis", "flops"),
+    ]:
         seen.add(browser.js(picture))
         browser.set(selector, value)
     for box in ("#log-x", "#log-y"):
@@ -494,14 +574,22 @@ def test_a_click_on_a_heading_sorts_the_summary(pages, browser):
 
 
 def test_scores_of_tasks_have_a_chart_each(tmp_path, browser):
-    runs = [make_run(tmp_path / "plain"), make_run(tmp_path / "scored", scores=("exact_match/acc", "piqa/acc_norm"))]
+    runs = [
+        make_run(tmp_path / "plain"),
+        make_run(tmp_path / "scored", scores=("exact_match/acc", "piqa/acc_norm")),
+    ]
     page = tmp_path / "page.html"
     page.write_text(run_page(runs), encoding="utf-8")
-    assert unpack(page.read_text())["runs"][1]["evaluations"]["piqa/acc_norm"] == [i / 20 for i in range(1, 21)]
+    assert unpack(page.read_text())["runs"][1]["evaluations"]["piqa/acc_norm"] == [
+        i / 20 for i in range(1, 21)
+    ]
     browser.open(page)
     titles = browser.js("[...document.querySelectorAll('.chart h3')].map(e => e.textContent)")
     assert titles[-2:] == ["Task exact_match/acc", "Task piqa/acc_norm"]
-    assert browser.js("document.querySelectorAll('[id=\"chart-piqa/acc_norm\"] .u-series').length") == 2
+    assert (
+        browser.js("document.querySelectorAll('[id=\"chart-piqa/acc_norm\"] .u-series').length")
+        == 2
+    )
     assert browser.problems() == []
 
 
@@ -526,7 +614,9 @@ def test_heads_are_chosen_sorted_and_taken_step_by_step(pages, browser):
     assert browser.js(head) == "1.1 sum 4"
     for kind in ("induction", "previous", "first", "distance", "entropy"):
         browser.set("#head-sort", kind)
-        labels = browser.js("[...document.querySelectorAll('.head')].map(e => e.getAttribute('aria-label').slice(5))")
+        labels = browser.js(
+            "[...document.querySelectorAll('.head')].map(e => e.getAttribute('aria-label').slice(5))"
+        )
         values = [data["scores"][kind][int(x[0])][int(x[2])] for x in labels]
         assert values == sorted(values, reverse=True)
     for box in ("#no-first", "#hard"):
@@ -547,7 +637,9 @@ def test_the_weights_a_page_shows_are_those_it_holds(pages, browser):
     data = unpack(pages["model"].read_text(encoding="utf-8"))
     browser.click(".head", 2)
     browser.set("#query", "6")
-    shown = browser.js("[...document.querySelectorAll('#reads button')].filter(b => !b.hidden).map(b => b.title)")
+    shown = browser.js(
+        "[...document.querySelectorAll('#reads button')].filter(b => !b.hidden).map(b => b.title)"
+    )
     row = data["maps"][1, 0, 6 * 7 // 2 : 7 * 8 // 2] / 255
     assert [float(x.split()[0]) for x in shown] == pytest.approx(list(100 * row), abs=0.06)
 
@@ -572,29 +664,42 @@ def test_sliders_give_the_probabilities_that_the_sampler_would(pages, browser):
         for name, neutral in (("temperature", 1), ("top-k", 0), ("top-p", 1), ("min-p", 0)):
             browser.set(f"#{name}", str(sliders.get(name, neutral)))
         wanted = filtered(
-            logits, *(sliders.get(n, d) for n, d in (("temperature", 1), ("top-k", 0), ("top-p", 1), ("min-p", 0)))
+            logits,
+            *(
+                sliders.get(n, d)
+                for n, d in (("temperature", 1), ("top-k", 0), ("top-p", 1), ("min-p", 0))
+            ),
         )
-        assert float(browser.js("document.body.dataset.next")) == pytest.approx(wanted, abs=1e-4), sliders
+        assert float(browser.js("document.body.dataset.next")) == pytest.approx(wanted, abs=1e-4), (
+            sliders
+        )
     assert browser.problems() == []
 
 
 @pytest.mark.parametrize(
-    "rows", ["", '{"step": 1, "loss": null, "elapsed": 0.1}\n', '{"step": 2, "val_loss": null}\n{"st']
+    "rows",
+    ["", '{"step": 1, "loss": null, "elapsed": 0.1}\n', '{"step": 2, "val_loss": null}\n{"st'],
 )
 def test_a_run_that_has_hardly_begun_has_a_page(browser, tmp_path, rows):
     (tmp_path / "metrics.jsonl").write_text(rows)
     (tmp_path / "report.html").write_text(run_page([tmp_path]))
     browser.open(tmp_path / "report.html")
-    assert browser.problems() == [] and "No samples were written" in browser.js("document.body.innerText")
+    assert browser.problems() == [] and "No samples were written" in browser.js(
+        "document.body.innerText"
+    )
 
 
 def test_hostile_text_is_shown_as_text(pages, browser):
     browser.open(pages["hostile"], 390)
     assert browser.problems() == []
-    text = browser.js("[...document.querySelectorAll('#strip button')].map(b => b.textContent).join('')")
+    text = browser.js(
+        "[...document.querySelectorAll('#strip button')].map(b => b.textContent).join('')"
+    )
     assert text.startswith("<|endoftext|></script><script>alert(1)</script><!--")
     assert "<U+2028>" in text.replace("<e2><80><a8>", "<U+2028>") and "49" not in text
-    assert browser.js("document.querySelectorAll('script').length") == 3  # data, common.js, model.js
+    assert (
+        browser.js("document.querySelectorAll('script').length") == 3
+    )  # data, common.js, model.js
     assert browser.js("document.documentElement.scrollWidth") <= 390
     assert "</script>" in browser.js("document.title") and "</script>" in browser.js(
         "document.querySelector('h1').textContent"
@@ -604,7 +709,9 @@ def test_hostile_text_is_shown_as_text(pages, browser):
 def test_a_browser_that_cannot_unpack_says_so_and_the_tables_stay(pages, browser, tmp_path):
     page = pages["model"].read_text(encoding="utf-8")
     begin = page.index('id="data">') + len('id="data">')
-    (tmp_path / "broken.html").write_text(page[:begin] + "AAAA" + page[page.index("</script>", begin) :])
+    (tmp_path / "broken.html").write_text(
+        page[:begin] + "AAAA" + page[page.index("</script>", begin) :]
+    )
     browser.open(tmp_path / "broken.html")
     assert "could not be drawn" in browser.js("document.getElementById('failure').textContent")
     assert browser.js("document.querySelector('table').rows.length") == 1 + len(IDS)
@@ -622,7 +729,10 @@ def test_training_leaves_a_page_that_tells_of_every_start(tmp_path):
     train(settings(dataset, out, max_steps=20, sample_tokens=4, init_from="resume", log_interval=5))
     (first,), (run,) = unpack(page)["runs"], unpack((out / "report.html").read_text())["runs"]
     assert first["curves"]["step"] == list(range(1, 11))
-    assert run["curves"]["step"] == [*range(1, 11), 15, 20] and run["evaluations"]["step"] == [10, 20]
+    assert run["curves"]["step"] == [*range(1, 11), 15, 20] and run["evaluations"]["step"] == [
+        10,
+        20,
+    ]
     assert [start["step"] for start in run["starts"]] == [0, 10] and run["summary"]["restarts"] == 1
     assert run["starts"][0]["command"].startswith("python ") and run["flops_per_token"] > 0
     assert min(run["curves"]["memory"]) > 0 and run["settings"]["max_steps"] == 20

@@ -26,8 +26,15 @@ TOKENIZER = load_tokenizer("byte")
 
 def state_of(step: int, size: int = 64) -> tuple[dict, dict, dict]:
     """(weights, optimizer, state) whose every number tells the step."""
-    weights = {"a": torch.full((size, 3), float(step)), "b": torch.full((5,), float(step), dtype=torch.bfloat16)}
-    return weights, {"moment": {"a": torch.full((size, 3), step / 2)}, "random": (1, "x")}, {"step": step}
+    weights = {
+        "a": torch.full((size, 3), float(step)),
+        "b": torch.full((5,), float(step), dtype=torch.bfloat16),
+    }
+    return (
+        weights,
+        {"moment": {"a": torch.full((size, 3), step / 2)}, "random": (1, "x")},
+        {"step": step},
+    )
 
 
 def save(out: Path, step: int, size: int = 64) -> Path:
@@ -46,9 +53,15 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert path.name == "step-0000007" and names(tmp_path) == {path.name}
     weights, optimizer, _ = state_of(7)
     for loaded in (load_weights(path), load_file(path / "model.safetensors")):
-        assert all(torch.equal(weights[n], loaded[n]) and weights[n].dtype == loaded[n].dtype for n in weights)
+        assert all(
+            torch.equal(weights[n], loaded[n]) and weights[n].dtype == loaded[n].dtype
+            for n in weights
+        )
     assert torch.equal(checkpoint.load_optimizer(path)["moment"]["a"], optimizer["moment"]["a"])
-    assert checkpoint.verify(path)["step"] == 7 and load_tokenizer(path).fingerprint == TOKENIZER.fingerprint
+    assert (
+        checkpoint.verify(path)["step"] == 7
+        and load_tokenizer(path).fingerprint == TOKENIZER.fingerprint
+    )
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -135,7 +148,12 @@ def test_every_flipped_bit_and_every_cut_is_found_and_the_one_before_is_used(tmp
         whole = (new / name).read_bytes()
         flip(new / name, rng.randrange(8 * len(whole)))
         found, faults = checkpoint.newest_checkpoint(tmp_path)
-        assert found == old and len(faults) == 1 and "step-0000002 is damaged" in faults[0] and name in faults[0]
+        assert (
+            found == old
+            and len(faults) == 1
+            and "step-0000002 is damaged" in faults[0]
+            and name in faults[0]
+        )
         (new / name).write_bytes(whole)
     for name in files:
         whole = (new / name).read_bytes()
@@ -228,12 +246,16 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_remains(tmp_path):
 def test_a_small_disk_that_fills_up(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
         old = save(disk, 1)
-        with pytest.raises(OSError, match="bytes needed, .* free .*older checkpoints are untouched"):
+        with pytest.raises(
+            OSError, match="bytes needed, .* free .*older checkpoints are untouched"
+        ):
             save(disk, 2, 60_000)
         assert names(disk) == {old.name} and checkpoint.newest_checkpoint(disk) == (old, [])
     finally:
@@ -279,4 +301,6 @@ def test_a_failure_in_the_background_is_known_and_raised_once(tmp_path):
 def test_state_is_json_that_people_can_read(tmp_path):
     path = save(tmp_path, 3)
     state = json.loads((path / "state.json").read_text())
-    assert state["step"] == 3 and set(state["files"]) | {"state.json"} == {p.name for p in path.iterdir()}
+    assert state["step"] == 3 and set(state["files"]) | {"state.json"} == {
+        p.name for p in path.iterdir()
+    }

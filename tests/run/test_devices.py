@@ -12,7 +12,13 @@ from torch import nn
 
 from lathe.run import ranks
 from lathe.run.parallel import checkpoint_activations
-from lathe.run.process import StopSignals, memory_levers, random_state, seed_everything, set_random_state
+from lathe.run.process import (
+    StopSignals,
+    memory_levers,
+    random_state,
+    seed_everything,
+    set_random_state,
+)
 from model import GPT, GPTConfig
 
 SMALL = GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
@@ -100,7 +106,9 @@ def test_a_signal_is_remembered_and_the_old_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # a launcher repeats what the terminal has sent: still one wish
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # a launcher repeats what the terminal has sent: still one wish
         assert stop.received == signal.SIGTERM and stop.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
 

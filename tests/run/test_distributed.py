@@ -29,7 +29,9 @@ from lathe.use.network import load_weights
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 KINDS = [(parallel, optimizer) for parallel in ("ddp", "fsdp") for optimizer in ("adamw", "muon")]
 OFTEN = dict(checkpoint_interval=5, keep_checkpoints=10)
-TASKS = dict(eval_tasks=[f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in ("hellaswag", "exact_match")])
+TASKS = dict(
+    eval_tasks=[f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in ("hellaswag", "exact_match")]
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,14 @@ def world(tmp_path_factory):
         return job(data, here / name, **changed)
 
     for optimizer in ("adamw", "muon"):
-        train.train(settings(data, here / f"one-{optimizer}", optimizer=optimizer, **OFTEN, **TASKS))
+        train.train(
+            settings(data, here / f"one-{optimizer}", optimizer=optimizer, **OFTEN, **TASKS)
+        )
     two = []
     for parallel, optimizer in KINDS:
-        kind = dict(parallel=parallel, optimizer=optimizer, sample_tokens=4 if optimizer == "muon" else 0)
+        kind = dict(
+            parallel=parallel, optimizer=optimizer, sample_tokens=4 if optimizer == "muon" else 0
+        )
         straight = f"drop-{parallel}-{optimizer}"
         if optimizer == "muon":  # whose state is both Muon's and AdamW's
             two.append(make(f"{parallel}2-muon", **kind, **OFTEN, **TASKS))
@@ -57,9 +63,18 @@ def world(tmp_path_factory):
         two.append(make(f"{straight}-resumed", go_on=(here / straight, 10), dropout=0.1, **kind))
     for parallel in ("ddp", "fsdp"):
         every = dict(checkpoint_interval=1, keep_checkpoints=20, max_steps=8, parallel=parallel)
-        two.append(make(f"nan-{parallel}", fault=("nan", 1, 1 + 2 * 4 + 1), **every))  # the dry pass is the first
+        two.append(
+            make(f"nan-{parallel}", fault=("nan", 1, 1 + 2 * 4 + 1), **every)
+        )  # the dry pass is the first
     full = dict(activation_checkpointing="full", parallel="fsdp", max_steps=6)
-    two.append(make("moved-1-2fsdp", go_on=(here / "one-adamw", 5), optimizer="adamw", **{**full, "max_steps": 20}))
+    two.append(
+        make(
+            "moved-1-2fsdp",
+            go_on=(here / "one-adamw", 5),
+            optimizer="adamw",
+            **{**full, "max_steps": 20},
+        )
+    )
     for code, _, err in run_ranks(2, here, *two):
         assert code == 0, err[-3000:]
 
@@ -69,7 +84,9 @@ def world(tmp_path_factory):
     as_it_was(one.out_dir, str(here / "ddp2-muon"), 5)
     assert train.train(one) == 0
     four = [make(f"{p}4-muon", parallel=p) for p in ("ddp", "fsdp")]
-    four.append(make("moved-2ddp-1-4fsdp", go_on=(here / "moved-2ddp-1", 10), parallel="fsdp", **OFTEN))
+    four.append(
+        make("moved-2ddp-1-4fsdp", go_on=(here / "moved-2ddp-1", 10), parallel="fsdp", **OFTEN)
+    )
     for code, _, err in run_ranks(4, here, *four):
         assert code == 0, err[-3000:]
     return here
@@ -84,8 +101,13 @@ def weights(out, step: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["ddp2-muon", "fsdp2-muon", "ddp4-muon", "fsdp4-muon"])
 def test_the_losses_of_several_ranks_are_those_of_one(world, name):
     alone, together = losses(world / "one-muon"), losses(world / name)
-    assert len(together) == 20 and max(abs(a - b) for a, b in zip(alone, together, strict=True)) <= 1e-5
-    for a, b in zip(rows(world / "one-muon", "val_loss"), rows(world / name, "val_loss"), strict=True):
+    assert (
+        len(together) == 20
+        and max(abs(a - b) for a, b in zip(alone, together, strict=True)) <= 1e-5
+    )
+    for a, b in zip(
+        rows(world / "one-muon", "val_loss"), rows(world / name, "val_loss"), strict=True
+    ):
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-5) and a["step"] == b["step"]
         scores = {key: value for key, value in b.items() if "/" in key}
         assert scores.items() <= a.items() and len(scores) == (3 if "2" in name else 0)
@@ -102,12 +124,23 @@ def test_two_ranks_go_on_bit_for_bit_where_they_stopped(world, parallel, optimiz
 
 @pytest.mark.parametrize(
     "moved, straight",
-    [("moved-2ddp-1", "one-muon"), ("moved-2ddp-1-4fsdp", "one-muon"), ("moved-1-2fsdp", "one-adamw")],
+    [
+        ("moved-2ddp-1", "one-muon"),
+        ("moved-2ddp-1-4fsdp", "one-muon"),
+        ("moved-1-2fsdp", "one-adamw"),
+    ],
 )
 def test_a_run_moves_between_numbers_of_ranks_and_kinds(world, moved, straight):
     assert [row["step"] for row in rows(world / moved)] == list(range(1, 21))
-    assert max(abs(a - b) for a, b in zip(losses(world / moved), losses(world / straight), strict=True)) <= 1e-5
-    shapes = [{n: t.shape for n, t in weights(world / name, 20).items()} for name in (moved, straight)]
+    assert (
+        max(
+            abs(a - b) for a, b in zip(losses(world / moved), losses(world / straight), strict=True)
+        )
+        <= 1e-5
+    )
+    shapes = [
+        {n: t.shape for n, t in weights(world / name, 20).items()} for name in (moved, straight)
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -120,7 +153,9 @@ def test_nan_on_one_rank_makes_every_rank_skip_that_step(world, parallel):
     assert checkpoint.read_state(checkpoint.step_path(out, 5))["train"]["skipped"] == 1
     for step in range(1, 9):
         assert all(t.isfinite().all() for t in weights(out, step).values())
-    assert math.isfinite(losses(out)[-1]) and not all(torch.equal(after[n], weights(out, 6)[n]) for n in after)
+    assert math.isfinite(losses(out)[-1]) and not all(
+        torch.equal(after[n], weights(out, 6)[n]) for n in after
+    )
 
 
 def test_sharded_ranks_sample_what_one_process_samples(world):
@@ -147,14 +182,18 @@ def test_two_agents_with_a_rendezvous_are_two_nodes_and_stop_at_slurms_signal(wo
     asked = time.monotonic()
     said = [finished(agent, 60) for agent in agents]
     assert time.monotonic() - asked < 15 and not any(out for _, out, _ in said)
-    assert any("SIGUSR1 received" in err and "--init_from=resume" in err for _, _, err in said), said
+    assert any("SIGUSR1 received" in err and "--init_from=resume" in err for _, _, err in said), (
+        said
+    )
     path, faults = checkpoint.newest_checkpoint(out)
     state = checkpoint.read_state(path)
     assert not faults and state["world_size"] == 2 and state["step"] == rows(out)[-1]["step"]
 
 
 def test_a_batch_that_the_ranks_cannot_share_names_sizes_that_work(world):
-    results = run_ranks(2, world, job(str(world / "data"), world / "uneven", batch_size=7, micro_batch_size=1))
+    results = run_ranks(
+        2, world, job(str(world / "data"), world / "uneven", batch_size=7, micro_batch_size=1)
+    )
     assert {code for code, _, _ in results} == {1}
     err = results[0][2]
     assert "batch_size=7" in err and "6 or 8" in err and "Traceback" not in err
@@ -169,7 +208,13 @@ def test_nobody_at_the_master_address(world):
     (port,) = free_ports(1)
     s = settings(str(world / "data"), world / "unreachable", rank_timeout=2)
     words = [f"--{name}={value}" for name, value in vars(s).items() if value != ""]
-    env = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env = {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     code, _, err = finished(command(ROOT / "train.py", *words, env=env), 60)
     last = err.strip().splitlines()[-1]
     assert code == 1 and "Traceback" not in err

@@ -7,7 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, arguments, command, finished, job, losses, make_dataset, rows, run_ranks, wait_for_step
+from tiny_run import (
+    ROOT,
+    arguments,
+    command,
+    finished,
+    job,
+    losses,
+    make_dataset,
+    rows,
+    run_ranks,
+    wait_for_step,
+)
 
 from lathe.data.shards import write_dataset
 from lathe.run import checkpoint
@@ -28,7 +39,9 @@ def data(tmp_path_factory) -> str:
 def much_to_validate(tmp_path_factory) -> str:
     """A dataset whose evaluation takes many seconds."""
     folder = tmp_path_factory.mktemp("data") / "val"
-    write_dataset(folder, load_tokenizer("byte"), ["the cat sat on the mat " * 40], ["rain and sun " * 40_000])
+    write_dataset(
+        folder, load_tokenizer("byte"), ["the cat sat on the mat " * 40], ["rain and sun " * 40_000]
+    )
     return str(folder)
 
 
@@ -46,7 +59,9 @@ def ranks_of(process) -> list[int]:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == process.pid:
                 environment = (folder / "environ").read_bytes().split(b"\0")
-                found[next(int(v[5:]) for v in environment if v.startswith(b"RANK="))] = int(folder.name)
+                found[next(int(v[5:]) for v in environment if v.startswith(b"RANK="))] = int(
+                    folder.name
+                )
         except (OSError, StopIteration):  # it ended, or is no rank
             continue
     return [found[rank] for rank in sorted(found)]
@@ -72,11 +87,15 @@ def test_sigterm_to_the_job_or_to_one_rank_loses_no_step(data, tmp_path, who):
     assert time.monotonic() - asked < 30 and out == ""
     assert newest_step(tmp_path) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
     if who == "one rank":
-        assert err.count("exitcode  : 143") == 2 or "143" in err  # both ranks stopped, not only the one that was told
+        assert (
+            err.count("exitcode  : 143") == 2 or "143" in err
+        )  # both ranks stopped, not only the one that was told
 
 
 def test_a_signal_during_a_long_evaluation(much_to_validate, tmp_path):
-    process = command("train.py", *arguments(much_to_validate, tmp_path, max_steps=6, eval_interval=3))
+    process = command(
+        "train.py", *arguments(much_to_validate, tmp_path, max_steps=6, eval_interval=3)
+    )
     wait_for_step(process, tmp_path, 3)
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGTERM)
@@ -85,7 +104,9 @@ def test_a_signal_during_a_long_evaluation(much_to_validate, tmp_path):
     assert code == 143 and time.monotonic() - asked < 30
     assert newest_step(tmp_path) == 3 and rows(tmp_path, "val_loss") == [], err
     # the evaluation that was broken off is made up for before step 4
-    resumed = arguments(much_to_validate, tmp_path, max_steps=4, eval_tokens=160, init_from="resume")
+    resumed = arguments(
+        much_to_validate, tmp_path, max_steps=4, eval_tokens=160, init_from="resume"
+    )
     code, _, err = finished(command("train.py", *resumed, "--eval_interval=3"))
     assert code == 0 and [row["step"] for row in rows(tmp_path, "val_loss")] == [3, 4], err
 
@@ -101,14 +122,18 @@ def test_signals_while_saving_all_the_time_and_twice(data, tmp_path):
     code, _, err = finished(process)
     assert code == 143
     nothing_lost(tmp_path, err)
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir() if not p.name.startswith("step-")} <= {"best"}
+    assert {
+        p.name for p in (tmp_path / "checkpoints").iterdir() if not p.name.startswith("step-")
+    } <= {"best"}
 
 
 # Kills
 
 
 def test_three_kills_and_resumes_leave_every_step_once(data, tmp_path):
-    words = arguments(data, tmp_path, max_steps=60, eval_interval=20, checkpoint_interval=3, init_from="auto")
+    words = arguments(
+        data, tmp_path, max_steps=60, eval_interval=20, checkpoint_interval=3, init_from="auto"
+    )
     for step in (8, 22, 41):
         process = command("train.py", *words)
         wait_for_step(process, tmp_path, step)
@@ -133,7 +158,9 @@ def test_a_folder_in_use_is_refused_with_the_holders_name(data, tmp_path):
     assert time.monotonic() - began < 30  # most of it is importing torch
     first.kill()
     first.communicate()
-    code, _, err = finished(command("train.py", *arguments(data, tmp_path, init_from="auto", max_steps=2)))
+    code, _, err = finished(
+        command("train.py", *arguments(data, tmp_path, init_from="auto", max_steps=2))
+    )
     assert code == 0, err
 
 
@@ -141,7 +168,9 @@ def test_a_folder_in_use_is_refused_with_the_holders_name(data, tmp_path):
 def test_a_rank_that_dies_or_hangs_ends_the_job(data, tmp_path, kind):
     timeout = 6
     began = time.monotonic()
-    faulty = job(data, tmp_path / "run", fault=(kind, 1, 30), rank_timeout=timeout, checkpoint_interval=5)
+    faulty = job(
+        data, tmp_path / "run", fault=(kind, 1, 30), rank_timeout=timeout, checkpoint_interval=5
+    )
     (code0, _, err0), (code1, _, err1) = run_ranks(2, tmp_path, faulty)
     took = time.monotonic() - began
     assert code0 != 0 and code1 != 0
@@ -149,16 +178,27 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(data, tmp_path, kind):
     if kind == "hang":
         assert "rank 1: no progress for 6 s while training step" in err1 and "in before" in err1
         assert took < timeout + 45
-    assert newest_step(tmp_path / "run") == 10  # what was whole before step 15, and nothing of a broken state
+    assert (
+        newest_step(tmp_path / "run") == 10
+    )  # what was whole before step 15, and nothing of a broken state
 
 
 def test_a_killed_rank_is_started_again_and_the_job_goes_on_by_itself(data, tmp_path):
     faulty = job(
-        data, tmp_path / "run", fault=("kill", 1, 30), checkpoint_interval=5, init_from="auto", rank_timeout=30
+        data,
+        tmp_path / "run",
+        fault=("kill", 1, 30),
+        checkpoint_interval=5,
+        init_from="auto",
+        rank_timeout=30,
     )
     (tmp_path / "jobs.json").write_text(json.dumps([faulty]))
     process = command(
-        *TORCHRUN, "--max-restarts=2", "tests/rank.py", tmp_path / "jobs.json", env={"PYTHONPATH": str(ROOT)}
+        *TORCHRUN,
+        "--max-restarts=2",
+        "tests/rank.py",
+        tmp_path / "jobs.json",
+        env={"PYTHONPATH": str(ROOT)},
     )
     wait_for_step(process, tmp_path / "run", 13)
     began = time.monotonic()
@@ -166,7 +206,9 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on_by_itself(data, tmp_
     assert code == 0, err[-3000:]
     assert time.monotonic() - began < 45 and "resuming from" in err
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
-    starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    starts = [
+        json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in starts] == [0, 10]
 
 
@@ -184,7 +226,9 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_old_checkpoint(data, tmp
         "threading.Thread(target=limit, args=(pathlib.Path(sys.argv[1]),), daemon=True).start()\n"
         "cli.run(lambda: train.main(sys.argv[2:]))\n"
     )
-    words = arguments(data, tmp_path / "run", max_steps=4000, log_interval=100, checkpoint_interval=5)
+    words = arguments(
+        data, tmp_path / "run", max_steps=4000, log_interval=100, checkpoint_interval=5
+    )
     status, _, err = finished(command("-c", code, tmp_path / "run", *words))
     last = err.strip().splitlines()[-1]
     assert status == 1 and "Traceback" not in err
@@ -202,7 +246,9 @@ def test_too_little_memory_is_told_before_the_first_step_with_the_levers(data, t
         "resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)\n"
         "cli.run(lambda: train.main(sys.argv[1:]))\n"
     )
-    words = arguments(data, tmp_path / "run", n_embd=256, n_layer=8, batch_size=512, micro_batch_size=512)
+    words = arguments(
+        data, tmp_path / "run", n_embd=256, n_layer=8, batch_size=512, micro_batch_size=512
+    )
     status, _, err = finished(command("-c", code, *words))
     assert status == 1 and "Traceback" not in err, err
     last = err.strip().splitlines()[-1]
@@ -232,11 +278,20 @@ def test_too_many_skipped_steps_stop_the_run_and_name_data_and_checkpoint(data, 
 def test_a_spike_is_skipped_where_asked_and_training_goes_on(data, tmp_path):
     spike = dict(fault=("spike", 0, 1 + 4 * 29 + 1), max_steps=32, eval_interval=32)
     often = dict(checkpoint_interval=1, keep_checkpoints=4)
-    jobs = [job(data, tmp_path / "0.0", **spike), job(data, tmp_path / "20.0", skip_spikes=20.0, **spike, **often)]
+    jobs = [
+        job(data, tmp_path / "0.0", **spike),
+        job(data, tmp_path / "20.0", skip_spikes=20.0, **spike, **often),
+    ]
     ((code, _, err),) = run_ranks(1, tmp_path, *jobs)
     assert code == 0 and "step 30 skipped" in err and "times the usual" in err
-    before, after = (load_weights(checkpoint.step_path(tmp_path / "20.0", step)) for step in (29, 30))
+    before, after = (
+        load_weights(checkpoint.step_path(tmp_path / "20.0", step)) for step in (29, 30)
+    )
     assert all((before[name] == after[name]).all() for name in before)
-    assert checkpoint.read_state(checkpoint.step_path(tmp_path / "20.0", 32))["train"]["skipped"] == 1
-    assert checkpoint.read_state(checkpoint.step_path(tmp_path / "0.0", 32))["train"]["skipped"] == 0
+    assert (
+        checkpoint.read_state(checkpoint.step_path(tmp_path / "20.0", 32))["train"]["skipped"] == 1
+    )
+    assert (
+        checkpoint.read_state(checkpoint.step_path(tmp_path / "0.0", 32))["train"]["skipped"] == 0
+    )
     assert losses(tmp_path / "20.0")[:29] == losses(tmp_path / "0.0")[:29]

@@ -27,7 +27,12 @@ def train_row(step, **changed):
 
 
 def eval_row(step, **changed):
-    return {"step": step, "val_loss": 2.25, "val_bits_per_byte": 1.5, "elapsed": 1.0 * step} | changed
+    return {
+        "step": step,
+        "val_loss": 2.25,
+        "val_bits_per_byte": 1.5,
+        "elapsed": 1.0 * step,
+    } | changed
 
 
 def steps(rows):
@@ -48,14 +53,25 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
     rows = [eval_row(0), train_row(10, mfu=0.4), train_row(20), eval_row(20)]
     for row in rows:
         log.log(row)
-    assert read_metrics(log.path) == ([rows[1], rows[2]], [rows[0], rows[3]])  # flushed, though not closed
+    assert read_metrics(log.path) == (
+        [rows[1], rows[2]],
+        [rows[0], rows[3]],
+    )  # flushed, though not closed
     log.close()
     assert [json.loads(line) for line in log.path.read_text().splitlines()] == rows
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.log(train_row(1, loss=math.nan, lr=math.inf, grad_norm=np.float32(-math.inf), tokens_per_second=np.float32(2)))
+    log.log(
+        train_row(
+            1,
+            loss=math.nan,
+            lr=math.inf,
+            grad_norm=np.float32(-math.inf),
+            tokens_per_second=np.float32(2),
+        )
+    )
     log.close()
 
     def refuse(constant):
@@ -105,7 +121,11 @@ def test_a_step_that_is_evaluated_again_after_a_resume_stands_once(tmp_path):
 
 
 @hypothesis.settings(deadline=None)
-@given(lives=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 40)), max_size=5))
+@given(
+    lives=st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 40)), max_size=5
+    )
+)
 def test_each_step_stands_once_after_any_crashes_and_resumes(tmp_path_factory, lives):
     """A life: where it resumes (at most where the last one came to), its steps, the bytes that a crash cuts off."""
     path, reached = tmp_path_factory.mktemp("run") / "metrics.jsonl", 0
@@ -117,7 +137,9 @@ def test_each_step_stands_once_after_any_crashes_and_resumes(tmp_path_factory, l
             log.log(train_row(step))
         log.close()
         lost = {step for step in range(1, resume + 1) if step not in before}
-        assert steps(read_metrics(path)[0]) == [step for step in range(1, resume + length + 1) if step not in lost]
+        assert steps(read_metrics(path)[0]) == [
+            step for step in range(1, resume + length + 1) if step not in lost
+        ]
         path.write_bytes(path.read_bytes()[: -cut or None])
         reached = max(steps(read_metrics(path)[0]), default=0)
 
@@ -190,7 +212,9 @@ def on_terminal(script, **environment):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **environment}
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=theirs, env=environment
+    )
     os.close(theirs)
     text = b""
     while select.select([ours], [], [], 30)[0]:
@@ -254,16 +278,22 @@ def test_trackers_are_not_imported_unless_asked_for(tmp_path):
     assert process(script).communicate(timeout=30) == ("[]\n", "")
 
 
-def test_a_tracker_that_is_missing_or_fails_says_so_once_and_training_goes_on(tmp_path, monkeypatch):
+def test_a_tracker_that_is_missing_or_fails_says_so_once_and_training_goes_on(
+    tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     said = []
-    mirrors = Mirrors(Tracking(str(tmp_path), wandb_log=True, tensorboard_log=True), "id", say=said.append)
+    mirrors = Mirrors(
+        Tracking(str(tmp_path), wandb_log=True, tensorboard_log=True), "id", say=said.append
+    )
     for step in (1, 2):
         mirrors.log(train_row(step))
     mirrors.close()
     assert len(said) == 2 and all("\n" not in line for line in said)
-    assert said[0].startswith("wandb is off, training goes on: ") and said[0].endswith("pip install wandb")
+    assert said[0].startswith("wandb is off, training goes on: ") and said[0].endswith(
+        "pip install wandb"
+    )
     assert said[1].startswith("tensorboard is off, training goes on: ")
 
 
@@ -281,7 +311,12 @@ def test_tensorboard_holds_the_rows_and_a_resume_hides_what_it_repeats(tmp_path)
         mirrors.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert said == []
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 3.0), (2, 3.0), (3, 1.0), (4, 1.0)]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (1, 3.0),
+        (2, 3.0),
+        (3, 1.0),
+        (4, 1.0),
+    ]
     assert [(e.step, e.value) for e in events.Scalars("val_loss")] == [(4, 2.25)]
     text = events.Tensors("sample/text_summary")[-1]
     assert text.tensor_proto.string_val == [b"    one\n    <b>two"]
@@ -335,4 +370,8 @@ def test_a_crash_of_wandbs_own_process_is_said_once_and_training_goes_on(tmp_pat
         "mirrors.close(); print('trained')\n",
     )
     assert code == 0 and "Traceback" not in err
-    assert [line.split(":")[0] for line in said] == ["wandb", "wandb is off, training goes on", "trained"]
+    assert [line.split(":")[0] for line in said] == [
+        "wandb",
+        "wandb is off, training goes on",
+        "trained",
+    ]

@@ -19,20 +19,27 @@ from lathe.run import plan
 from lathe.settings import Settings
 from model import GPT, GPT2, GPTConfig
 
-RULES = dict(batch_size=0, max_steps=0, learning_rate=0.0, muon_learning_rate=0.0, weight_decay=-1.0)
+RULES = dict(
+    batch_size=0, max_steps=0, learning_rate=0.0, muon_learning_rate=0.0, weight_decay=-1.0
+)
 
 
 def dry_run(capsys, *words) -> dict[str, str]:
     """{name: figure} of what a dry run prints."""
     assert train.main([*words, "--dry_run"]) == 0
-    return dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    return dict(
+        re.split(r" {2,}", line.strip(), maxsplit=1)
+        for line in capsys.readouterr().out.splitlines()
+    )
 
 
 def first_number(text: str) -> int:
     return int(re.search(r"[\d,]+", text)[0].replace(",", ""))
 
 
-@pytest.mark.parametrize("more", [{}, GPT2, dict(n_kv_head=1, activation="relu2", tie_weights=True)])
+@pytest.mark.parametrize(
+    "more", [{}, GPT2, dict(n_kv_head=1, activation="relu2", tie_weights=True)]
+)
 def test_parameters_and_flops_are_those_of_the_network(more, dataset, tmp_path, capsys):
     found = dry_run(capsys, *arguments(dataset, tmp_path / "run", **more))
     model = GPT(GPTConfig(vocab_size=257, block_size=16, n_layer=2, n_head=2, n_embd=32, **more))
@@ -51,7 +58,14 @@ def test_a_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
 
 
 def test_hours_and_dollars_follow_from_flops(capsys):
-    found = dry_run(capsys, "gpt2_124m", "--dataset=nowhere", "--gpus=8xh100", "--mfu=0.5", "--dollars_per_hour=3")
+    found = dry_run(
+        capsys,
+        "gpt2_124m",
+        "--dataset=nowhere",
+        "--gpus=8xh100",
+        "--mfu=0.5",
+        "--dollars_per_hour=3",
+    )
     with torch.device("meta"):
         model = GPT(GPTConfig(**GPT2))
     hours = 600_000 * 480 * 1024 * model.flops_per_token() / (8 * 0.5 * 989.5e12) / 3600
@@ -61,7 +75,9 @@ def test_hours_and_dollars_follow_from_flops(capsys):
 
 def test_what_cannot_be_planned_is_refused(capsys):
     plan_for = ["--dry_run", "--dataset=nowhere", "--init_from=scratch"]
-    with pytest.raises(ValueError, match="batch_size=10 is no multiple of micro_batch_size=4 x 2 devices"):
+    with pytest.raises(
+        ValueError, match="batch_size=10 is no multiple of micro_batch_size=4 x 2 devices"
+    ):
         train.main([*plan_for, "--batch_size=10", "--micro_batch_size=4", "--gpus=2xA100"])
     with pytest.raises(ValueError, match="gpus is '8': .*8xH100"):
         train.main([*plan_for, "--gpus=8"])
@@ -77,7 +93,9 @@ def test_what_cannot_be_planned_is_refused(capsys):
         dict(position="none", qk_norm=False), dict(dropout=0.1), dict(norm="layernorm"), dict(head_dim=16),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("T, dtype", [(64, torch.float32), (96, torch.float32), (64, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "T, dtype", [(64, torch.float32), (96, torch.float32), (64, torch.bfloat16)]
+)
 def test_activations_are_counted_as_autograd_keeps_them(more, T, dtype):
     half = dtype != torch.float32
 
@@ -111,7 +129,10 @@ def test_shards_and_small_batches_take_less(dataset):
         plan.memory(replace(s, **change), model, "cuda", True, 2)
         for change in ({}, {"parallel": "fsdp"}, {"micro_batch_size": 1})
     )
-    assert (shard.weights, shard.muon) == (whole.weights / 2, whole.muon / 2) and shard.copy == whole.copy
+    assert (shard.weights, shard.muon) == (
+        whole.weights / 2,
+        whole.muon / 2,
+    ) and shard.copy == whole.copy
     assert less.peak < whole.peak and less.activations < whole.activations
     assert whole.muon + whole.adamw / 2 == whole.weights == 4 * model.n_params()
 
@@ -130,7 +151,9 @@ def test_the_rules_pass_through_the_recipe_they_are_scaled_from():
     assert seen == pytest.approx(20 * (model.n_params() - 50304 * 768), rel=1e-3)
 
 
-@given(st.integers(10**4, 10**13), st.sampled_from([64, 768, 4096]), st.sampled_from([64, 1024, 8192]))
+@given(
+    st.integers(10**4, 10**13), st.sampled_from([64, 768, 4096]), st.sampled_from([64, 1024, 8192])
+)
 def test_rules_give_a_run_that_reads_the_tokens_asked_for(tokens, n_embd, block_size):
     with torch.device("meta"):
         model = GPT(GPTConfig(100, 8, 1, 1, n_embd=n_embd))
@@ -144,11 +167,15 @@ def test_rules_give_a_run_that_reads_the_tokens_asked_for(tokens, n_embd, block_
 
 
 def test_a_run_by_rules_says_them_and_repeats_by_its_settings(dataset, tmp_path, capsys):
-    words = arguments(dataset, tmp_path / "run", batch_size=4, max_steps=0, muon_learning_rate=0, sample_tokens=0)
+    words = arguments(
+        dataset, tmp_path / "run", batch_size=4, max_steps=0, muon_learning_rate=0, sample_tokens=0
+    )
     assert train.main([*words, "--tokens=300"]) == 0
     assert "max_steps 5: 300 tokens, 64 a step" in capsys.readouterr().err
     written = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())
-    assert (written["max_steps"], written["tokens"]) == (5, 0) and 0 < written["muon_learning_rate"] < 0.02
+    assert (written["max_steps"], written["tokens"]) == (5, 0) and 0 < written[
+        "muon_learning_rate"
+    ] < 0.02
 
 
 SHAPES = {
@@ -168,7 +195,9 @@ def test_memory_is_known_within_15_percent(shape, tmp_path, monkeypatch):
     if tokenizer == "gpt2" and not os.environ.get("TIKTOKEN_CACHE_DIR"):
         pytest.skip("TIKTOKEN_CACHE_DIR does not hold the gpt2 vocabulary")
     data = make_dataset(tmp_path / "data", tokenizer)
-    words = arguments(data, tmp_path / "run", micro_batch_size=0, max_steps=4, eval_interval=2, **SHAPES[shape])
+    words = arguments(
+        data, tmp_path / "run", micro_batch_size=0, max_steps=4, eval_interval=2, **SHAPES[shape]
+    )
     command = [sys.executable, str(ROOT / "train.py"), *words]
     said, *_ = run_child([*command, "--dry_run"], tmp_path)
     amount, unit = re.search(r"^memory +([\d.,]+) (GB|MB)", said, re.M).groups()

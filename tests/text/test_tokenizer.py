@@ -11,7 +11,9 @@ from lathe.text.bpe import count_pieces, train_bpe
 from lathe.text.tokenizer import EOT, GPT2_PATTERN, Tokenizer, load_tokenizer, train_char
 
 TIKTOKEN_FILES = ROOT.parent / "shared" / "data" / "tiktoken"
-CODE = Path(__file__).read_text(encoding="utf-8") + (ROOT / "lathe" / "text" / "tokenizer.py").read_text("utf-8")
+CODE = Path(__file__).read_text(encoding="utf-8") + (
+    ROOT / "lathe" / "text" / "tokenizer.py"
+).read_text("utf-8")
 
 
 @pytest.fixture
@@ -67,8 +69,14 @@ def test_characters_have_ids_in_order_and_unknown_ones_are_named():
 
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "gpt2"])
-def test_saved_tokenizers_give_equal_ids_without_any_other_file(kind, own, tmp_path, request, monkeypatch):
-    tokenizers = {"byte": lambda: load_tokenizer("byte"), "char": lambda: train_char([CODE]), "bpe": lambda: own}
+def test_saved_tokenizers_give_equal_ids_without_any_other_file(
+    kind, own, tmp_path, request, monkeypatch
+):
+    tokenizers = {
+        "byte": lambda: load_tokenizer("byte"),
+        "char": lambda: train_char([CODE]),
+        "bpe": lambda: own,
+    }
     tokenizer = tokenizers.get(kind, lambda: request.getfixturevalue("gpt2"))()
     names = tokenizer.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
@@ -76,7 +84,11 @@ def test_saved_tokenizers_give_equal_ids_without_any_other_file(kind, own, tmp_p
     for spec in (tmp_path, tmp_path / "tokenizer.json", str(tmp_path)):
         again = load_tokenizer(spec)
         assert again.encode(CODE) == tokenizer.encode(CODE)
-        assert (again.name, again.vocab_size, again.eot_id) == (tokenizer.name, tokenizer.vocab_size, tokenizer.eot_id)
+        assert (again.name, again.vocab_size, again.eot_id) == (
+            tokenizer.name,
+            tokenizer.vocab_size,
+            tokenizer.eot_id,
+        )
         assert again.fingerprint == tokenizer.fingerprint
 
 
@@ -98,10 +110,14 @@ def test_unknown_names_and_unreachable_files_are_one_line_with_the_fix(tmp_path,
         load_tokenizer("gpt3")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match="vocab.bpe as 6d1cbeee0f.*encoder.json as 6c7ea1a7.*TIKTOKEN_CACHE_DIR") as error:
+    with pytest.raises(
+        OSError, match="vocab.bpe as 6d1cbeee0f.*encoder.json as 6c7ea1a7.*TIKTOKEN_CACHE_DIR"
+    ) as error:
         load_tokenizer("gpt2")
     assert "\n" not in str(error.value)
-    with pytest.raises(OSError, match="o200k_base.tiktoken as fb374d419588a4632f3f557e76b4b70aebbca790"):
+    with pytest.raises(
+        OSError, match="o200k_base.tiktoken as fb374d419588a4632f3f557e76b4b70aebbca790"
+    ):
         load_tokenizer("o200k_base")
 
 
@@ -151,15 +167,23 @@ def test_bpe_training_does_not_depend_on_the_order_of_counts():
 
 def test_own_bpe_is_what_the_tokenizers_library_computes(own, tmp_path):
     """Another implementation, given our table as vocabulary and merges, cuts and merges alike."""
-    tokenizers = pytest.importorskip("tokenizers", reason="the tokenizers library comes with transformers")
+    tokenizers = pytest.importorskip(
+        "tokenizers", reason="the tokenizers library comes with transformers"
+    )
     other = tokenizers.Tokenizer.from_str(json.dumps(hugging_face_form(own)))
     code = CODE.replace(EOT, "")  # which is a special token to the other one, wherever it stands
     assert other.encode(code).ids == own.encode(code)
-    assert other.encode("tabs\t\tand  spaces   \n\n été 日本").ids == own.encode("tabs\t\tand  spaces   \n\n été 日本")
+    assert other.encode("tabs\t\tand  spaces   \n\n été 日本").ids == own.encode(
+        "tabs\t\tand  spaces   \n\n été 日本"
+    )
     (tmp_path / "tokenizer.json").write_text(json.dumps(hugging_face_form(own)))
     again = load_tokenizer(tmp_path)
     assert again.encode(CODE) == own.encode(CODE)
-    assert (again.vocab_size, again.eot_id, again.pattern) == (own.vocab_size, own.eot_id, GPT2_PATTERN)
+    assert (again.vocab_size, again.eot_id, again.pattern) == (
+        own.vocab_size,
+        own.eot_id,
+        GPT2_PATTERN,
+    )
 
 
 def hugging_face_form(tokenizer):
@@ -189,14 +213,21 @@ def hugging_face_form(tokenizer):
                 "normalized": False,
             }
         ],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {"type": "BPE", "vocab": {s: i for i, s in enumerate(shown)}, "merges": merges},
     }
 
 
 def test_other_kinds_of_hugging_face_tokenizers_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "pre_tokenizer": None}))
+    path.write_text(
+        json.dumps({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "pre_tokenizer": None})
+    )
     with pytest.raises(ValueError, match="not a byte-level BPE"):
         load_tokenizer(path)
 

@@ -51,7 +51,14 @@ MAPPED = [
 
 def tiny_model(tokenizer: Tokenizer, **changes) -> GPT:
     torch.manual_seed(0)
-    shape = dict(vocab_size=tokenizer.vocab_size, block_size=T, n_layer=2, n_head=4, n_embd=32, zero_init=False)
+    shape = dict(
+        vocab_size=tokenizer.vocab_size,
+        block_size=T,
+        n_layer=2,
+        n_head=4,
+        n_embd=32,
+        zero_init=False,
+    )
     model = GPT(GPTConfig(**{**shape, **changes})).eval()
     for p in model.parameters():
         p.data = p.data + 0.1 * torch.randn_like(p)
@@ -64,26 +71,37 @@ def char_tokenizer():
 
 
 def bpe_tokenizer(size=1100):
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_[a-m]*.py"))]
+    texts = [
+        path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_[a-m]*.py"))
+    ]
     return train_bpe(count_pieces(texts, GPT2_PATTERN), size)
 
 
 # ---- there and back ----
 
 
-@pytest.mark.parametrize("settings, architecture", MAPPED, ids=lambda x: x if isinstance(x, str) else "")
-def test_an_export_computes_the_same_in_transformers(settings, architecture, tmp_path, char_tokenizer):
+@pytest.mark.parametrize(
+    "settings, architecture", MAPPED, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_an_export_computes_the_same_in_transformers(
+    settings, architecture, tmp_path, char_tokenizer
+):
     transformers = pytest.importorskip("transformers")
     model, folder = tiny_model(char_tokenizer, **settings), tmp_path / "out"
     assert hf_export.export(model, char_tokenizer, folder) == architecture
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    assert type(theirs).__name__ == architecture and theirs.config.eos_token_id == char_tokenizer.eot_id
+    assert (
+        type(theirs).__name__ == architecture
+        and theirs.config.eos_token_id == char_tokenizer.eot_id
+    )
     idx = torch.randint(char_tokenizer.vocab_size, (3, T))
     with torch.inference_mode():
         torch.testing.assert_close(theirs(idx).logits, model(idx), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings, architecture", MAPPED, ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    "settings, architecture", MAPPED, ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_an_export_reads_back_bit_for_bit(settings, architecture, tmp_path, char_tokenizer):
     model = tiny_model(char_tokenizer, **settings)
     hf_export.export(model, char_tokenizer, tmp_path / "out")
@@ -104,7 +122,9 @@ def test_padded_rows_of_the_vocabulary_stay_at_home(tmp_path):
     assert theirs.get_input_embeddings().weight.shape[0] == tokenizer.vocab_size
     idx = torch.randint(tokenizer.vocab_size, (2, T))
     with torch.inference_mode():
-        torch.testing.assert_close(hf_weights.load_model(tmp_path / "out")(idx), model(idx), rtol=0, atol=0)
+        torch.testing.assert_close(
+            hf_weights.load_model(tmp_path / "out")(idx), model(idx), rtol=0, atol=0
+        )
 
 
 def test_weights_in_bfloat16_are_the_rounded_ones(tmp_path, char_tokenizer):
@@ -123,7 +143,9 @@ def test_a_folder_that_transformers_wrote_computes_the_same_here(name, tmp_path)
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     if name == "GPT2":
-        config = transformers.GPT2Config(vocab_size=97, n_positions=T, n_embd=32, n_layer=2, n_head=4)
+        config = transformers.GPT2Config(
+            vocab_size=97, n_positions=T, n_embd=32, n_layer=2, n_head=4
+        )
     else:
         config = getattr(transformers, f"{name}Config")(
             vocab_size=97, max_position_embeddings=T, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -137,7 +159,9 @@ def test_a_folder_that_transformers_wrote_computes_the_same_here(name, tmp_path)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     idx = torch.randint(97, (2, T))
     with torch.inference_mode():
-        torch.testing.assert_close(hf_weights.load_model(tmp_path / "out")(idx), theirs(idx).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            hf_weights.load_model(tmp_path / "out")(idx), theirs(idx).logits, rtol=0, atol=1e-4
+        )
 
 
 def test_gpt2s_old_names_without_prefix_and_with_masks_are_read(tmp_path, char_tokenizer):
@@ -161,7 +185,22 @@ def test_gpt2s_old_names_without_prefix_and_with_masks_are_read(tmp_path, char_t
 def strings(alphabet=None, n=500):
     """Varied texts: words, numbers, spaces, scripts, emoji, control characters; or made of an alphabet."""
     choice = random.Random(0)
-    parts = ["the", "Don't", "we'll", "I'VE", " x", "  ", "\n", "\n\n", "\t", "\r\n", "123", "4567", "3.14", "naïve"]
+    parts = [
+        "the",
+        "Don't",
+        "we'll",
+        "I'VE",
+        " x",
+        "  ",
+        "\n",
+        "\n\n",
+        "\t",
+        "\r\n",
+        "123",
+        "4567",
+        "3.14",
+        "naïve",
+    ]
     parts += [
         "café",
         "日本語",
@@ -177,7 +216,21 @@ def strings(alphabet=None, n=500):
         "Ünïcödé",
         "русский",
     ]
-    parts += ["العربية", "हिन्दी", " \n ", "'s", "'", "<|end", "\\", "def f(x):", "    return", "𝔘", "👩‍💻", "½", "Ⅷ"]
+    parts += [
+        "العربية",
+        "हिन्दी",
+        " \n ",
+        "'s",
+        "'",
+        "<|end",
+        "\\",
+        "def f(x):",
+        "    return",
+        "𝔘",
+        "👩‍💻",
+        "½",
+        "Ⅷ",
+    ]
     if alphabet:
         parts = list(alphabet)
     return ["".join(choice.choices(parts, k=choice.randint(0, 25))) for _ in range(n)]
@@ -209,11 +262,15 @@ def test_an_own_bpe_gives_equal_ids_in_transformers(tmp_path):
 
 
 def test_a_bpe_with_another_pattern_and_normalization_as_qwens_gives_equal_ids(tmp_path):
-    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    )
     pattern += r"\s*[\r\n]+|\s+(?!\S)|\s+"
     own = train_bpe(count_pieces(strings(), pattern), 400, pattern)
     ours = Tokenizer("bpe", "qwen", own.pieces, own.specials, pattern, "NFC")
-    check_tokenizer(ours, tmp_path / "out", [t for t in strings() if unicodedata.is_normalized("NFC", t)])
+    check_tokenizer(
+        ours, tmp_path / "out", [t for t in strings() if unicodedata.is_normalized("NFC", t)]
+    )
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs("cafe\u0301")["input_ids"] == ours.encode("cafe\u0301") == ours.encode("caf\xe9")
     ours.save(tmp_path)
@@ -221,14 +278,18 @@ def test_a_bpe_with_another_pattern_and_normalization_as_qwens_gives_equal_ids(t
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TIKTOKEN_FILES.is_dir(), reason=f"GPT-2's vocabulary is not in {TIKTOKEN_FILES}")
+@pytest.mark.skipif(
+    not TIKTOKEN_FILES.is_dir(), reason=f"GPT-2's vocabulary is not in {TIKTOKEN_FILES}"
+)
 def test_the_gpt2_encoding_gives_equal_ids_in_transformers(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_FILES))
     check_tokenizer(load_tokenizer("gpt2"), tmp_path / "out", strings())
     (tmp_path / "out" / "tokenizer.json").unlink()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    assert hf_tokenizers.find_tokenizer(tmp_path / "out").name == "gpt2"  # a GPT-2 folder without tokenizer files
+    assert (
+        hf_tokenizers.find_tokenizer(tmp_path / "out").name == "gpt2"
+    )  # a GPT-2 folder without tokenizer files
 
 
 # ---- the commands ----
@@ -256,7 +317,11 @@ def test_export_verifies_and_writes_a_card(run_folder, tmp_path, capsys):
     arguments = ["export", f"--out_dir={run_folder}", f"--to={tmp_path / 'out'}"]
     huggingface.main([*arguments, "--verify=true"])
     out, err = capsys.readouterr()
-    assert out == f"{tmp_path / 'out'}\n" and "through transformers: " in err and "token ids are equal" in err
+    assert (
+        out == f"{tmp_path / 'out'}\n"
+        and "through transformers: " in err
+        and "token ids are equal" in err
+    )
     assert "\r" not in err
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "2.5000 nats" in card and "data/letters" in card and "Qwen3ForCausalLM" in card
@@ -276,21 +341,30 @@ def test_the_old_export_stays_until_the_new_one_is_checked(tmp_path, char_tokeni
     before = (folder / "model.safetensors").read_bytes()
 
     def refuse(written):
-        assert (folder / "model.safetensors").read_bytes() == before and (written / "model.safetensors").is_file()
+        assert (folder / "model.safetensors").read_bytes() == before and (
+            written / "model.safetensors"
+        ).is_file()
         raise ValueError("not the same")
 
     with pytest.raises(ValueError, match="not the same"):
         hf_export.export(model, char_tokenizer, folder, "bfloat16", check=refuse)
-    assert (folder / "model.safetensors").read_bytes() == before and list(tmp_path.iterdir()) == [folder]
+    assert (folder / "model.safetensors").read_bytes() == before and list(tmp_path.iterdir()) == [
+        folder
+    ]
     hf_export.export(model, char_tokenizer, folder, "bfloat16")
-    assert len((folder / "model.safetensors").read_bytes()) < len(before) and list(tmp_path.iterdir()) == [folder]
+    assert len((folder / "model.safetensors").read_bytes()) < len(before) and list(
+        tmp_path.iterdir()
+    ) == [folder]
 
 
 def test_a_wrong_command_is_named_once(capsys):
     with pytest.raises(SystemExit) as end:
         huggingface.main(["foo"])
     assert end.value.code == 2
-    assert capsys.readouterr().err == "huggingface.py: error: `foo` is no command: the one there is is `export`\n"
+    assert (
+        capsys.readouterr().err
+        == "huggingface.py: error: `foo` is no command: the one there is is `export`\n"
+    )
 
 
 def test_a_folder_says_the_same_as_the_run_it_came_from(run_folder, exported, capsys):
@@ -305,7 +379,14 @@ def test_a_folder_scores_as_the_run_it_came_from(run_folder, exported, tmp_path,
     (tmp_path / "text.txt").write_text("abc def, ghi.\n" * 200, encoding="utf-8")
     tokenizer = checkpoint.find_checkpoint(run_folder)
     data = tmp_path / "data"
-    prepare_text.main([str(tmp_path / "text.txt"), f"--out={data}", f"--tokenizer={tokenizer}", "--val_fraction=0.2"])
+    prepare_text.main(
+        [
+            str(tmp_path / "text.txt"),
+            f"--out={data}",
+            f"--tokenizer={tokenizer}",
+            "--val_fraction=0.2",
+        ]
+    )
     capsys.readouterr()
     scores = []
     for model in (f"--out_dir={run_folder}", f"--model=hf:{exported}"):
@@ -320,7 +401,10 @@ def test_training_begins_with_the_folders_weights(exported):
     settings = train.Settings(init_from=f"hf:{exported}", block_size=T, dropout=0.1)
 
     class Data:  # what build_model asks of a dataset
-        tokenizer_fingerprint, tokenizer_name = hf_tokenizers.find_tokenizer(exported).fingerprint, "char"
+        tokenizer_fingerprint, tokenizer_name = (
+            hf_tokenizers.find_tokenizer(exported).fingerprint,
+            "char",
+        )
         vocab_size = hf_tokenizers.find_tokenizer(exported).vocab_size
 
     model = train.build_model(settings, Data, hf_find.find(settings.init_from))
@@ -348,7 +432,9 @@ def test_training_begins_with_the_folders_weights(exported):
         (dict(norm="layernorm", activation="swiglu", qk_norm=False), "norm=layernorm"),
     ],
 )
-def test_what_has_no_counterpart_is_refused_by_the_name_of_its_setting(settings, words, tmp_path, char_tokenizer):
+def test_what_has_no_counterpart_is_refused_by_the_name_of_its_setting(
+    settings, words, tmp_path, char_tokenizer
+):
     with pytest.raises(ValueError, match=words):
         hf_export.export(tiny_model(char_tokenizer, **settings), char_tokenizer, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -391,14 +477,17 @@ def test_damaged_and_foreign_folders_are_refused(exported, tmp_path):
     assert "by config.json it should be" in message(configure(intermediate_size=64))
     assert "lack model.layers.2" in message(configure(num_hidden_layers=3))
     assert "no place for" in message(configure(num_hidden_layers=1))
-    assert "no place for" in message(configure(architectures=["LlamaForCausalLM"]))  # QK-norm's weights would be lost
+    assert "no place for" in message(
+        configure(architectures=["LlamaForCausalLM"])
+    )  # QK-norm's weights would be lost
 
 
 def test_a_hub_out_of_reach_is_explained(monkeypatch, tmp_path):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        OSError, match="hf:nobody/nothing is neither a folder nor in the Hub's cache.*model.safetensors"
+        OSError,
+        match="hf:nobody/nothing is neither a folder nor in the Hub's cache.*model.safetensors",
     ):
         hf_find.find("hf:nobody/nothing")
     with pytest.raises(FileNotFoundError, match="no such folder"):

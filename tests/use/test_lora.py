@@ -49,7 +49,9 @@ def unmerged(path: Path) -> GPT:
 
 def test_adapters_begin_as_nothing_and_only_they_learn():
     for family in ({}, GPT2):
-        model = GPT(GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=32, **family)).eval()
+        model = GPT(
+            GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=32, **family)
+        ).eval()
         idx = torch.randint(50, (2, 16))
         before = model(idx)
         adapters = lora.adapt(model, 4, 16.0)
@@ -59,7 +61,11 @@ def test_adapters_begin_as_nothing_and_only_they_learn():
 
 
 def test_merging_is_adding_the_correction():
-    model = GPT(GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=32, n_kv_head=1, bias=True))
+    model = GPT(
+        GPTConfig(
+            vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=32, n_kv_head=1, bias=True
+        )
+    )
     lora.adapt(model, 4, 16.0)
     for name, p in model.named_parameters():
         if name.endswith(lora.B):
@@ -84,12 +90,19 @@ def test_the_share_that_is_trained_is_said(dataset, base, tmp_path, capsys):
                                         capsys.readouterr().err).groups()  # fmt: skip
     total, trained = (int(number.replace(",", "")) for number in (total, trained))
     c = load_model(newest(tmp_path)).config
-    matrices = [(3 * c.n_embd, c.n_embd), (c.n_embd, c.n_embd), (2 * c.n_hidden, c.n_embd), (c.n_embd, c.n_hidden)]
+    matrices = [
+        (3 * c.n_embd, c.n_embd),
+        (c.n_embd, c.n_embd),
+        (2 * c.n_hidden, c.n_embd),
+        (c.n_embd, c.n_hidden),
+    ]
     assert trained == c.n_layer * sum(4 * (rows + columns) for rows, columns in matrices)
     assert float(percent) == round(100 * trained / total, 2)
 
 
-def test_a_checkpoint_is_enough_for_those_who_load_it_and_computes_what_was_trained(adapted, tmp_path):
+def test_a_checkpoint_is_enough_for_those_who_load_it_and_computes_what_was_trained(
+    adapted, tmp_path
+):
     path, idx = newest(adapted), torch.randint(257, (2, 16))
     model, as_trained = load_model(path), unmerged(path)
     assert (model(idx) - as_trained(idx)).abs().max() <= 1e-5
@@ -109,7 +122,9 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(dataset, adapted, tmp_pat
 
 
 def test_a_second_adaptation_begins_at_the_first_ones_sum(dataset, adapted, tmp_path):
-    assert train.train(settings(dataset, tmp_path, init_from=str(adapted), max_steps=1, **LORA)) == 0
+    assert (
+        train.train(settings(dataset, tmp_path, init_from=str(adapted), max_steps=1, **LORA)) == 0
+    )
     sums, base = load_weights(newest(adapted)), load_weights(newest(tmp_path), merged=False)
     assert all(torch.equal(base[name], tensor) for name, tensor in sums.items())
 
@@ -117,7 +132,9 @@ def test_a_second_adaptation_begins_at_the_first_ones_sum(dataset, adapted, tmp_
 def test_a_hugging_face_folder_is_adapted(dataset, base, tmp_path):
     path = newest(base)
     hf_export.export(load_model(path), load_tokenizer(path), tmp_path / "theirs")
-    theirs = settings(dataset, tmp_path / "run", init_from=f"hf:{tmp_path / 'theirs'}", max_steps=2, **LORA)
+    theirs = settings(
+        dataset, tmp_path / "run", init_from=f"hf:{tmp_path / 'theirs'}", max_steps=2, **LORA
+    )
     assert train.train(theirs) == 0
     before, after = (load_weights(p, merged=False) for p in (path, newest(tmp_path / "run")))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -128,7 +145,9 @@ def test_two_ranks_train_the_adapters_that_one_does(dataset, base, tmp_path):
     asked = dict(init_from=str(base), max_steps=6, **LORA)
     train.train(settings(dataset, tmp_path / "one", **asked))
     kinds = ("ddp", "fsdp")
-    for code, _, err in run_ranks(2, tmp_path, *(job(dataset, tmp_path / p, parallel=p, **asked) for p in kinds)):
+    for code, _, err in run_ranks(
+        2, tmp_path, *(job(dataset, tmp_path / p, parallel=p, **asked) for p in kinds)
+    ):
         assert code == 0, err[-3000:]
     one = load_weights(newest(tmp_path / "one"), merged=False)
     for kind in kinds:
@@ -136,7 +155,9 @@ def test_two_ranks_train_the_adapters_that_one_does(dataset, base, tmp_path):
         two = load_weights(newest(tmp_path / kind), merged=False)
         assert one.keys() == two.keys()
         assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
-        assert all(torch.equal(one[name], two[name]) for name in one if not name.endswith((lora.A, lora.B)))
+        assert all(
+            torch.equal(one[name], two[name]) for name in one if not name.endswith((lora.A, lora.B))
+        )
 
 
 def test_what_cannot_be_adapted_is_said_in_one_line(dataset, base, adapted, tmp_path):

@@ -60,7 +60,13 @@ def answered_rows(model, tokenizer) -> list[dict]:
         text = tokenizer.decode(greedy(model, [tokenizer.eot_id, *tokenizer.encode(prompt)], 20))
         stop = next((c for c in text[4:12] if c not in text[:4]), None)
         if stop and text[:4].strip():
-            rows.append({"prompt": prompt, "completion": f" {text.partition(stop)[0].strip()}\n", "stop": stop})
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "completion": f" {text.partition(stop)[0].strip()}\n",
+                    "stop": stop,
+                }
+            )
     return rows
 
 
@@ -75,7 +81,9 @@ def test_exact_match_counts_answers_that_are_right_to_their_end(tmp_path, chars,
         monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", at_once)
         found = Task(spec, chars, [chars.eot_id], 48).measure(model, CPU, (chars.eot_id,))
         p = 1 - 2 / len(rows)
-        assert found["acc"] == pytest.approx(p) and found["items"] == len(rows) and found["cut"] == 0
+        assert (
+            found["acc"] == pytest.approx(p) and found["items"] == len(rows) and found["cut"] == 0
+        )
         assert found["acc_stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (len(rows) - 1)))
         assert found["items_per_second"] > 0
         assert found["first_wrong"]["completion"] == rows[0]["completion"]
@@ -121,7 +129,9 @@ def test_scores_in_a_batch_equal_those_one_by_one(architecture, monkeypatch):
     assert {likeliest for _, likeliest in expected} == {True, False}
     for at_once in (4096, 200, 4):
         monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", at_once)
-        for (nats, likeliest), (nats_alone, likeliest_alone) in zip(score(model, pairs), expected, strict=True):
+        for (nats, likeliest), (nats_alone, likeliest_alone) in zip(
+            score(model, pairs), expected, strict=True
+        ):
             assert nats == pytest.approx(nats_alone, abs=1e-4) and likeliest == likeliest_alone
 
 
@@ -129,7 +139,10 @@ def test_scores_in_a_batch_equal_those_one_by_one(architecture, monkeypatch):
 def test_batches_hold_every_row_once_and_no_more_than_they_may(lengths, at_once):
     batches = pieces(lengths, at_once)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    assert all(len(batch) * max(lengths[i] for i in batch) <= at_once or len(batch) == 1 for batch in batches)
+    assert all(
+        len(batch) * max(lengths[i] for i in batch) <= at_once or len(batch) == 1
+        for batch in batches
+    )
 
 
 WORDS = "the a cat dog sun rain house tree sings runs falls opens under over with slowly red small old never".split()
@@ -150,7 +163,11 @@ def made_up(n: int) -> dict[str, list[dict]]:
             "ctx_b": b,
             "ctx": f"{a} {b}".strip(),
         }
-        return {**row, "endings": [words(1, 9) + " [step] " + words(1, 9) + "." for _ in range(4)], "label": "2"}
+        return {
+            **row,
+            "endings": [words(1, 9) + " [step] " + words(1, 9) + "." for _ in range(4)],
+            "label": "2",
+        }
 
     def arc():
         k = draw.choice([3, 4, 5])
@@ -159,7 +176,11 @@ def made_up(n: int) -> dict[str, list[dict]]:
         return {"question": words(5, 70) + "?", "choices": choices, "answerKey": labels[-1]}
 
     def mmlu():
-        row = {"question": f" {words(5, 60)} ", "subject": "high_school_" + draw.choice(WORDS), "answer": 3}
+        row = {
+            "question": f" {words(5, 60)} ",
+            "subject": "high_school_" + draw.choice(WORDS),
+            "answer": 3,
+        }
         return {**row, "choices": [words(1, 8) for _ in range(4)]}
 
     kinds = {
@@ -185,9 +206,9 @@ def their_prompt(name: str, row: dict) -> tuple[str, list[str]]:
     if name == "mmlu":
         about = "The following are multiple choice questions (with answers) about "
         about += " ".join(row["subject"].split("_")) + ".\n\n" + row["question"].strip() + "\n"
-        return about + "".join(f"{k}. {x}\n" for k, x in zip("ABCD", row["choices"], strict=True)) + "Answer:", [
-            *"ABCD"
-        ]
+        return about + "".join(
+            f"{k}. {x}\n" for k, x in zip("ABCD", row["choices"], strict=True)
+        ) + "Answer:", [*"ABCD"]
     if name == "piqa":
         return "Question: " + row["goal"] + "\nAnswer:", [row["sol1"], row["sol2"]]
     if name == "lambada":
@@ -201,18 +222,30 @@ def exported(tmp_path_factory):
     pytest.importorskip("transformers")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = train_bpe(count_pieces([" ".join(WORDS) + " Question: Answer: A. B. C. D.\n"] * 9), 300)
+    tokenizer = train_bpe(
+        count_pieces([" ".join(WORDS) + " Question: Answer: A. B. C. D.\n"] * 9), 300
+    )
     model = loud_model(tokenizer.vocab_size, **GPT2, block_size=96)
     folder = tmp_path_factory.mktemp("tasks") / "exported"
     hf_export.export(model, tokenizer, folder)
-    return model, tokenizer, AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    return (
+        model,
+        tokenizer,
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
 
 
-def in_transformers(network, tokenizer, context: str, choices: list[str]) -> list[tuple[float, bool, int, bool]]:
+def in_transformers(
+    network, tokenizer, context: str, choices: list[str]
+) -> list[tuple[float, bool, int, bool]]:
     """(log-probability, all likeliest, tokens, cut) of each choice, one forward pass each."""
     found = []
     for choice in choices:
-        before, whole = tokenizer(context)["input_ids"], tokenizer(context + " " + choice)["input_ids"]
+        before, whole = (
+            tokenizer(context)["input_ids"],
+            tokenizer(context + " " + choice)["input_ids"],
+        )
         n, ids = len(whole) - len(before), whole[-97:]
         with torch.no_grad():
             logits = network(torch.tensor([ids[:-1]])).logits[0, -n:]
@@ -228,7 +261,9 @@ def test_choices_equal_those_of_transformers(name, exported, tmp_path):
     """200 rows. Whichever choice transformers makes is called the right answer: then all are right."""
     model, tokenizer, network, their_tokenizer = exported
     rows, spec = made_up(200)[name], f"{name}:{tmp_path / 'rows.jsonl'}"
-    found = [(in_transformers(network, their_tokenizer, *their_prompt(name, row)), row) for row in rows]
+    found = [
+        (in_transformers(network, their_tokenizer, *their_prompt(name, row)), row) for row in rows
+    ]
     length = {"hellaswag_nanogpt": lambda n, text: n}.get(name, lambda n, text: len(text))
     for figure in ("acc", "acc_norm") if name != "mmlu" else ("acc",):
         called = []
@@ -238,7 +273,9 @@ def test_choices_equal_those_of_transformers(name, exported, tmp_path):
                       zip(scores, texts, strict=True)]  # fmt: skip
             answer = values.index(max(values))
             key = {"mmlu": "answer", "arc_easy": "answerKey"}.get(name, "label")
-            called.append({**row, key: row["choices"]["label"][answer] if key == "answerKey" else answer})
+            called.append(
+                {**row, key: row["choices"]["label"][answer] if key == "answerKey" else answer}
+            )
         assert len({str(row[key]) for row in called}) > 1
         jsonl(tmp_path / "rows.jsonl", called)
         ours = Task(spec, tokenizer, [tokenizer.eot_id], 96).measure(model, CPU)
@@ -256,8 +293,12 @@ def test_last_words_equal_those_of_transformers(exported, tmp_path):
         while len(ids) < 96 and not (word := tokenizer.decode(greedy(model, ids, 1))).strip():
             ids = ids[:-1]
         row["text"] = tokenizer.decode(ids) + " " + word.strip().split()[0]
-    found = [in_transformers(network, their_tokenizer, *their_prompt("lambada", row))[0] for row in rows]
-    ours = Task(f"lambada:{jsonl(tmp_path / 'rows.jsonl', rows)}", tokenizer, [], 96).measure(model, CPU)
+    found = [
+        in_transformers(network, their_tokenizer, *their_prompt("lambada", row))[0] for row in rows
+    ]
+    ours = Task(f"lambada:{jsonl(tmp_path / 'rows.jsonl', rows)}", tokenizer, [], 96).measure(
+        model, CPU
+    )
     assert ours["acc"] == sum(likeliest for _, likeliest, *_ in found) / 200
     assert 0 < ours["acc"] < 1
     assert ours["perplexity"] == pytest.approx(math.exp(-sum(s for s, *_ in found) / 200), rel=1e-5)
@@ -278,7 +319,11 @@ def test_every_format_has_items_to_try_in_which_no_choice_is_always_right():
 
 
 def test_ai2s_own_files_of_arc_are_read_as_the_columns_of_datasets(tmp_path):
-    row = {"question": "What burns?", "choices": {"text": ["wood", "ice"], "label": ["A", "B"]}, "answerKey": "A"}
+    row = {
+        "question": "What burns?",
+        "choices": {"text": ["wood", "ice"], "label": ["A", "B"]},
+        "answerKey": "A",
+    }
     choices = [{"text": "wood", "label": "A"}, {"text": "ice", "label": "B"}]
     theirs = {"question": {"stem": "What burns?", "choices": choices}, "answerKey": "A"}
     read = [tasks.read_items(f"arc_easy:{jsonl(tmp_path / 'x', [r])}")[0] for r in (row, theirs)]
@@ -296,7 +341,11 @@ ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "a
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("piqa", lines(PIQA, {"goal": "g", "sol1": "a"}), r"line 2: no field 'sol2', which piqa needs.*are goal, sol1"),
+        (
+            "piqa",
+            lines(PIQA, {"goal": "g", "sol1": "a"}),
+            r"line 2: no field 'sol2', which piqa needs.*are goal, sol1",
+        ),
         ("exact_match", lines({"text": "x"}), "line 1: no field 'prompt'.*are text"),
         (
             "piqa",
@@ -305,7 +354,11 @@ ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "a
         ),
         ("piqa", lines({**PIQA, "label": -1}), "line 1: the answer is -1"),
         ("piqa", lines({**PIQA, "label": ""}), "line 1 is no row of piqa: .*''"),
-        ("arc_easy", lines(ARC), "line 1 is no row of arc_easy: answerKey is 'C', the choices are A, B"),
+        (
+            "arc_easy",
+            lines(ARC),
+            "line 1 is no row of arc_easy: answerKey is 'C', the choices are A, B",
+        ),
         ("exact_match", lines({"prompt": "x", "completion": " "}), "line 1: an answer .* is empty"),
         ("exact_match", lines({"prompt": 3, "completion": "x"}), "line 1 is no row of exact_match"),
         ("lambada", lines({"text": 3}), "line 1 is no row of lambada"),
@@ -334,7 +387,9 @@ def test_what_cannot_be_had_is_said_with_what_to_do(monkeypatch, chars, tmp_path
     with pytest.raises(ValueError, match="give a file, exact_match:FILE"):
         tasks.read_items("exact_match")
     rows = [{"prompt": "abc", "completion": "d"}, {"prompt": "xyz", "completion": "d"}]
-    with pytest.raises(ValueError, match="rows.jsonl, line 2: unknown to the character tokenizer: 'x'"):
+    with pytest.raises(
+        ValueError, match="rows.jsonl, line 2: unknown to the character tokenizer: 'x'"
+    ):
         Task(f"exact_match:{jsonl(tmp_path / 'rows.jsonl', rows)}", chars, [], 8)
 
 
@@ -345,15 +400,22 @@ def test_without_a_network_a_published_test_set_is_asked_for_as_a_file(tmp_path)
     offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     code = "from lathe import cli; from lathe.use import tasks; cli.run(lambda: tasks.read_items('piqa'))"
     environment = {**os.environ, **offline, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "the validation split of baber/piqa" in done.stderr and "give it as piqa:FILE" in done.stderr
+    assert (
+        "the validation split of baber/piqa" in done.stderr
+        and "give it as piqa:FILE" in done.stderr
+    )
 
 
 def test_of_choices_longer_than_the_context_the_last_tokens_are_scored(chars, tmp_path, capsys):
     rows = [{"text": "abc " + "defgh" * n} for n in (1, 2, 3, 4, 9)]
     task = Task(f"lambada:{jsonl(tmp_path / 'x', rows)}", chars, [], 16)
-    assert task.cut == 3 and "3 of 5 items exceed the context of 16 tokens" in capsys.readouterr().err
+    assert (
+        task.cut == 3 and "3 of 5 items exceed the context of 16 tokens" in capsys.readouterr().err
+    )
     for row, ((context, ids),) in zip(rows, task.pairs, strict=True):
         whole = chars.encode(row["text"])
         assert [*context, *ids] == whole[-17:] and len(ids) == min(16, len(whole) - 3)
@@ -385,14 +447,26 @@ def test_the_harness_finds_the_same_scores_on_the_exported_folder(exported, tmp_
         about = {"task": f"own_{name}", "output_type": "multiple_choice", "test_split": "test"}
         about |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}}
         about |= {"doc_to_text": f"Question: {{{{{question}}}}}\nAnswer:", "doc_to_target": target}
-        about |= {"doc_to_choice": choices, "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
+        about |= {
+            "doc_to_choice": choices,
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }
         (tmp_path / f"{name}.yaml").write_text(json.dumps(about))  # which is YAML, too
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = shlex.split(
-        re.search(r"^lm_eval .*", readme, re.M)[0].replace("out/exported", str(tmp_path / "exported"))
+        re.search(r"^lm_eval .*", readme, re.M)[0].replace(
+            "out/exported", str(tmp_path / "exported")
+        )
     )
     command[command.index("--tasks") + 1] = "own_piqa,own_arc_easy"
-    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "found"), "--device", "cpu"]
+    command += [
+        "--include_path",
+        str(tmp_path),
+        "--output_path",
+        str(tmp_path / "found"),
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -401,4 +475,6 @@ def test_the_harness_finds_the_same_scores_on_the_exported_folder(exported, tmp_
         ours = Task(f"{name}:{tmp_path / name}.jsonl", tokenizer, [], 96).measure(model, CPU)
         for key in ("acc", "acc_norm"):
             assert found[f"own_{name}"][f"{key},none"] == pytest.approx(ours[key])
-            assert found[f"own_{name}"][f"{key}_stderr,none"] == pytest.approx(ours[f"{key}_stderr"])
+            assert found[f"own_{name}"][f"{key}_stderr,none"] == pytest.approx(
+                ours[f"{key}_stderr"]
+            )

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lathe.text.chat import TEMPLATES
-from lathe.text.tokenizer import EOT, GPT2_PATTERN, Tokenizer, _hugging_face_bytes, load_tokenizer, train_char
+from lathe.text.tokenizer import (
+    EOT,
+    GPT2_PATTERN,
+    Tokenizer,
+    _hugging_face_bytes,
+    load_tokenizer,
+    train_char,
+)
 from lathe.use.hf.find import read_json
 
 
