@@ -8,11 +8,10 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from lathe import cli
-from lathe.corpus import build
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lathe import cli
+from lathe.corpus import build
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 

@@ -8,11 +8,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from lathe import cli
-from lathe.corpus import build
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lathe import cli
+from lathe.corpus import build
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 

@@ -6,10 +6,10 @@ python prepare/tinystories.py [any option of prepare/text.py]
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from lathe import cli
 from prepare import text
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main(argv=None):

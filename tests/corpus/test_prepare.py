@@ -670,3 +670,10 @@ def test_verifying_refuses_windows_that_make_no_sense(option, capsys):
     assert (
         end.value.code == 2 and option.strip("-").split("=")[0] + " is" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "prepare").glob("*.py")))
+def test_each_command_starts_from_any_folder(script, tmp_path):
+    command = [sys.executable, str(ROOT / "prepare" / script), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: prepare/{script} ")
