@@ -5,7 +5,8 @@ n_embd, nh query heads, nkv key/value heads, hd = head_dim, V vocabulary. GPT-2'
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,6 @@ from torch.nn import functional as F
 IGNORE = -1  # a target with this id is not scored
 LOGITS_AT_ONCE = 1 << 24  # more logits than this are computed in pieces: 64 MB of float32
 SHORT_CONTEXT = {torch.float32: 64, torch.bfloat16: 512}  # up to here a CPU attends faster by plain products
-CHOICES = {"position": ("rope", "learned", "sinusoidal", "none"), "norm": ("rmsnorm", "layernorm"),
-           "activation": ("swiglu", "relu2", "gelu", "gelu_tanh")}  # fmt: skip
 # GPT-2 as published. The other family, "modern", is the defaults below.
 GPT2 = dict(position="learned", norm="layernorm", norm_weight=True, activation="gelu_tanh", qk_norm=False,
             bias=True, tie_weights=True, zero_init=False)  # fmt: skip
@@ -23,30 +22,39 @@ GPT2 = dict(position="learned", norm="layernorm", norm_weight=True, activation="
 
 @dataclass
 class GPTConfig:
-    """Shape and parts of a GPT. Raises ValueError, naming the setting, for values that do not fit together."""
+    """Shape and parts of a GPT. Raises ValueError, naming the setting, for values that do not fit together.
 
+    A field below `# --- model` is a setting of training, and its comment the setting's help: lathe/settings.py reads
+    them from here. From papers are n_kv_head (arXiv 2305.13245), rope (2104.09864), sinusoidal (1706.03762, 3.5),
+    rmsnorm (1910.07467), swiglu (2002.05202), relu2 (2109.08668), qk_norm (2302.05442; before rope, as in Qwen3),
+    logit_softcap (Gemma 2, 2408.00118) and, from modded-nanogpt's records, bigram_rows.
+    """
+
+    # --- what the data decides
     vocab_size: int = 50257
-    block_size: int = 1024  # longest context, in tokens
-    n_layer: int = 12
-    n_head: int = 12
-    n_kv_head: int = 0  # grouped queries (arXiv 2305.13245): 0 = n_head
-    head_dim: int = 0  # 0 = n_embd / n_head
-    n_embd: int = 768
-    n_hidden: int = 0  # width inside the MLP: 0 = 4 n_embd; for swiglu 8/3 n_embd, rounded up to a multiple of 32
-    position: str = "rope"  # rope (arXiv 2104.09864), learned, sinusoidal (arXiv 1706.03762, 3.5) or none
-    rope_theta: float = 10000.0
-    norm: str = "rmsnorm"  # rmsnorm (arXiv 1910.07467) or layernorm
-    norm_weight: bool = False  # learned gains in the norms
-    norm_eps: float = 1e-5
-    activation: str = "swiglu"  # swiglu (arXiv 2002.05202), relu2 (2109.08668), gelu (exact) or gelu_tanh (GPT-2's)
-    qk_norm: bool = True  # RMS norm of queries and keys in each head (arXiv 2302.05442), before rope as in Qwen3
-    bias: bool = False  # biases in linear layers, and in layernorm if it has gains
-    tie_weights: bool = False  # the head is the embedding table
-    logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118); 0 = off
-    dropout: float = 0.0
-    bigram_rows: int = 0  # of a table by pairs of tokens, added to the embedding (modded-nanogpt's records); 0 = off
     document_token: int = -1  # id that begins a document, whose tokens then see none before it; -1 = off
-    zero_init: bool = True  # output projections and an untied head start at zero; False: GPT-2's initialisation
+
+    # --- model
+    block_size: int = 1024  # context length, in tokens
+    n_layer: int = 12  # transformer blocks
+    n_head: int = 12  # attention heads per block
+    n_kv_head: int = 0  # key/value heads, fewer than n_head for grouped queries; 0 = n_head
+    head_dim: int = 0  # width of one head; 0 = n_embd / n_head
+    n_embd: int = 768  # width of the residual stream
+    n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, for swiglu 8/3 n_embd, up to a multiple of 32
+    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"  # how a token knows its place
+    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # before attention, MLP and head
+    norm_weight: bool = False  # learned gains in the norms
+    norm_eps: float = 1e-5  # added to the variance in the norms
+    activation: Literal["swiglu", "relu2", "gelu", "gelu_tanh"] = "swiglu"  # gelu_tanh is GPT-2's
+    qk_norm: bool = True  # normalise queries and keys per head
+    bias: bool = False  # biases in linear layers, and in layernorms with gains
+    tie_weights: bool = False  # one matrix for token embedding and output head
+    zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
+    logit_softcap: float = 0.0  # c: logits become c tanh(logits / c); 0 = off
+    bigram_rows: int = 0  # of a table by pairs of tokens, unknown to Hugging Face; 0 = off
+    dropout: float = 0.0  # probability of dropping an activation in training
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -74,6 +82,9 @@ class GPTConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table: a multiple of 64, which tensor cores like; small tables would get slower."""
         return -(-self.vocab_size // 64) * 64 if self.vocab_size >= 1024 else self.vocab_size
+
+
+CHOICES = {f.name: get_args(f.type) for f in fields(GPTConfig) if get_args(f.type)}
 
 
 class RMSNormFunction(torch.autograd.Function):

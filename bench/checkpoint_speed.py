@@ -81,7 +81,13 @@ def main(argv=None):
 def trained_once(options, device):
     """A network and its optimizer after one step, so that all of the optimizer's state exists."""
     torch.manual_seed(1)
-    c = GPTConfig(options.vocab_size, 64, options.n_layer, options.n_head, n_embd=options.n_embd)
+    c = GPTConfig(
+        options.vocab_size,
+        block_size=64,
+        n_layer=options.n_layer,
+        n_head=options.n_head,
+        n_embd=options.n_embd,
+    )
     model = GPT(c).to(device)
     optimizers = build_optimizers(
         model.named_parameters(), "adamw", 1e-3, 0.02, 0.1, (0.9, 0.95), 0.95, model.fused_rows()

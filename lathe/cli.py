@@ -18,14 +18,15 @@ import time
 import tomllib
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import field as dataclass_field
-from dataclasses import fields, make_dataclass
+from dataclasses import fields, is_dataclass, make_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 from lathe import ROOT
 from lathe.aliases import ALIASES, ELSEWHERE
-from lathe.settings import Settings
+from lathe.fields import read_fields
+from lathe.settings import ModelSettings, Settings
 
 PRESET_DIR = ROOT / "config"
 
@@ -119,7 +120,7 @@ def _read_preset(preset, hints):
 
 def _build(cls, arguments, hints):
     """The instance that the arguments make; ValueError names the setting that does not fit."""
-    values = _converted(arguments, hints, _helps(cls))
+    values = _converted(arguments, hints, helps(cls))
     try:
         return cls(**values)
     except ValueError as error:  # from __post_init__: "batch_size is 0; ..."
@@ -168,9 +169,9 @@ def _options(cls):
     """What --help says of the options, by tyro: a box for each section."""
     import tyro
 
-    helps, hints, sections = _helps(cls), get_type_hints(cls), {}
+    texts, hints, sections = helps(cls), get_type_hints(cls), {}
     for field in fields(cls):
-        help, section = helps[field.name]
+        help, section = texts[field.name]
         kind = list if hints[field.name] == list[str] else hints[field.name]  # the same, without importing typeguard
         default = dataclass_field(default=field.default, default_factory=field.default_factory)
         option = (field.name, Annotated[kind, tyro.conf.arg(help=help)], default)
@@ -209,26 +210,21 @@ def _hint(name, hints, dashes):
     return f"; did you mean {' or '.join(answers[:3])}?" if best >= 0.6 and answers else "; --help lists all settings"
 
 
-def _helps(cls):
-    """{field: (help, section)} from the comments in the source of `cls`."""
-    helps, section, current = {field.name: ("", "") for field in fields(cls)}, "", ""
-    sources = [textwrap.dedent(inspect.getsource(c)) for c in cls.__mro__[-2::-1]]  # first those that cls extends
-    for line in "".join(sources).splitlines():
-        if heading := re.match(r" +# --- (.+)", line):
-            section = heading[1]
-        if (field := re.match(r"    (\w+):", line)) and field[1] in helps:
-            current = field[1]
-            helps[current] = ("", section)
-        if current and "  # " in line and not helps[current][0]:  # on the last line of a field that takes several
-            helps[current] = (line.rpartition("  # ")[2], section)
-    return helps
+def helps(cls):
+    """{field: (help, section)} of a dataclass, by the comments in its source and in those that it extends."""
+    said = {f.name: (f.metadata.get("help", ""), f.metadata.get("section", "")) for f in fields(cls)}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base) and base is not ModelSettings:  # whose fields say it in their metadata
+            source = textwrap.dedent(inspect.getsource(base))
+            said |= {f.name: (f.help, f.section) for f in read_fields(source, base.__name__)}
+    return said
 
 
 def to_toml(settings) -> str:
     """All settings as a preset that repeats them, with their sections and help as comments."""
-    helps, lines, section = _helps(type(settings)), [], ""
+    texts, lines, section = helps(type(settings)), [], ""
     for field in fields(settings):
-        help, its_section = helps[field.name]
+        help, its_section = texts[field.name]
         if its_section != section:
             lines += [""] * bool(lines) + [f"# --- {its_section}"]
             section = its_section

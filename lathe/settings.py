@@ -1,13 +1,50 @@
-"""Every setting of a training run, and which values it may have."""
+"""Every setting of a training run, and which values it may have.
 
-from dataclasses import dataclass
-from dataclasses import field as dataclass_field
+A setting stands in one place. Those of the network are written in model.py, as fields of GPTConfig, and are read from
+its source here; all others are fields of the two classes below, in the order of --help. What is added in either place is
+in --help, in presets, in settings.toml and in checkpoints.
+"""
+
+import ast
+from dataclasses import dataclass, field, make_dataclass
 from typing import Literal
+
+from lathe import ROOT
+from lathe.fields import read_fields
+
+# -----------------------------------------------------------------------------
+# Settings of the network: GPTConfig without what the data decides
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+def model_fields() -> list[tuple]:
+    """(name, type, field) of each setting below `# --- model` in model.py's GPTConfig, as make_dataclass takes them.
+
+    They are read, not imported: model.py imports torch, which takes seconds, and --help is to be there at once.
+    """
+    source = (ROOT / "model.py").read_text(encoding="utf-8")
+    settings = []
+    for setting in read_fields(source, "GPTConfig"):
+        if setting.section != "model":
+            continue
+        if isinstance(setting.type, ast.Name):
+            kind = TYPES[setting.type.id]
+        else:  # Literal["rope", "learned"]
+            kind = Literal[ast.literal_eval(setting.type.slice)]
+        default = ast.literal_eval(setting.default)
+        metadata = {"help": setting.help, "section": setting.section}
+        settings.append((setting.name, kind, field(default=default, metadata=metadata)))
+    return settings
+
+
+# -----------------------------------------------------------------------------
+# All settings
 
 
 @dataclass
-class Settings:
-    """Every setting of a training run. The comment beside a field is its help; a `# ---` line opens a section."""
+class RunSettings:
+    """The first section of Settings."""
 
     # --- run
     out_dir: str = "out/default"  # folder that the run writes to
@@ -23,27 +60,15 @@ class Settings:
     activation_checkpointing: Literal["none", "full", "selective"] = "none"  # forget a block's activations, redo them
     rank_timeout: int = 600  # torchrun: seconds without progress after which a rank ends the job with every stack
 
+
+ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettings,))
+
+
+@dataclass
+class Settings(ModelSettings):
+    """Every setting of a training run. The comment beside a field is its help; a `# ---` line opens a section."""
+
     # --- model
-    block_size: int = 1024  # context length, in tokens
-    n_layer: int = 12  # transformer blocks
-    n_head: int = 12  # attention heads per block
-    n_kv_head: int = 0  # key/value heads, fewer than n_head for grouped queries; 0 = n_head
-    head_dim: int = 0  # width of one head; 0 = n_embd / n_head
-    n_embd: int = 768  # width of the residual stream
-    n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, or for swiglu 8/3 n_embd rounded up to a multiple of 32
-    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"  # how a token knows its place
-    rope_theta: float = 10000.0  # base of the rotary wavelengths
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # normalisation before attention, MLP and head
-    norm_weight: bool = False  # learned gains in the norms
-    norm_eps: float = 1e-5  # added to the variance in the norms
-    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "swiglu"  # of the MLP; gelu_tanh is GPT-2's
-    qk_norm: bool = True  # normalise queries and keys per head
-    bias: bool = False  # biases in linear layers and layernorms
-    tie_weights: bool = False  # one matrix for token embedding and output head
-    zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
-    logit_softcap: float = 0.0  # squash logits to +-this with tanh; 0 = off
-    bigram_rows: int = 0  # a table by pairs of tokens beside the embedding; no Hugging Face model has one; 0 = off
-    dropout: float = 0.0  # probability of dropping an activation in training
     document_mask: bool = False  # tokens see their own document alone, though several share a window; for fine-tuning
 
     # --- optimization
@@ -73,7 +98,7 @@ class Settings:
     # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
-    eval_tasks: list[str] = dataclass_field(default_factory=list)  # scored at evaluations; see evaluate.py --tasks
+    eval_tasks: list[str] = field(default_factory=list)  # scored at evaluations; see evaluate.py --tasks
     log_interval: int = 10  # steps between rows of training metrics
     checkpoint_interval: int = 0  # steps between saves; 0 = at every evaluation
     keep_checkpoints: int = 2  # newest checkpoints that stay, beside the best

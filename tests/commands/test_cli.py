@@ -350,7 +350,7 @@ def test_to_toml_carries_sections_help_and_lists(tmp_path):
 
 
 def test_every_setting_has_one_line_of_help():
-    for name, (help, section) in cli._helps(Settings).items():
+    for name, (help, section) in cli.helps(Settings).items():
         assert help and section, name
         assert len(help) <= 100, name
 
@@ -364,7 +364,7 @@ def test_help_shows_every_setting_with_type_default_and_help_as_plain_text():
     assert done.stdout.startswith("usage: train.py [PRESET.toml ...] [--name=value ...]\n")
     assert "\x1b" not in done.stdout
     shown = " ".join(done.stdout.split())
-    for name, (help, _) in cli._helps(Settings).items():
+    for name, (help, _) in cli.helps(Settings).items():
         assert re.search(
             rf"--{name} (STR|INT|FLOAT|\[STR \[STR \.\.\.\]\]|{{[\w,]+}}) {re.escape(help)} \(default: ",
             shown,

@@ -101,7 +101,8 @@ def test_activations_are_counted_as_autograd_keeps_them(more, T, dtype):
 
     def kept(n_layer: int) -> int:
         torch.manual_seed(1)
-        model, saved = GPT(GPTConfig(60, T, n_layer, n_head=4, n_embd=96, **more)), {}
+        shape = dict(block_size=T, n_layer=n_layer, n_head=4, n_embd=96)
+        model, saved = GPT(GPTConfig(60, **shape, **more)), {}
 
         def pack(t):
             saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -116,7 +117,7 @@ def test_activations_are_counted_as_autograd_keeps_them(more, T, dtype):
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         return sum(size for place, size in saved.items() if place not in weights) - copies
 
-    c = GPTConfig(60, T, 1, n_head=4, n_embd=96, **more)
+    c = GPTConfig(60, block_size=T, n_layer=1, n_head=4, n_embd=96, **more)
     found = plan.kept_by_block(Settings(block_size=T, dropout=c.dropout), c, "cpu", half)
     assert found == pytest.approx((kept(3) - kept(1)) / 2 / (2 * T), rel=0.1)
 
@@ -124,7 +125,7 @@ def test_activations_are_counted_as_autograd_keeps_them(more, T, dtype):
 def test_shards_and_small_batches_take_less(dataset):
     s = Settings(micro_batch_size=64, block_size=16)
     with torch.device("meta"):
-        model = GPT(GPTConfig(257, 16, 2, 2, n_embd=64))
+        model = GPT(GPTConfig(257, block_size=16, n_layer=2, n_head=2, n_embd=64))
     whole, shard, less = (
         plan.memory(replace(s, **change), model, "cuda", True, 2)
         for change in ({}, {"parallel": "fsdp"}, {"micro_batch_size": 1})
@@ -156,7 +157,7 @@ def test_the_rules_pass_through_the_recipe_they_are_scaled_from():
 )
 def test_rules_give_a_run_that_reads_the_tokens_asked_for(tokens, n_embd, block_size):
     with torch.device("meta"):
-        model = GPT(GPTConfig(100, 8, 1, 1, n_embd=n_embd))
+        model = GPT(GPTConfig(100, block_size=8, n_layer=1, n_head=1, n_embd=n_embd))
     s = Settings(tokens=tokens, block_size=block_size, n_embd=n_embd, **RULES)
     plan.derive(s, model)
     step = s.batch_size * block_size
