@@ -19,7 +19,7 @@ from lathe.run import checkpoint, devices, ranks
 from lathe.run.gpus import GPUS, known_gpu
 from lathe.run.process import peak_memory
 from lathe.use.hf import find as hf_find
-from lathe.use.validation import TOKENS_AT_ONCE
+from lathe.use.validation import TOKENS_PER_PASS
 from model import GPT, LOGITS_AT_ONCE, SHORT_CONTEXT
 
 # The run that the rules below pass through, config/modern_124m.toml's: tokens in all, tokens a step, width, and rates.
@@ -122,7 +122,7 @@ HOLES, COPY_LEFT = 1.4, 0.55
 LOADED_LATER = 60e6  # libraries that a run loads after its start, the page's for one
 
 
-def memory(s, model: GPT, device: str, half: bool, world_size: int, val_tokens: int = TOKENS_AT_ONCE) -> Memory:
+def memory(s, model: GPT, device: str, half: bool, world_size: int, val_tokens: int = TOKENS_PER_PASS) -> Memory:
     """What a step of micro-batches of s.micro_batch_size holds. The model may be on the meta device.
 
     val_tokens: how many an evaluation reads.
@@ -151,7 +151,7 @@ def memory(s, model: GPT, device: str, half: bool, world_size: int, val_tokens: 
     )  # fmt: skip
     if device == "cpu":
         wide, vocabulary = c_fc + 2 * c.n_hidden + 3 * c.n_embd, 2 * c.padded_vocab_size
-        at_once = min(val_tokens, TOKENS_AT_ONCE)
+        at_once = min(val_tokens, TOKENS_PER_PASS)
         found.evaluation = 4 * max(at_once * wide, min(at_once * vocabulary, 2 * LOGITS_AT_ONCE))
     return found
 
@@ -217,7 +217,7 @@ def dry_run(s, build_model: Callable) -> int:
     per_token = model.flops_per_token(s.block_size, training=False) * (2 if s.lora_rank else 3)
     blocks = sum(p.numel() for p in model.transformer.h.parameters())
     vocabulary = f"{dataset.vocab_size:,}, assumed: dataset {s.dataset} is not prepared"
-    val_tokens = s.eval_tokens or TOKENS_AT_ONCE
+    val_tokens = s.eval_tokens or TOKENS_PER_PASS
     if not isinstance(dataset, Unprepared):
         val_tokens = min(val_tokens, dataset.val.n_tokens)
         epochs = tokens / dataset.train.n_tokens

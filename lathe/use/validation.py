@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from lathe.data.batches import count_val_windows, val_windows
 from lathe.data.dataset import Dataset
@@ -11,50 +12,122 @@ from lathe.run import devices, ranks
 from lathe.run.progress import with_bar
 from model import GPT, IGNORE
 
-TOKENS_AT_ONCE = 8192  # at least, where there are so many: without gradients smaller batches are only slower
+# A forward pass reads at least so many where there are: without gradients smaller ones are slower.
+TOKENS_PER_PASS = 8192
 
 
 @torch.no_grad()
 def validation(
-    model: GPT, dataset: Dataset, run: devices.Runtime, micro_batch_size: int, eval_tokens: int = 0,
-    block_size: int = 0, interrupted: Callable[[], bool] = lambda: False, stride: int = 0,
-) -> dict | None:  # fmt: skip
-    """{"loss": mean nats per target, "bits_per_byte", "tokens": targets scored, "by_position"} over fixed windows of
-    the val split. by_position: the loss of targets with 1, 2, 3-4, 5-8, ... tokens before them in their window.
+    model: GPT,
+    dataset: Dataset,
+    run: devices.Runtime,
+    micro_batch_size: int,
+    eval_tokens: int = 0,
+    block_size: int = 0,
+    interrupted: Callable[[], bool] = lambda: False,
+    stride: int = 0,
+) -> dict | None:
+    """{"loss": mean nats per target, "bits_per_byte", "tokens": targets scored, "by_position"} over
+    fixed windows of the val split. by_position: the loss of targets with 1, 2, 3-4, 5-8, ... tokens
+    before them in their window.
 
-    eval_tokens and block_size: 0 = the whole split, in windows of the model's own context; stride: as in val_windows.
-    The ranks share the windows and join their sums in float64, so the figures depend neither on how many there are nor
-    on micro_batch_size. None if interrupted() became true on any rank. Raises ValueError for a split shorter than two
-    tokens.
+    eval_tokens and block_size: 0 = the whole split, in windows of the model's own context; stride:
+    as in val_windows. The ranks share the windows and join their sums in float64, so the figures
+    depend neither on how many there are nor on micro_batch_size. None if interrupted() became true
+    on any rank. Raises ValueError for a split shorter than two tokens.
     """
+    block_size = block_size or model.config.block_size
+    n_windows = count_val_windows(dataset.val, block_size, eval_tokens, stride)
+    windows_per_rank = math.ceil(n_windows / run.world_size)
+    batch_size = max(micro_batch_size, TOKENS_PER_PASS // block_size)
+    batch_size = max(1, min(batch_size, windows_per_rank))
+    batches = val_windows(
+        dataset.val,
+        block_size,
+        eval_tokens,
+        batch_size,
+        run.rank,
+        run.world_size,
+        run.device,
+        stride,
+    )
+    n_batches = math.ceil(windows_per_rank / batch_size)
+    byte_lengths = torch.from_numpy(dataset.tokenizer().token_byte_lengths()).to(run.device)
+
     was_training = model.training
     model.eval()
-    lengths = torch.from_numpy(dataset.tokenizer().token_byte_lengths()).to(run.device)
-    size = block_size or model.config.block_size
-    sums = torch.zeros(2 + 2 * size, dtype=torch.float64)  # nats and bytes of text; nats, then targets, by position
     stopped = False
-    of_rank = math.ceil(count_val_windows(dataset.val, size, eval_tokens, stride) / run.world_size)
-    batch = max(1, min(of_rank, max(micro_batch_size, TOKENS_AT_ONCE // size)))
-    windows = val_windows(dataset.val, size, eval_tokens, batch, run.rank, run.world_size, run.device, stride)
-    for x, y in with_bar(windows, "evaluating", math.ceil(of_rank / batch), run.is_main):
-        if stopped := interrupted():
+    sums = Sums(block_size)
+    for x, y in with_bar(batches, "evaluating", n_batches, run.is_main):
+        stopped = interrupted()
+        if stopped:
             break
         with run.autocast():
             losses = model(x, y, reduction="none")  # (B, T), 0 where y is masked
-        scored = y != IGNORE
-        text_bytes = lengths[y.clamp(min=0)] * scored
-        of_text = torch.stack([(losses * (text_bytes > 0)).sum(), text_bytes.sum()])
-        sums += torch.cat([of_text, losses.sum(dim=0), scored.sum(dim=0)]).cpu().double()  # one transfer a batch
+        sums.add_batch(losses, y, byte_lengths)
     model.train(was_training)
-    stopped, text_nats, text_bytes, *at = ranks.sum_over_ranks(stopped, *sums.tolist())
-    if stopped:
+
+    (n_stopped,) = ranks.sum_over_ranks(stopped)
+    if n_stopped:
         return None
-    (nats, targets), by_position = torch.tensor(at, dtype=torch.float64).view(2, size), []
-    begin, end = 0, 1
-    while begin < size:
+    sums.add_ranks()
+    return figures(sums)
+
+
+class Sums:
+    """What is added up over batches and ranks. It is one vector, so that a batch costs one transfer
+    and the ranks send one message; the names are views of it.
+
+    text_nats, text_bytes: (1,), of targets that are text, which end-of-text is not.
+    nats, targets: (T,), the losses and the number of all targets, by position in the window.
+    """
+
+    def __init__(self, block_size: int):
+        self.vector = torch.zeros(2 + 2 * block_size, dtype=torch.float64)
+        parts = self.vector.split([1, 1, block_size, block_size])
+        self.text_nats, self.text_bytes, self.nats, self.targets = parts
+
+    def add_batch(self, losses: Tensor, y: Tensor, byte_lengths: Tensor):
+        """losses and y: (B, T); byte_lengths: (vocab_size,), 0 for special tokens."""
+        scored = y != IGNORE
+        text_bytes = byte_lengths[y.clamp(min=0)] * scored
+        text_losses = losses * (text_bytes > 0)
+        batch = [  # as __init__ splits it
+            text_losses.sum().view(1),
+            text_bytes.sum().view(1),
+            losses.sum(dim=0),
+            scored.sum(dim=0),
+        ]
+        self.vector += torch.cat(batch).cpu().double()
+
+    def add_ranks(self):
+        total = ranks.sum_over_ranks(*self.vector.tolist())
+        self.vector.copy_(torch.tensor(total, dtype=torch.float64))
+
+
+def figures(sums: Sums) -> dict:
+    """What `validation` returns."""
+    n_targets = int(sums.targets.sum())
+    bits_per_byte = None
+    if sums.text_bytes:
+        bits_per_byte = sums.text_nats.item() / math.log(2) / sums.text_bytes.item()
+    return {
+        "loss": sums.nats.sum().item() / n_targets,
+        "bits_per_byte": bits_per_byte,
+        "tokens": n_targets,
+        "by_position": loss_by_position(sums.nats, sums.targets),
+    }
+
+
+def loss_by_position(nats: Tensor, targets: Tensor) -> list[dict]:
+    """A row for the positions 1, 2, 3-4, 5-8, ...; the loss is None where no target is scored."""
+    rows = []
+    begin = 0
+    end = 1
+    while begin < len(nats):
         n = int(targets[begin:end].sum())
-        mean = nats[begin:end].sum().item() / n if n else None
-        by_position.append({"from": begin + 1, "to": min(end, size), "loss": mean, "tokens": n})
-        begin, end = end, 2 * end
-    n, bits_per_byte = int(targets.sum()), text_nats / math.log(2) / text_bytes if text_bytes else None
-    return {"loss": nats.sum().item() / n, "bits_per_byte": bits_per_byte, "tokens": n, "by_position": by_position}
+        loss = nats[begin:end].sum().item() / n if n else None
+        rows.append({"from": begin + 1, "to": min(end, len(nats)), "loss": loss, "tokens": n})
+        begin = end
+        end = 2 * end
+    return rows

@@ -80,7 +80,7 @@ def test_loss_and_bits_per_byte_equal_the_sums_by_hand(tmp_path):
 def test_figures_do_not_depend_on_the_batches(tmp_path, micro_batch_size, monkeypatch):
     model, dataset = small_model(), open_dataset(make_dataset(tmp_path, [TEXT, "x", TEXT[:100]]))
     one = validation(model, dataset, CPU, micro_batch_size=4)
-    monkeypatch.setattr("lathe.use.validation.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("lathe.use.validation.TOKENS_PER_PASS", 1)
     other = validation(model, dataset, CPU, micro_batch_size=micro_batch_size)
     assert other["tokens"] == one["tokens"] == dataset.val.n_tokens - 1
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
@@ -133,7 +133,7 @@ def test_a_stride_scores_every_token_once_with_what_its_window_has_before_it(
             )
         nats += (-logp[-(end - begin) :]).tolist()
     for batch in (1, 7):
-        monkeypatch.setattr("lathe.use.validation.TOKENS_AT_ONCE", 1)
+        monkeypatch.setattr("lathe.use.validation.TOKENS_PER_PASS", 1)
         found = validation(model, dataset, CPU, batch, stride=stride)
         assert found["tokens"] == len(nats) == len(ids) - 1
         assert found["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-6)
