@@ -44,12 +44,11 @@ if __name__ == "__main__":
 
 import json
 import math
-from pathlib import Path
 
 from lathe import cli
 from lathe.data.dataset import open_dataset
-from lathe.run import checkpoint, devices, ranks
-from lathe.use.find_model import open_model
+from lathe.run import devices, ranks
+from lathe.use.find_model import find_model
 from lathe.use.quantize import prepare_weights
 from lathe.use.tasks import open_tasks
 from lathe.use.validation import validation
@@ -59,20 +58,21 @@ def main(argv: list[str] | None = None) -> int:
     options = cli.parse(Options, argv, **PARSER)
     if options.model and not (options.dataset or options.tasks):
         raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
-    opened = open_model(options)
-    state = {} if options.model else checkpoint.read_state(Path(opened.name))
-    dataset, tokenizer = options.dataset or ("" if options.tasks else state["settings"]["dataset"]), opened.tokenizer
+    source = find_model(options.model or options.out_dir)
+    state = source.state
+    tokenizer = source.tokenizer
+    dataset = options.dataset or ("" if options.tasks else state["settings"]["dataset"])
     if dataset and (dataset := open_dataset(dataset)).tokenizer_fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"dataset {dataset.path} was prepared with tokenizer {dataset.tokenizer_name} "
             f"({dataset.tokenizer_fingerprint[:12]}), the model speaks {tokenizer.name} "
-            f"({tokenizer.fingerprint[:12]}): prepare it with --tokenizer={opened.name}"
+            f"({tokenizer.fingerprint[:12]}): prepare it with --tokenizer={source.name}"
         )
     if dataset and options.stride and dataset.val.mask is not None:
         raise ValueError(
             f"stride is {options.stride}: {dataset.path} holds documents that no window cuts, leave it out"
         )
-    model = opened.load().float()
+    model = source.load().float()
     context = model.config.block_size
     size = options.block_size or context
     if size > context:
@@ -81,12 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"stride is {options.stride}: beyond block_size ({size}) tokens would be left out")
     int8 = options.dtype == "int8"
     run = devices.start(options.device, "float32" if int8 else options.dtype)
-    tasks = open_tasks(options.tasks, tokenizer, opened.begin, context, options.limit, opened.template)
+    tasks = open_tasks(options.tasks, tokenizer, source.begin, context, options.limit, source.template)
     model.to(run.device)
     if int8:
         prepare_weights(model, "int8")
     dtype = "int8" if int8 else str(run.dtype).removeprefix("torch.")
-    found = {"checkpoint": opened.name, "step": state.get("step"), "dtype": dtype}
+    found = {"checkpoint": source.name, "step": state.get("step"), "dtype": dtype}
     if dataset:
         val = validation(
             model, dataset, run, options.micro_batch_size, options.eval_tokens, size, stride=options.stride
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.by_position:
             found["by_position"] = val["by_position"]
     if tasks:
-        found["tasks"] = {name: task.measure(model, run, opened.ends) for name, task in tasks.items()}
+        found["tasks"] = {name: task.measure(model, run, source.ends) for name, task in tasks.items()}
     if run.is_main:
         print(json.dumps(found))
     ranks.stop()

@@ -43,17 +43,15 @@ from pathlib import Path
 import torch
 
 from lathe import cli
-from lathe.run import checkpoint
-from lathe.text.tokenizer import load_tokenizer
+from lathe.use.find_model import find_model
 from lathe.use.hf.check import check_in_transformers, check_logits
 from lathe.use.hf.export import export
 from lathe.use.hf.families import family
-from lathe.use.network import load_model
 
 
 def main(argv: list[str] | None = None) -> int:
     options = cli.parse(Options, argv, **PARSER)
-    path, folder = checkpoint.find_checkpoint(options.out_dir), Path(options.to)
+    source, folder = find_model(options.out_dir), Path(options.to)
     taken = folder.is_file() or folder.is_dir() and any(folder.iterdir())
     if taken and not (options.overwrite and (folder / "config.json").is_file()):
         raise ValueError(f"to is {folder}, which exists: choose another, or --overwrite=true for an old export")
@@ -62,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             import transformers  # noqa: F401 - whether it is there is asked before the work begins
         except ImportError:
             raise ValueError("verify needs the transformers library: pip install transformers") from None
-    model, tokenizer = load_model(path), load_tokenizer(path)
+    model, tokenizer = source.load(), source.tokenizer
     model.config.document_token = -1  # their networks know no documents, and do not need to: a prompt is one
 
     def check(written):
@@ -70,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.dtype != "float32":
             for parameter in model.parameters():  # what rounding leaves
                 parameter.data = parameter.data.to(getattr(torch, options.dtype)).float()
-        check_logits(model, written, path)
+        check_logits(model, written, source.folder)
         if options.verify:
             check_in_transformers(model, tokenizer, written)
 
-    export(model, tokenizer, folder, options.dtype, checkpoint.read_state(path), check)
+    export(model, tokenizer, folder, options.dtype, source.state, check)
     print(folder)
     return 0
 

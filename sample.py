@@ -78,7 +78,7 @@ from lathe import cli
 from lathe.run import devices
 from lathe.run.progress import with_bar
 from lathe.text.chat import TEMPLATES, chat_prompt
-from lathe.use.find_model import Opened, encode, open_model
+from lathe.use.find_model import FoundModel, find_model
 from lathe.use.generation import Token, generate
 from lathe.use.prompts import read_json_lines, read_text
 from lathe.use.quantize import choose_weights, prepare_weights
@@ -134,12 +134,12 @@ class Sample:
 
 
 def produce(
-    options: Options, opened: Opened, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool, space: str
+    options: Options, source: FoundModel, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool, space: str
 ) -> list[Sample]:
     """Generate and print all samples of all prompts, in order, without `space` before them; returns them."""
     numbers, as_text = range(options.num_samples), options.format == "text"
-    samples = [Sample(row, i, TextStream(opened.tokenizer, options.stop, space)) for row in prompts for i in numbers]
-    ends = (*(() if options.ignore_eot else opened.ends), *options.stop_ids)
+    samples = [Sample(row, i, TextStream(source.tokenizer, options.stop, space)) for row in prompts for i in numbers]
+    ends = (*(() if options.ignore_eot else source.ends), *options.stop_ids)
     headings = sys.stdout.isatty() and not options.interactive
     unprinted, ended, first = deque(enumerate(samples, 1)), set(), 0.0
     began = time.perf_counter()
@@ -193,13 +193,13 @@ def system_message(options: Options) -> list[dict]:
     return [{"role": "system", "content": options.system}] if options.system else []
 
 
-def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
+def converse(argv: list[str], options: Options, source: FoundModel, model: GPT):
     """Ask for prompts and continue them, or answer them in a chat that grows, until end of input."""
     with suppress(ImportError):  # not on Windows
         import readline  # noqa: F401 - gives input() line editing and history
     settings = [f.name for f in fields(Sampling)] + ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
     chat, before, answer = system_message(options), "", ""  # before: what there was of the answer before it went on
-    print(f"a {'message' if opened.template in TEMPLATES else 'text to continue'}, or /help", file=sys.stderr)
+    print(f"a {'message' if source.template in TEMPLATES else 'text to continue'}, or /help", file=sys.stderr)
     while True:
         try:
             line = input("> ")
@@ -228,13 +228,13 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
             elif line:
                 answered = [{"role": "assistant", "content": answer}] if chat and chat[-1]["role"] == "user" else []
                 asked, so_far = [*chat, *answered, {"role": "user", "content": line}], ""
-            prompt, space = chat_prompt(asked, opened.template) if asked else ("", "")
+            prompt, space = chat_prompt(asked, source.template) if asked else ("", "")
             if so_far:
                 prompt, space = prompt + space + so_far, ""
-            ids = encode(opened, prompt)
+            ids = source.encode(prompt)
             chat, before, answer = asked, so_far, so_far
             one = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
-            answer += produce(one, opened, model, [{"prompt": prompt}], [ids], False, space)[0].text
+            answer += produce(one, source, model, [{"prompt": prompt}], [ids], False, space)[0].text
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -248,32 +248,33 @@ def converse(argv: list[str], options: Options, opened: Opened, model: GPT):
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = cli.parse(Options, argv, **PARSER)
-    opened = open_model(options)
-    opened = opened if options.chat else opened._replace(template="")
-    if options.system and opened.template not in TEMPLATES:
-        raise ValueError(f"--system is for chats; {opened.name} is asked without a chat template: leave it out")
+    source = find_model(options.model or options.out_dir)
+    if not options.chat:
+        source = replace(source, template="")
+    if options.system and source.template not in TEMPLATES:
+        raise ValueError(f"--system is for chats; {source.name} is asked without a chat template: leave it out")
     prompts = [] if options.interactive else read_prompts(options)
     chats = [[*system_message(options), {"role": "user", "content": row["prompt"]}] for row in prompts]
-    ids = [encode(opened, chat_prompt(chat, opened.template)[0]) for chat in chats]
+    ids = [source.encode(chat_prompt(chat, source.template)[0]) for chat in chats]
     device, why_device = devices.choose_device(options.device)
     dtype, why_dtype = choose_weights(options.dtype, device)
     compiled, why_compiled = False, "not compiled (decoding gains only on CUDA)"
     if device.type == "cuda":
         steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)
         compiled, why_compiled = devices.choose_compile(options.compile, device, 0.12 * steps)
-    model = prepare_weights(opened.load().to(device), dtype)
+    model = prepare_weights(source.load().to(device), dtype)
     c, longest = model.config, max(map(len, ids), default=0)
     about = (f"{c.n_layer} layers, {c.n_embd} wide", why_device, why_dtype, why_compiled)
-    print(f"{opened.name}: {', '.join(about)}", file=sys.stderr)
+    print(f"{source.name}: {', '.join(about)}", file=sys.stderr)
     size, kept = c.block_size, c.block_size // 2
     if longest > size:
         print(f"a prompt of {longest} tokens exceeds the context of {size}: its last {kept} count", file=sys.stderr)
     elif longest + options.max_new_tokens > size:
         print(f"longer than the context of {size} tokens: when full, its last half is kept", file=sys.stderr)
     if options.interactive:
-        converse(argv, options, opened, model)
+        converse(argv, options, source, model)
     else:
-        produce(options, opened, model, prompts, ids, compiled, chat_prompt(chats[0], opened.template)[1])
+        produce(options, source, model, prompts, ids, compiled, chat_prompt(chats[0], source.template)[1])
     return 0
 
 

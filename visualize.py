@@ -49,7 +49,6 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from lathe.run import checkpoint
 from pages.model_page import ModelOptions, model_page
 from pages.render import write
 from pages.run_page import run_page
@@ -57,18 +56,18 @@ from pages.run_page import run_page
 
 def open_and_draw(options: ModelOptions) -> tuple[str, Path]:
     """The page of the model that the options name, and where it belongs."""
-    from lathe.use.find_model import open_model
+    from lathe.use.find_model import find_model
 
-    opened = open_model(options)
-    model = opened.load().float()
+    source = find_model(options.model or options.out_dir)
+    model = source.load().float()
     name, about, folder = options.model, {"imported": "from Hugging Face"}, Path(".")
     if not options.model:
-        folder, state = Path(options.out_dir), checkpoint.read_state(Path(opened.name))
+        folder, state = Path(options.out_dir), source.state
         name, loss = folder.resolve().name, state.get("val_loss")
         about = {"step": f"{state['step']:,}", "validation loss": None if loss is None else f"{loss:.4f}"}
         about |= {"dataset": state["dataset"]["path"], "tokenizer": state["tokenizer"]["name"]}
-    about["checkpoint"] = opened.name
-    page = model_page(model, opened.tokenizer, name, about, options, opened.begin, opened.ends)
+    about["checkpoint"] = source.name
+    page = model_page(model, source.tokenizer, name, about, options, source.begin, source.ends)
     return page, Path(options.out or folder / "model.html")
 
 

@@ -49,8 +49,8 @@ from lathe import cli
 from lathe.data.dataset import open_dataset
 from lathe.run import checkpoint, devices
 from lathe.text.tokenizer import load_tokenizer
+from lathe.use.find_model import find_model
 from lathe.use.generation import generate
-from lathe.use.network import load_model
 from lathe.use.quantize import choose_weights, prepare_weights
 from lathe.use.sampling import Sampling
 from lathe.use.validation import validation
@@ -209,15 +209,15 @@ def ten(o: Options):
 
 
 def quality(o: Options):
-    path = checkpoint.find_checkpoint(o.run)
-    dataset = open_dataset(o.dataset or checkpoint.read_state(path)["settings"]["dataset"])
+    source = find_model(o.run)
+    dataset = open_dataset(o.dataset or source.state["settings"]["dataset"])
     run, rows, base = devices.Runtime(torch.device("cpu"), torch.float32), [], None
     for dtype in possible():
-        model = prepare_weights(load_model(path), dtype)
+        model = prepare_weights(source.load(), dtype)
         loss = validation(model, dataset, run, 8)["loss"]
         base = base or loss
         rows.append([dtype, f"{loss:.5f}", f"{loss / base - 1:+.3%}"])
-    record("Validation loss by type of weights", ["weights", "loss", "against float32"], rows, f"{path.name}.", o.save)
+    record("Validation loss by type of weights", ["weights", "loss", "against float32"], rows, f"{source.folder.name}.", o.save)
 
 
 def start(o: Options):

@@ -76,13 +76,13 @@ def curves(folder: str) -> str:
 
 def heads(folder: str, prompt: str) -> str:
     """The attention maps of all heads on one text, named by what they do most."""
-    from lathe.use.find_model import open_model
+    from lathe.use.find_model import find_model
     from pages.inside import look_inside
 
     options = ModelOptions(out_dir=folder, prompt=prompt, max_new_tokens=0, leave_out=1)
-    opened = open_model(options)
-    ids = [*opened.begin, *opened.tokenizer.encode(prompt)]
-    data = look_inside(opened.load(), opened.tokenizer, ids, options, opened.ends)
+    source = find_model(folder)
+    ids = source.encode(prompt)
+    data = look_inside(source.load(), source.tokenizer, ids, options, source.ends)
     L, H, T = *data["maps"].shape[:2], len(ids)
     size, gap, top = 110, 14, 20
     strongest = {}

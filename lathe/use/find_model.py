@@ -1,47 +1,110 @@
-"""One door to any model: a run, a checkpoint, hf:NAME_OR_FOLDER."""
+"""One door to any model: a run, a checkpoint, or a Hugging Face model.
 
-from collections.abc import Callable
-from typing import NamedTuple
+Whoever samples from a model, evaluates it, draws it or trains it further begins with `find_model(spec)`. That reads
+its settings and its tokenizer; weights are read when they are asked for.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
 
 from lathe.run import checkpoint
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
+from lathe.use import network
 from lathe.use.hf import find as hf_find
 from lathe.use.hf import tokenizers as hf_tokenizers
 from lathe.use.hf import weights as hf_weights
-from lathe.use.network import load_model
-from model import GPT
-
-# The command
+from model import GPT, GPTConfig
 
 
-class Opened(NamedTuple):
-    """A model to sample from: `begin` are the ids before a prompt, `ends` those that end a text, `template` names the
-    form of the chats that it was trained on, "" if there were none."""
+@dataclass(frozen=True)
+class FoundModel:
+    """What is known of a model before its weights are read."""
 
-    name: str
-    load: Callable[[], GPT]
+    name: str  # as it was asked for: hf:NAME_OR_FOLDER, or the checkpoint's folder
+    folder: Path  # that holds its files
+    config: GPTConfig
     tokenizer: Tokenizer
-    begin: list[int]
-    ends: tuple[int, ...]
-    template: str = ""
+    begin: tuple[int, ...]  # ids before a text
+    ends: tuple[int, ...]  # ids that end one
+    template: str  # form of the chats that it was trained on, see text/chat.py; "" if there were none
+    state: dict  # state.json of a checkpoint; {} for Hugging Face's
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt and of what comes before it. Raises ValueError where that is nothing at all."""
+        ids = [*self.begin, *self.tokenizer.encode(text)]
+        if not ids:
+            raise ValueError("the prompt is empty and this model has no token that begins a text: give a --prompt")
+        return ids
+
+    def with_context(self, block_size: int) -> "FoundModel":
+        """The same model, its context cut to block_size tokens if it is longer."""
+        return replace(self, config=replace(self.config, block_size=min(self.config.block_size, block_size)))
+
+    def weights(self, merged: bool = True) -> dict[str, Tensor]:
+        """The network's tensors by name, on the CPU, in the file's types.
+
+        merged=False keeps the tensors of LoRA apart, as a run that goes on needs them. Raises ValueError or OSError if
+        the file cannot be read.
+        """
+        if self.state:
+            weights = network.load_weights(self.folder, merged)
+        else:
+            weights = hf_weights.read_weights(self.folder, self.config)
+        positions = "transformer.wpe.weight"
+        if positions in weights:  # learned ones, of which with_context may have left out the last
+            weights[positions] = weights[positions][: self.config.block_size]
+        return weights
+
+    def load(self) -> GPT:
+        """The network in evaluation mode on the CPU. Raises ValueError or OSError if the weights do not fit it."""
+        model = network.without_weights(replace(self.config))
+        try:
+            model.load_state_dict(self.weights(), assign=True)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:200]
+            raise ValueError(f"the weights in {self.folder} do not fit its settings: {what}") from None
+        return model.eval()
 
 
-def open_model(options) -> Opened:
-    """Find the model and its tokenizer; load() reads the weights."""
-    if options.model:
-        folder = hf_find.find(options.model)
-        tokenizer, begin, ends = hf_tokenizers.load_hf_tokenizer(folder)
-        return Opened(options.model, lambda: hf_weights.load_model(folder, dtype=None), tokenizer, begin, ends)
-    path = checkpoint.find_checkpoint(options.out_dir)
-    tokenizer = load_tokenizer(path)
-    eot = tokenizer.eot_id  # documents begin with end-of-text, so do prompts
-    template = checkpoint.read_state(path).get("template", "")
-    return Opened(str(path), lambda: load_model(path), tokenizer, [eot], (eot,), template)
+def find_model(spec: str | Path, verified: bool = False) -> FoundModel:
+    """The model meant by a run's folder (its best checkpoint), a checkpoint's folder, or hf:NAME_OR_FOLDER.
+
+    verified=True: the spec is a checkpoint's folder whose bytes were just compared with their checksums, which is not
+    done again. Raises ValueError or OSError, saying what was found, if there is no such model.
+    """
+    if str(spec).startswith("hf:"):
+        return _of_hugging_face(str(spec))
+    return _of_checkpoint(Path(spec) if verified else checkpoint.find_checkpoint(spec))
 
 
-def encode(opened: Opened, text: str) -> list[int]:
-    """Ids of a prompt with what comes before it. Raises ValueError where there is nothing to begin with."""
-    ids = [*opened.begin, *opened.tokenizer.encode(text)]
-    if not ids:
-        raise ValueError("the prompt is empty and this model has no token that begins a text: give a --prompt")
-    return ids
+def _of_checkpoint(folder: Path) -> FoundModel:
+    state = checkpoint.read_state(folder)
+    tokenizer = load_tokenizer(folder)
+    eot = tokenizer.eot_id  # training documents begin with end-of-text, and so do prompts
+    return FoundModel(
+        name=str(folder),
+        folder=folder,
+        config=network.model_config(state, folder),
+        tokenizer=tokenizer,
+        begin=(eot,),
+        ends=(eot,),
+        template=state.get("template", ""),
+        state=state,
+    )
+
+
+def _of_hugging_face(name: str) -> FoundModel:
+    folder = hf_find.find(name)
+    tokenizer, begin, ends = hf_tokenizers.load_hf_tokenizer(folder)
+    return FoundModel(
+        name=name,
+        folder=folder,
+        config=hf_weights.read_config(folder, tokenizer),
+        tokenizer=tokenizer,
+        begin=tuple(begin),
+        ends=ends,
+        template="",
+        state={},
+    )

@@ -47,15 +47,3 @@ def model_config(state: dict, path: Path) -> GPTConfig:
     if unknown := set(state["model"]) - {f.name for f in fields(GPTConfig)}:
         raise ValueError(f"{path} was written by code that has the setting {min(unknown)}, which this code lacks")
     return GPTConfig(**state["model"])
-
-
-def load_model(path: Path) -> GPT:
-    """The network of a checkpoint, in evaluation mode on the CPU. Raises ValueError if the weights do not fit."""
-    model = without_weights(model_config(read_state(path), path))
-    try:
-        model.load_state_dict(load_weights(path), assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {path} do not fit its settings: {' '.join(str(error).split())[:200]}"
-        ) from None
-    return model.eval()

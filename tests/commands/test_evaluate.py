@@ -15,8 +15,8 @@ from lathe.data.shards import write_dataset
 from lathe.run import checkpoint, devices
 from lathe.text.bpe import count_pieces, train_bpe
 from lathe.text.tokenizer import load_tokenizer
+from lathe.use.find_model import find_model
 from lathe.use.hf import export as hf_export
-from lathe.use.network import load_model
 from lathe.use.validation import validation
 from model import GPT, GPTConfig
 from prepare import pairs
@@ -200,7 +200,7 @@ def test_bits_per_byte_of_the_uniform_model_are_the_closed_form(tokenizer, tmp_p
 
 def test_losses_equal_those_of_transformers_on_the_exported_model(run, tmp_path):
     transformers = pytest.importorskip("transformers")
-    model = load_model(checkpoint.find_checkpoint(run / "run"))
+    model = find_model(run / "run").load()
     hf_export.export(model, load_tokenizer("byte"), tmp_path / "exported")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     ids = torch.tensor([256, *TEXT.encode(), 256, *b"short"])

@@ -11,9 +11,10 @@ import train
 from lathe.run import checkpoint
 from lathe.text.tokenizer import load_tokenizer
 from lathe.use import lora
+from lathe.use.find_model import find_model
 from lathe.use.hf import export as hf_export
 from lathe.use.hf import weights as hf_weights
-from lathe.use.network import load_model, load_weights, model_config
+from lathe.use.network import load_weights, model_config
 from model import GPT, GPT2, GPTConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
@@ -89,7 +90,7 @@ def test_the_share_that_is_trained_is_said(dataset, base, tmp_path, capsys):
     total, trained, percent = re.search(r"([\d,]+) parameters \(([\d,]+) of them trained, (\S+)%\)",
                                         capsys.readouterr().err).groups()  # fmt: skip
     total, trained = (int(number.replace(",", "")) for number in (total, trained))
-    c = load_model(newest(tmp_path)).config
+    c = find_model(newest(tmp_path)).load().config
     matrices = [
         (3 * c.n_embd, c.n_embd),
         (c.n_embd, c.n_embd),
@@ -104,7 +105,7 @@ def test_a_checkpoint_is_enough_for_those_who_load_it_and_computes_what_was_trai
     adapted, tmp_path
 ):
     path, idx = newest(adapted), torch.randint(257, (2, 16))
-    model, as_trained = load_model(path), unmerged(path)
+    model, as_trained = find_model(path).load(), unmerged(path)
     assert (model(idx) - as_trained(idx)).abs().max() <= 1e-5
     hf_export.export(model, load_tokenizer(path), tmp_path / "exported")
     assert (hf_weights.load_model(tmp_path / "exported")(idx) - as_trained(idx)).abs().max() <= 1e-5
@@ -131,7 +132,7 @@ def test_a_second_adaptation_begins_at_the_first_ones_sum(dataset, adapted, tmp_
 
 def test_a_hugging_face_folder_is_adapted(dataset, base, tmp_path):
     path = newest(base)
-    hf_export.export(load_model(path), load_tokenizer(path), tmp_path / "theirs")
+    hf_export.export(find_model(path).load(), load_tokenizer(path), tmp_path / "theirs")
     theirs = settings(
         dataset, tmp_path / "run", init_from=f"hf:{tmp_path / 'theirs'}", max_steps=2, **LORA
     )
