@@ -31,12 +31,12 @@ class Options:
 
 def in_batches(model, items) -> list[float]:
     """Log-probability of every ending, as the tasks computes it."""
-    from lathe.use.scoring import pieces, score, tokens_at_once
+    from lathe.use.scoring import batches_by_length, cached_tokens, score
 
-    found, at_once = {}, tokens_at_once(model.transformer.wte.weight.device)
-    for batch in pieces([len(context) for context, _ in items], at_once):
+    found, at_once = {}, cached_tokens(model.transformer.wte.weight.device)
+    for batch in batches_by_length([len(context) for context, _ in items], at_once):
         scores = iter(score(model, [(items[i][0], ending) for i in batch for ending in items[i][1]]))
-        found |= {i: [next(scores)[0] for _ in items[i][1]] for i in batch}
+        found |= {i: [next(scores).logprob for _ in items[i][1]] for i in batch}
     return [logprob for i in range(len(items)) for logprob in found[i]]
 
 

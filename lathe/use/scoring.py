@@ -1,6 +1,10 @@
 """Log-probabilities of given texts, and the likeliest answers."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.caches import BehindContexts, cache_dtype
@@ -8,75 +12,154 @@ from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
 
-TOKENS_AT_ONCE = 4096  # in the cache of one batch, four times as many off the CPU; a forward pass gets a quarter
-MORE_TOKENS = 8  # an answer may be longer than the right one by this: spaces, other tokens for the same text, the end
+CACHED_TOKENS = (
+    4096  # contexts in the cache at a time, with padding; off the CPU four times as many
+)
+
+# An answer may be longer than the right one by so many tokens: spaces, the same text in other
+# tokens, the end.
+MORE_TOKENS = 8
+
+
+def cached_tokens(device: torch.device) -> int:
+    return CACHED_TOKENS if device.type == "cpu" else 4 * CACHED_TOKENS
+
+
+def batches_by_length(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """Numbers of the rows, longest first, in batches of at most max_tokens with padding, or of one
+    row."""
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    batches = [[]]
+    for row in longest_first:
+        batch = batches[-1]
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+            batch = []
+            batches.append(batch)
+        batch.append(row)
+    return batches
+
+
+def pad_rows(rows: list[Sequence[int]], device: torch.device, fill: int = 0) -> Tensor:
+    """(R, T) of rows of different lengths, with `fill` after their ends."""
+    length = max(len(row) for row in rows)
+    padded = [[*row, *[fill] * (length - len(row))] for row in rows]
+    return torch.tensor(padded, device=device)
+
+
+# -----------------------------------------------------------------------------
+# Given texts
+
+
+class Score(NamedTuple):
+    logprob: float  # of all tokens of the continuation, in nats
+    is_greedy: bool  # each of them is the likeliest one
 
 
 @torch.no_grad()
-def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-    """(log-probability, whether every token is the likeliest one) of each continuation behind its context.
+def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[Score]:
+    """The score of each continuation after its context.
 
-    pairs: (context, continuation) ids, at least one each, together at most block_size + 1.
+    pairs: (context, continuation) ids, at least one each, together at most block_size + 1. The
+    plain form is a forward pass over each pair on its own. Here a context that several
+    continuations share is read once, and both are read in batches: bench/eval_speed.py measures
+    what it wins.
     """
-    c, device = model.config, model.transformer.wte.weight.device
-    dtype, at_once = cache_dtype(model), tokens_at_once(device) // 4
-
-    def padded(rows, fill=0):
-        length = max(map(len, rows))
-        return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], device=device)
-
     contexts = list(dict.fromkeys(tuple(context) for context, _ in pairs))
-    lengths = [len(context) - 1 for context in contexts]  # the last token is read with what follows it
-    filled = KVCache(c, len(contexts), max(lengths), device, dtype)
-    for piece in pieces(lengths, at_once):
-        if longest := max(lengths[i] for i in piece):
-            part = KVCache(c, len(piece), longest, device, dtype)
-            model.features(padded([contexts[i][:-1] for i in piece]), part)
-            filled.k[:, piece, :, :longest], filled.v[:, piece, :, :longest] = part.k, part.v
-            filled.last[piece, 0] = torch.tensor([contexts[i][-2] if lengths[i] else 0 for i in piece], device=device)
-    number, found = {context: i for i, context in enumerate(contexts)}, {}
-    for piece in pieces([len(ids) for _, ids in pairs], at_once):
-        rows = [pairs[i] for i in piece]
-        behind = BehindContexts(filled, lengths, [number[tuple(context)] for context, _ in rows], c.block_size)
-        x = model.features(padded([(context[-1], *ids[:-1]) for context, ids in rows]), behind)
-        targets = padded([ids for _, ids in rows], IGNORE)
-        scored, n, of_piece = targets != IGNORE, max(1, LOGITS_AT_ONCE // c.padded_vocab_size), []
-        for features, target in zip(x[scored].split(n), targets[scored].split(n), strict=True):
-            logits = model.logits(features)
-            own = logits.gather(1, target[:, None]).squeeze(1)
-            of_piece.append((own - logits.logsumexp(dim=-1), logits.argmax(dim=-1) == target))
-        sizes = [len(ids) for _, ids in rows]
-        by_row = (torch.cat(part).cpu().split(sizes) for part in zip(*of_piece, strict=True))
-        for i, logprobs, likeliest in zip(piece, *by_row, strict=True):
-            found[i] = logprobs.double().sum().item(), bool(likeliest.all())
-    return [found[i] for i in range(len(pairs))]
+    number = {context: n for n, context in enumerate(contexts)}
+    cache = read_contexts(model, contexts)
+    lengths = [len(context) - 1 for context in contexts]
+
+    device = cache.k.device
+    scores = {}
+    for batch in batches_by_length([len(ids) for _, ids in pairs], tokens_per_pass(device)):
+        context_of_row = [tuple(pairs[i][0]) for i in batch]
+        ids_of_row = [pairs[i][1] for i in batch]
+        source = [number[context] for context in context_of_row]
+        view = BehindContexts(cache, lengths, source, model.config.block_size)
+        rows = [  # what is read to predict the ids
+            [context[-1], *ids[:-1]]
+            for context, ids in zip(context_of_row, ids_of_row, strict=True)
+        ]
+        features = model.features(pad_rows(rows, device), view)  # (R, T, C)
+        scores_of_rows = score_rows(model, features, ids_of_row)
+        scores.update(zip(batch, scores_of_rows, strict=True))
+    return [scores[i] for i in range(len(pairs))]
 
 
-def tokens_at_once(device: torch.device) -> int:
-    return TOKENS_AT_ONCE if device.type == "cpu" else 4 * TOKENS_AT_ONCE
+def tokens_per_pass(device: torch.device) -> int:
+    return cached_tokens(device) // 4
 
 
-def pieces(lengths: list[int], at_once: int) -> list[list[int]]:
-    """Numbers of the rows, longest first, in pieces of at most `at_once` tokens with padding, or of one row."""
-    found = [[]]
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found[-1] and (len(found[-1]) + 1) * lengths[found[-1][0]] > at_once:
-            found.append([])
-        found[-1].append(i)
-    return found
+def read_contexts(model: GPT, contexts: list[tuple[int, ...]]) -> KVCache:
+    """A cache with all tokens of each context but the last, which is read with what follows it."""
+    device = model.transformer.wte.weight.device
+    dtype = cache_dtype(model)
+    lengths = [len(context) - 1 for context in contexts]
+    cache = KVCache(model.config, len(contexts), max(lengths), device, dtype)
+    for batch in batches_by_length(lengths, tokens_per_pass(device)):
+        longest = lengths[batch[0]]
+        if longest == 0:
+            continue
+        part = KVCache(model.config, len(batch), longest, device, dtype)
+        model.features(pad_rows([contexts[i][:-1] for i in batch], device), part)
+        cache.k[:, batch, :, :longest] = part.k
+        cache.v[:, batch, :, :longest] = part.v
+        last_ids = [contexts[i][-2] if lengths[i] else 0 for i in batch]
+        cache.last[batch, 0] = torch.tensor(last_ids, device=device)
+    return cache
 
 
+def score_rows(model: GPT, features: Tensor, ids_of_row: list[list[int]]) -> list[Score]:
+    """features: (R, T, C) where each of the row's ids is predicted, with padding at its end."""
+    targets = pad_rows(ids_of_row, features.device, IGNORE)  # (R, T)
+    scored = targets != IGNORE
+    features = features[scored]  # (N, C), row by row
+    targets = targets[scored]  # (N,)
+
+    at_once = max(1, LOGITS_AT_ONCE // model.config.padded_vocab_size)
+    logprobs = []
+    likeliest = []
+    for x, target in zip(features.split(at_once), targets.split(at_once), strict=True):
+        logits = model.logits(x)
+        own = logits.gather(1, target[:, None]).squeeze(1)
+        logprobs.append(own - logits.logsumexp(dim=-1))
+        likeliest.append(logits.argmax(dim=-1) == target)
+
+    sizes = [len(ids) for ids in ids_of_row]
+    logprobs_of_row = torch.cat(logprobs).cpu().split(sizes)
+    likeliest_of_row = torch.cat(likeliest).cpu().split(sizes)
+    return [
+        Score(row_logprobs.double().sum().item(), bool(row_likeliest.all()))
+        for row_logprobs, row_likeliest in zip(logprobs_of_row, likeliest_of_row, strict=True)
+    ]
+
+
+# -----------------------------------------------------------------------------
 # Answers
 
 
 @torch.no_grad()
 def answers(
-    model: GPT, tokenizer: Tokenizer, prompts: list[list[int]], limits: list[int], stops: list[str], ends: tuple
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    limits: list[int],
+    stops: list[str],
+    ends: tuple[int, ...],
 ) -> list[str]:
-    """The likeliest text behind each prompt, up to its end (one of `ends`, or its stop text) or its limit of tokens."""
-    ids = [[] for _ in prompts]
-    for tokens in generate(model, prompts, 1, max(limits), Sampling(temperature=0), ends, len(prompts)):
+    """The likeliest text after each prompt, up to its end (one of `ends`, or its stop text) or its
+    limit of tokens."""
+    greedy = Sampling(temperature=0)
+    ids: list[list[int]] = [[] for _ in prompts]
+    for tokens in generate(model, prompts, 1, max(limits), greedy, ends, len(prompts)):
         for token in tokens:
-            ids[token.row] += [token.id] * (token.id not in ends)
-    texts = [tokenizer.decode(row[:limit]) for row, limit in zip(ids, limits, strict=True)]
-    return [text.partition(stop)[0] if stop else text for text, stop in zip(texts, stops, strict=True)]
+            if token.id not in ends:
+                ids[token.row].append(token.id)
+
+    texts = []
+    for row, limit, stop in zip(ids, limits, stops, strict=True):
+        text = tokenizer.decode(row[:limit])
+        if stop:
+            text = text.partition(stop)[0]
+        texts.append(text)
+    return texts

@@ -21,10 +21,11 @@ from lathe import ROOT
 from lathe.run import devices
 from lathe.text.bpe import count_pieces, train_bpe
 from lathe.text.tokenizer import load_tokenizer, train_char
-from lathe.use import scoring, tasks
+from lathe.use import scoring
 from lathe.use.hf import export as hf_export
-from lathe.use.scoring import pieces, score
-from lathe.use.tasks import FORMATS, Task
+from lathe.use.items import FORMATS, read_items
+from lathe.use.scoring import batches_by_length, score
+from lathe.use.tasks import Task
 from model import CHOICES, GPT, GPT2
 
 CPU = devices.Runtime(torch.device("cpu"), torch.float32)
@@ -78,7 +79,7 @@ def test_exact_match_counts_answers_that_are_right_to_their_end(tmp_path, chars,
     rows[1]["completion"] = rows[1]["completion"].strip()[:1] + "  "  # the model says more
     spec = f"exact_match:{jsonl(tmp_path / 'rows.jsonl', rows)}"
     for at_once in (1, 100, 8192):
-        monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(scoring, "CACHED_TOKENS", at_once)
         found = Task(spec, chars, [chars.eot_id], 48).measure(model, CPU, (chars.eot_id,))
         p = 1 - 2 / len(rows)
         assert (
@@ -128,7 +129,7 @@ def test_scores_in_a_batch_equal_those_one_by_one(architecture, monkeypatch):
     expected = [one_by_one(model, *pair) for pair in pairs]
     assert {likeliest for _, likeliest in expected} == {True, False}
     for at_once in (4096, 200, 4):
-        monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(scoring, "CACHED_TOKENS", at_once)
         for (nats, likeliest), (nats_alone, likeliest_alone) in zip(
             score(model, pairs), expected, strict=True
         ):
@@ -137,7 +138,7 @@ def test_scores_in_a_batch_equal_those_one_by_one(architecture, monkeypatch):
 
 @given(st.lists(st.integers(0, 9), min_size=1), st.integers(1, 50))
 def test_batches_hold_every_row_once_and_no_more_than_they_may(lengths, at_once):
-    batches = pieces(lengths, at_once)
+    batches = batches_by_length(lengths, at_once)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(
         len(batch) * max(lengths[i] for i in batch) <= at_once or len(batch) == 1
@@ -313,7 +314,7 @@ ITEMS = ROOT / "tests" / "items"
 
 def test_every_format_has_items_to_try_in_which_no_choice_is_always_right():
     for name in FORMATS:
-        items = tasks.read_items(f"{name}:{ITEMS / name.removesuffix('_nanogpt')}.jsonl")
+        items = read_items(f"{name}:{ITEMS / name.removesuffix('_nanogpt')}.jsonl")
         assert len(items) >= 3
         assert len(items[0].choices) == 1 or len({item.answer for item in items}) > 1
 
@@ -326,7 +327,7 @@ def test_ai2s_own_files_of_arc_are_read_as_the_columns_of_datasets(tmp_path):
     }
     choices = [{"text": "wood", "label": "A"}, {"text": "ice", "label": "B"}]
     theirs = {"question": {"stem": "What burns?", "choices": choices}, "answerKey": "A"}
-    read = [tasks.read_items(f"arc_easy:{jsonl(tmp_path / 'x', [r])}")[0] for r in (row, theirs)]
+    read = [read_items(f"arc_easy:{jsonl(tmp_path / 'x', [r])}")[0] for r in (row, theirs)]
     assert read[0] == read[1] and read[0].choices == ["wood", "ice"]
 
 
@@ -377,15 +378,15 @@ ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "a
 def test_a_bad_row_is_named_with_file_and_line(name, content, message, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        tasks.read_items(f"{name}:{tmp_path / 'rows.jsonl'}")
+        read_items(f"{name}:{tmp_path / 'rows.jsonl'}")
     assert "\n" not in str(error.value) and ("rows.jsonl" in str(error.value) or name == "hellaswg")
 
 
 def test_what_cannot_be_had_is_said_with_what_to_do(monkeypatch, chars, tmp_path):
     with pytest.raises(FileNotFoundError, match="tasks: piqa:nowhere: there is no such file"):
-        tasks.read_items("piqa:nowhere")
+        read_items("piqa:nowhere")
     with pytest.raises(ValueError, match="give a file, exact_match:FILE"):
-        tasks.read_items("exact_match")
+        read_items("exact_match")
     rows = [{"prompt": "abc", "completion": "d"}, {"prompt": "xyz", "completion": "d"}]
     with pytest.raises(
         ValueError, match="rows.jsonl, line 2: unknown to the character tokenizer: 'x'"
@@ -398,7 +399,7 @@ def test_without_a_network_a_published_test_set_is_asked_for_as_a_file(tmp_path)
     """In a process of its own: `datasets` looks at its environment once."""
     pytest.importorskip("datasets")
     offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    code = "from lathe import cli; from lathe.use import tasks; cli.run(lambda: tasks.read_items('piqa'))"
+    code = "from lathe import cli; from lathe.use.items import read_items; cli.run(lambda: read_items('piqa'))"
     environment = {**os.environ, **offline, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
