@@ -147,7 +147,7 @@ def measure_prepare(options, work):
     source = corpus(work)
     size = sum(len(json.loads(line)["text"].encode()) for line in open(source, encoding="utf-8")) / 1e6
     bare, ours, walls, theirs, their_walls = [], [], [], [], []
-    encode = "tokenizer._encoding.encode_ordinary" if options.tokenizer != "byte" else "tokenizer.encode"
+    encode = "tokenizer.encoding.encode_ordinary" if options.tokenizer != "byte" else "tokenizer.encode"
     code = BARE.format(root=str(ROOT), path=str(source), tokenizer=options.tokenizer, encode=encode)
     for _ in range(options.repeats):  # alternately, so that a busy moment meets all of them
         bare.append(float(run([sys.executable, "-c", code])[2].split()[-1]))

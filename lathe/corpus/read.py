@@ -9,7 +9,8 @@ from hashlib import blake2b
 
 from lathe.corpus.find import Source, _open
 from lathe.text.chat import TEMPLATES, chat_prompt
-from lathe.text.tokenizer import EOT, replace_lone_surrogates
+from lathe.text.gpt2 import EOT
+from lathe.text.tokenizer import replace_lone_surrogates
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 

@@ -17,7 +17,8 @@ import sample
 from lathe import ROOT
 from lathe.run import checkpoint
 from lathe.text.bpe import count_pieces, train_bpe
-from lathe.text.tokenizer import GPT2_PATTERN, load_tokenizer, train_char
+from lathe.text.gpt2 import GPT2_PATTERN
+from lathe.text.tokenizer import load_tokenizer, train_char
 from lathe.use.filters import choose, distribution, penalize
 from lathe.use.generation import generate
 from lathe.use.quantize import choose_weights, prepare_weights

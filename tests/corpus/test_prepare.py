@@ -25,7 +25,8 @@ from lathe.corpus.read import Rules, document_hash
 from lathe.corpus.workers import tokenize_unit
 from lathe.data.dataset import open_dataset
 from lathe.text.bpe import count_pieces, train_bpe
-from lathe.text.tokenizer import EOT, load_tokenizer, train_char
+from lathe.text.gpt2 import EOT
+from lathe.text.tokenizer import load_tokenizer, train_char
 from prepare import python_stdlib, shakespeare_char, tinystories, verify, wikitext
 
 SHARED = ROOT.parent / "shared" / "data"

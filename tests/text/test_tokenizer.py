@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lathe import ROOT
 from lathe.text.bpe import count_pieces, train_bpe
-from lathe.text.tokenizer import EOT, GPT2_PATTERN, Tokenizer, load_tokenizer, train_char
+from lathe.text.gpt2 import EOT, GPT2_PATTERN
+from lathe.text.tokenizer import Tokenizer, load_tokenizer, train_char
 
 TIKTOKEN_FILES = ROOT.parent / "shared" / "data" / "tiktoken"
 CODE = Path(__file__).read_text(encoding="utf-8") + (

@@ -18,7 +18,8 @@ from lathe import ROOT
 from lathe.run import checkpoint
 from lathe.run.tensor_file import read_tensor, safetensors_table, write_safetensors
 from lathe.text.bpe import count_pieces, train_bpe
-from lathe.text.tokenizer import GPT2_PATTERN, Tokenizer, load_tokenizer, train_char
+from lathe.text.gpt2 import GPT2_PATTERN
+from lathe.text.tokenizer import Tokenizer, load_tokenizer, train_char
 from lathe.use.hf import export as hf_export
 from lathe.use.hf import find as hf_find
 from lathe.use.hf import tokenizers as hf_tokenizers

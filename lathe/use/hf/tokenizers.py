@@ -5,14 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lathe.text.chat import TEMPLATES
-from lathe.text.tokenizer import (
-    EOT,
-    GPT2_PATTERN,
-    Tokenizer,
-    _hugging_face_bytes,
-    load_tokenizer,
-    train_char,
-)
+from lathe.text.gpt2 import EOT, GPT2_PATTERN, printable_bytes
+from lathe.text.tokenizer import Tokenizer, load_tokenizer, train_char
 from lathe.use.hf.find import read_json
 
 
@@ -31,7 +25,7 @@ def their_tokenizer(tokenizer: Tokenizer) -> dict:
         split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
         model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
         return out | {"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}
-    stand_in = {byte: char for char, byte in _hugging_face_bytes().items()}
+    stand_in = {byte: char for char, byte in printable_bytes().items()}
     written = {piece: "".join(stand_in[b] for b in piece) for piece in tokenizer.pieces if piece}
     ranks = {piece: i for i, piece in enumerate(tokenizer.pieces) if piece}
     own_rule = tokenizer.kind == "bpe" and tokenizer.pattern == GPT2_PATTERN  # the library's built-in one
