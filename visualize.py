@@ -1,86 +1,106 @@
-"""Two pages that open offline from disk: what a run did, and what a model does inside for a given text.
+"""Two pages that open offline from disk: what a run did, and what a model does inside for a text.
 
     python visualize.py run RUN [RUN ...] [--out=FILE]
     python visualize.py model --out_dir=RUN [--prompt=TEXT] [--out=FILE]
 
-Each page is one HTML file that holds its own data and scripts (pages/ has their sources) and loads nothing: a
-content-security policy forbids it. The same input gives the same bytes. A run's page is also written by train.py.
+Each page is one HTML file that holds its own data and scripts (pages/ has their sources) and loads
+nothing: a content-security policy forbids it. The same input gives the same bytes. A run's page is
+also written by train.py.
 """
 
 import sys
-from dataclasses import dataclass, field
-
-from lathe import cli
-from pages.model_page import ModelOptions
-
-
-@dataclass
-class RunOptions:
-    """Which runs to show."""
-
-    runs: list[str] = field(default_factory=list)  # folders of runs, to be overlaid
-    out: str = ""  # page to write; empty = report.html in the run's folder, runs.html here for several runs
-    max_mb: float = 5.0  # largest page, in MB
-
-    def __post_init__(self):
-        if not self.runs:
-            raise ValueError("which runs? python visualize.py run RUN [RUN ...]")
-
-
-def parse(argv: list[str]) -> RunOptions | ModelOptions:
-    """The options of the sub-command that argv begins with. Exits with 2 and one line for wrong use."""
-    command, *rest = argv or [""]
-    if command == "run":
-        about = "Write a page about one run or several."
-        return cli.parse(RunOptions, rest, prog="visualize.py run", description=about, positional="runs")
-    if command == "model":
-        about = "Write a page about what a model does inside for a text."
-        return cli.parse(ModelOptions, rest, prog="visualize.py model", description=about)
-    usage = "visualize.py run RUN [RUN ...] [--out=FILE] | visualize.py model --out_dir=RUN [--prompt=TEXT]"
-    if command in ("-h", "--help"):
-        print(f"usage: {usage}\n\nWrite a page about runs, or about a model. Each has its own --help.")
-        sys.exit(0)
-    print(f"visualize.py: error: {command or 'nothing'!r} is neither run nor model; usage: {usage}", file=sys.stderr)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-    parse(sys.argv[1:])  # --help and mistakes are answered before anything slow is imported
-
 from pathlib import Path
 
-from pages.model_page import ModelOptions, model_page
-from pages.render import write
-from pages.run_page import run_page
+from lathe import cli
+from pages.options import ModelOptions, RunOptions
 
-
-def open_and_draw(options: ModelOptions) -> tuple[str, Path]:
-    """The page of the model that the options name, and where it belongs."""
-    from lathe.use.find_model import find_model
-
-    source = find_model(options.model or options.out_dir)
-    model = source.load().float()
-    name, about, folder = options.model, {"imported": "from Hugging Face"}, Path(".")
-    if not options.model:
-        folder, state = Path(options.out_dir), source.state
-        name, loss = folder.resolve().name, state.get("val_loss")
-        about = {"step": f"{state['step']:,}", "validation loss": None if loss is None else f"{loss:.4f}"}
-        about |= {"dataset": state["dataset"]["path"], "tokenizer": state["tokenizer"]["name"]}
-    about["checkpoint"] = source.name
-    page = model_page(model, source.tokenizer, name, about, options, source.begin, source.ends)
-    return page, Path(options.out or folder / "model.html")
+USAGE = (
+    "visualize.py run RUN [RUN ...] [--out=FILE] | "
+    "visualize.py model --out_dir=RUN [--prompt=TEXT] [--out=FILE]"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     if isinstance(options, RunOptions):
-        page = run_page(options.runs, options.max_mb)
-        path = Path(options.out or (Path(options.runs[0]) / "report.html" if len(options.runs) == 1 else "runs.html"))
+        path = draw_runs(options)
     else:
-        page, path = open_and_draw(options)
-    write(path, page)
+        path = draw_model(options)
     print(path)
     return 0
+
+
+def parse(argv: list[str]) -> RunOptions | ModelOptions:
+    """The options of the sub-command that argv begins with.
+
+    Exits with 2 and one line for wrong use.
+    """
+    command = argv[0] if argv else ""
+    if command == "run":
+        return cli.parse(
+            RunOptions,
+            argv[1:],
+            prog="visualize.py run",
+            description="Write a page about one run or several.",
+            positional="runs",
+        )
+    if command == "model":
+        return cli.parse(
+            ModelOptions,
+            argv[1:],
+            prog="visualize.py model",
+            description="Write a page about what a model does inside for a text.",
+        )
+    if command in ("-h", "--help"):
+        about = "Write a page about runs, or about a model. Each has its own --help."
+        print(f"usage: {USAGE}\n\n{about}")
+        sys.exit(0)
+    given = repr(command or "nothing")
+    print(f"visualize.py: error: {given} is neither run nor model; usage: {USAGE}", file=sys.stderr)
+    sys.exit(2)
+
+
+def draw_runs(options: RunOptions) -> Path:
+    """Write the page of the runs that the options name; returns its path."""
+    from pages.render import write
+    from pages.run_page import run_page
+
+    path = Path("runs.html")
+    if len(options.runs) == 1:
+        path = Path(options.runs[0]) / "report.html"
+    if options.out:
+        path = Path(options.out)
+    write(path, run_page(options.runs, options.max_mb))
+    return path
+
+
+def draw_model(options: ModelOptions) -> Path:
+    """Write the page of the model that the options name; returns its path."""
+    from lathe.use.find_model import find_model
+    from pages.model_page import model_page
+    from pages.render import write
+
+    found = find_model(options.model or options.out_dir)
+    if options.model:
+        name = options.model
+        folder = Path(".")
+        about = {"imported": "from Hugging Face"}
+    else:
+        folder = Path(options.out_dir)
+        name = folder.resolve().name
+        val_loss = found.state.get("val_loss")
+        about = {
+            "step": f"{found.state['step']:,}",
+            "validation loss": None if val_loss is None else f"{val_loss:.4f}",
+            "dataset": found.state["dataset"]["path"],
+            "tokenizer": found.state["tokenizer"]["name"],
+        }
+    about["checkpoint"] = found.name
+    model = found.load().float()
+    page = model_page(model, found.tokenizer, name, about, options, found.begin, found.ends)
+    path = Path(options.out or folder / "model.html")
+    write(path, page)
+    return path
 
 
 if __name__ == "__main__":

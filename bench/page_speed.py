@@ -48,7 +48,8 @@ def main(argv=None) -> int:
 
     from lathe.text.tokenizer import load_tokenizer
     from model import GPT, GPT2, GPTConfig
-    from pages.model_page import ModelOptions, model_page
+    from pages.model_page import model_page
+    from pages.options import ModelOptions
     from pages.run_page import run_page
 
     tokenizer = load_tokenizer("gpt2")

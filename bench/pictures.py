@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from lathe import cli
-from pages.model_page import ModelOptions
+from pages.options import ModelOptions
 from pages.run_page import read_run
 
 STYLE = (

@@ -12,43 +12,79 @@ import numpy as np
 PAGES = Path(__file__).parent
 
 
-# The page itself
-
-
 def pack(data: dict) -> str:
-    """JSON values, to six digits, and arrays (top level only): base64 of gzip of [length of JSON, JSON, arrays]."""
-    values, arrays, blob = {}, {}, b""
+    """Data for a page's script: base64 of gzip of (length of JSON, JSON, bytes of arrays).
+
+    data: JSON values, floats kept to six digits, and numpy arrays (at the top level only).
+    """
+    values = {}
+    arrays = {}
+    blob = b""
     for name, value in data.items():
         if isinstance(value, np.ndarray):
             arrays[name] = {"dtype": str(value.dtype), "shape": value.shape, "at": len(blob)}
-            blob += value.tobytes() + bytes(-value.nbytes % 4)
+            blob += aligned(value.tobytes(), b"\0")
         else:
             values[name] = value
-    values = json.loads(json.dumps(values), parse_float=lambda digits: float(f"{float(digits):.6g}"))
-    text = json.dumps({**values, "arrays": arrays}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)  # a browser wants arrays at multiples of four
-    return base64.b64encode(gzip.compress(len(text).to_bytes(4, "little") + text + blob, 6, mtime=0)).decode()
+    rounded = json.loads(json.dumps(values), parse_float=six_digits)
+    text = json.dumps({**rounded, "arrays": arrays}, separators=(",", ":")).encode()
+    text = aligned(text, b" ")
+    length = len(text).to_bytes(4, "little")
+    return base64.b64encode(gzip.compress(length + text + blob, 6, mtime=0)).decode()
+
+
+def six_digits(digits: str) -> float:
+    return float(f"{float(digits):.6g}")
+
+
+def aligned(data: bytes, filling: bytes) -> bytes:
+    """`data` filled up to a multiple of four bytes, at which a browser wants arrays to begin."""
+    return data + filling * (-len(data) % 4)
 
 
 def render(
-    template: str, scripts: tuple[str, ...], styles: tuple[str, ...], data: dict, max_mb: float, shrink: str, **shown
+    template: str,
+    scripts: tuple[str, ...],
+    styles: tuple[str, ...],
+    data: dict,
+    max_mb: float,
+    shrink: str,
+    **values: object,
 ) -> str:
-    """The page of pages/TEMPLATE.html. Raises ValueError, saying how to shrink it, beyond max_mb."""
+    """The page of pages/TEMPLATE.html, which sees `values`, while its script sees `data`.
+
+    scripts, styles: names of files in pages/. Raises ValueError beyond max_mb, with `shrink`, the
+    words that say how to make it smaller.
+    """
     from jinja2 import Environment, FileSystemLoader
 
     sources = [(PAGES / script).read_text(encoding="utf-8") for script in scripts]
-    hashes = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in sources]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
-    style = "\n".join((PAGES / sheet).read_text(encoding="utf-8") for sheet in styles)
-    environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template(f"{template}.html").render(
-        policy=policy, style=style, scripts=sources, data=pack(data), **shown
+    sheets = [(PAGES / style).read_text(encoding="utf-8") for style in styles]
+    environment = Environment(
+        loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    page = re.sub("[\ud800-\udfff]", "\ufffd", page)  # half a character in somebody's text has no bytes
-    if len(page.encode()) > max_mb * 1e6:
-        raise ValueError(f"the page would have {len(page.encode()) / 1e6:.1f} MB, max_mb is {max_mb:g}: {shrink}")
+    page = environment.get_template(f"{template}.html").render(
+        policy=security_policy(sources),
+        style="\n".join(sheets),
+        scripts=sources,
+        data=pack(data),
+        **values,
+    )
+    page = re.sub("[\ud800-\udfff]", "\ufffd", page)  # half a character in somebody's text
+    megabytes = len(page.encode()) / 1e6
+    if megabytes > max_mb:
+        raise ValueError(f"the page would have {megabytes:.1f} MB, max_mb is {max_mb:g}: {shrink}")
     return page
+
+
+def security_policy(sources: list[str]) -> str:
+    """A content-security policy that lets these scripts run and forbids to load anything."""
+    digests = [hashlib.sha256(source.encode()).digest() for source in sources]
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def write(path: Path, page: str):

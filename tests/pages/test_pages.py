@@ -34,7 +34,8 @@ from lathe.use.sampling import Sampling
 from lathe.use.validation import validation
 from model import GPT, GPT2, GPTConfig
 from pages.inside import induction_scores, look_inside, read_once
-from pages.model_page import ModelOptions, model_page
+from pages.model_page import model_page
+from pages.options import ModelOptions
 from pages.render import pack
 from pages.run_page import run_page, thinned, write_report
 
@@ -289,7 +290,7 @@ def test_the_page_shows_the_model_that_runs_on_the_fast_path(shape):
 
 
 def test_attention_never_looks_ahead():
-    _, trace, *_ = read_once(tiny(), IDS)
+    trace = read_once(tiny(), IDS).trace
     for layer in trace:
         assert layer["weights"].triu(1).abs().max() == 0
         assert layer["masked"].isneginf().triu(1).sum() == layer["masked"].isneginf().sum() > 0
