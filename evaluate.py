@@ -7,6 +7,8 @@ One JSON object goes to stdout. Bits per byte compare across tokenizers: the nat
 over the bytes of that text; end-of-text tokens count in neither sum.
 """
 
+import json
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,24 +40,17 @@ class Options:
             raise ValueError(f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for a run")
 
 
-PARSER = dict(prog="evaluate.py", description="Score a model on a prepared dataset, or in tasks.")
-if __name__ == "__main__":
-    cli.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
-
-import json
-import math
-
-from lathe import cli
-from lathe.data.dataset import open_dataset
-from lathe.run import devices, ranks
-from lathe.use.find_model import find_model
-from lathe.use.quantize import prepare_weights
-from lathe.use.tasks import open_tasks
-from lathe.use.validation import validation
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = cli.parse(Options, argv, **PARSER)
+    about = "Score a model on a prepared dataset, or in tasks."
+    options = cli.parse(Options, argv, prog="evaluate.py", description=about)
+
+    from lathe.data.dataset import open_dataset
+    from lathe.run import devices, ranks
+    from lathe.use.find_model import find_model
+    from lathe.use.quantize import prepare_weights
+    from lathe.use.tasks import open_tasks
+    from lathe.use.validation import validation
+
     if options.model and not (options.dataset or options.tasks):
         raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
     source = find_model(options.model or options.out_dir)

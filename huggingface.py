@@ -8,7 +8,9 @@ and `--model=hf:NAME_OR_FOLDER` in sample.py, evaluate.py and visualize.py read 
 One table, FAMILIES, serves both directions.
 """
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from lathe import cli
@@ -33,24 +35,17 @@ class Options:
             raise ValueError("to is empty: give the folder to write with --to=FOLDER")
 
 
-PARSER = dict(prog="huggingface.py", description="Write a model as a Hugging Face folder.", positional="command")
-if __name__ == "__main__":
-    cli.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
-
-import sys
-from pathlib import Path
-
-import torch
-
-from lathe import cli
-from lathe.use.find_model import find_model
-from lathe.use.hf.check import check_in_transformers, check_logits
-from lathe.use.hf.export import export
-from lathe.use.hf.families import family
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = cli.parse(Options, argv, **PARSER)
+    about = "Write a model as a Hugging Face folder."
+    options = cli.parse(Options, argv, prog="huggingface.py", description=about, positional="command")
+
+    import torch
+
+    from lathe.use.find_model import find_model
+    from lathe.use.hf.check import check_in_transformers, check_logits
+    from lathe.use.hf.export import export
+    from lathe.use.hf.families import family
+
     source, folder = find_model(options.out_dir), Path(options.to)
     taken = folder.is_file() or folder.is_dir() and any(folder.iterdir())
     if taken and not (options.overwrite and (folder / "config.json").is_file()):

@@ -65,7 +65,7 @@ class Options(Sampling):
 
 PARSER = dict(prog="sample.py", description="Generate text with a trained model.")
 if __name__ == "__main__":
-    cli.check(Options, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    options = cli.parse_before_imports(Options, **PARSER)  # torch takes seconds; --help and mistakes need not wait
 
 import json
 import sys
@@ -247,7 +247,11 @@ def converse(argv: list[str], options: Options, source: FoundModel, model: GPT):
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    options = cli.parse(Options, argv, **PARSER)
+    return sample(cli.parse(Options, argv, **PARSER), argv)
+
+
+def sample(options: Options, argv: list[str]) -> int:
+    """What the options ask for; a dialogue adds its own settings to `argv`, from which they came."""
     source = find_model(options.model or options.out_dir)
     if not options.chat:
         source = replace(source, template="")
@@ -279,4 +283,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(sample, options, sys.argv[1:])

@@ -13,7 +13,7 @@ from lathe.settings import Settings
 
 PARSER = dict(prog="train.py", description="Train a GPT.", presets=True, default_preset="quickstart")
 if __name__ == "__main__":
-    cli.check(Settings, **PARSER)  # --help and mistakes are answered before torch is imported, which takes seconds
+    settings = cli.parse_before_imports(Settings, **PARSER)  # torch takes seconds; --help and mistakes need not wait
 
 import gc
 import json
@@ -83,7 +83,10 @@ class TrainState:
 
 
 def main(argv: list[str] | None = None) -> int:
-    s = cli.parse(Settings, argv, **PARSER)
+    return plan_or_train(cli.parse(Settings, argv, **PARSER))
+
+
+def plan_or_train(s: Settings) -> int:
     return plan.dry_run(s, build_model) if s.dry_run else train(s)
 
 
@@ -476,4 +479,4 @@ def write_page(out: Path, progress: Progress):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(plan_or_train, settings)

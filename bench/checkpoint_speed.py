@@ -44,7 +44,7 @@ class Options:
 
 PARSER = dict(prog="bench/checkpoint_speed.py", description=__doc__)
 if __name__ == "__main__":
-    cli.parse(Options, **PARSER)
+    options = cli.parse_before_imports(Options, **PARSER)
 
 import torch
 
@@ -59,7 +59,10 @@ from model import GPT, GPTConfig
 
 
 def main(argv=None):
-    options = cli.parse(Options, argv, **PARSER)
+    measure(cli.parse(Options, argv, **PARSER))
+
+
+def measure(options):
     device, _ = devices.choose_device(options.device)
     title, notes = f"Saving and scaling: {', '.join(options.only or ['save', 'stall', 'scaling'])}", ""
     with tempfile.TemporaryDirectory(dir=options.work or None) as work:
@@ -201,4 +204,4 @@ def measure_scaling(options, work):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(measure, options)

@@ -41,7 +41,7 @@ class Options:
 
 PARSER = dict(prog="bench/decode_speed.py", description=__doc__)
 if __name__ == "__main__":
-    cli.parse(Options, **PARSER)
+    options = cli.parse_before_imports(Options, **PARSER)
 
 import torch
 
@@ -276,7 +276,10 @@ def gpu(o: Options):
 
 
 def main(argv: list[str] | None = None) -> int:
-    o = cli.parse(Options, argv, **PARSER)
+    return measure(cli.parse(Options, argv, **PARSER))
+
+
+def measure(o: Options) -> int:
     needs = {"batch1": "", "context": "peer", "ten": "peer", "quality": "run", "start": "peer", "gpu": ""}
     if unknown := set(o.only) - set(needs):
         raise ValueError(f"only is {', '.join(unknown)}: choose among {', '.join(needs)}")
@@ -291,4 +294,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(measure, options)

@@ -271,15 +271,39 @@ def _end_for_closed_pipe():
     sys.exit(141)
 
 
-def check(cls, **parser):
-    """parse() for its errors and --help alone, before slow imports, in which Ctrl-C then just ends the process."""
-    parse(cls, **parser)
+def parse_before_imports(cls, **parser):
+    """parse() of this process's command line, at the head of a file whose imports take seconds: --help and mistakes are
+    answered at once, and Ctrl-C just ends the process until run() begins."""
+    options = parse(cls, **parser)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return options
 
 
-def run(main):
-    """Call main() as this process's command and exit with what it returns (None = 0).
+def run(main, *arguments):
+    """Call main(*arguments) as this process's command and exit with what it returns (None = 0).
+
+    A command answers --help and mistakes before it imports torch, which takes seconds. Its main() parses, then imports
+    what is heavy:
+
+        def main(argv=None):
+            options = cli.parse(Options, argv)
+            from lathe.use.validation import validation
+            ...
+
+        if __name__ == "__main__":
+            cli.run(main)
+
+    Where functions beside main() need torch, too, the file's head parses, between light and heavy imports:
+
+        if __name__ == "__main__":
+            options = cli.parse_before_imports(Options)
+
+        import torch
+        ...
+
+        if __name__ == "__main__":
+            cli.run(train, options)
 
     ValueError and OSError are the user's to mend: one line on stderr and exit code 1; LATHE_TRACEBACK=1 shows where
     they came from. Ctrl-C exits with 130 and a closed pipe (`| head`) with 141, both silently.
@@ -287,7 +311,7 @@ def run(main):
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        code = main()
+        code = main(*arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
