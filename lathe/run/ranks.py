@@ -55,6 +55,12 @@ def add_ranks(numbers: Tensor) -> Tensor:
     return numbers
 
 
+def sum_by_name(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each number summed over all ranks, in one exchange, without waiting for it."""
+    sums = add_ranks(torch.stack(list(numbers.values())))
+    return dict(zip(numbers, sums.unbind(), strict=True))
+
+
 class Later:
     """Numbers that a device may still be computing. read() waits for them, and for nothing begun after them."""
 
@@ -68,6 +74,17 @@ class Later:
         if self.copied is not None:
             self.copied.synchronize()
         return self.numbers.tolist()
+
+
+class LaterByName:
+    """The same for numbers that have names: one copy of them all, and read() gives {name: number}."""
+
+    def __init__(self, numbers: dict[str, Tensor]):
+        self.names = list(numbers)
+        self.later = Later(torch.stack(list(numbers.values())))
+
+    def read(self) -> dict[str, float]:
+        return dict(zip(self.names, self.later.read(), strict=True))
 
 
 def gather(value) -> list:
