@@ -251,15 +251,17 @@ def planned(s) -> tuple[devices.Runtime, tuple | None]:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     else:
         count, name = re.fullmatch(r"(?:(\d+) *x *)?(.*)", s.gpus.strip(), re.IGNORECASE).groups("1")
-        name = next((known for known in GPUS if known.lower() == name.lower()), None)
+        name = next((gpu.name for gpu in GPUS if gpu.name.lower() == name.lower()), None)
         if name is None or int(count) < 1:
-            raise ValueError(f"gpus is {s.gpus!r}: write how many and which, 8xH100; known: {', '.join(GPUS)}")
+            names = ", ".join(gpu.name for gpu in GPUS)
+            raise ValueError(f"gpus is {s.gpus!r}: write how many and which, 8xH100; known: {names}")
         device, world_size = torch.device("cuda"), int(count)
         dtype = torch.bfloat16 if s.dtype == "auto" else devices.DTYPES[s.dtype]
     if s.parallel == "fsdp" and world_size < 2:
         raise ValueError("parallel is fsdp, which shards over devices: plan for several, --gpus=8xH100")
-    known = known_gpu(name)
-    return devices.Runtime(device, dtype, world_size=world_size), (name, *known) if known else None
+    gpu = known_gpu(name)
+    figures = (name, gpu.half_tflops, gpu.single_tflops, gpu.memory_gb) if gpu else None
+    return devices.Runtime(device, dtype, world_size=world_size), figures
 
 
 def amount(n_bytes: float) -> str:
