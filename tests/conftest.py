@@ -17,6 +17,7 @@ os.environ.setdefault(
 
 import pytest
 import torch
+from skips import in_ci, unexpected
 from tiny_run import make_dataset
 
 if (
@@ -43,3 +44,28 @@ def seeded():
 def dataset(tmp_path_factory) -> str:
     """A folder of bytes, as tiny_run.py makes it."""
     return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
+
+
+# -----------------------------------------------------------------------------
+# Skips: see skips.py
+
+SKIPS: list[tuple[str, str]] = []  # (test, reason), as far as they are known
+
+
+def pytest_runtest_logreport(report: pytest.TestReport):
+    if report.skipped and isinstance(report.longrepr, tuple):
+        SKIPS.append((report.nodeid, str(report.longrepr[2])))
+
+
+def pytest_sessionfinish(session: pytest.Session):
+    is_worker = hasattr(session.config, "workerinput")
+    if in_ci() and not is_worker and unexpected(SKIPS) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter):
+    lines = unexpected(SKIPS)
+    if in_ci() and lines:
+        terminalreporter.section("skipped, and not expected here (tests/skips.py)")
+        for line in lines:
+            terminalreporter.line(line)
