@@ -1,36 +1,42 @@
-"""What transformers makes of an exported folder."""
+"""What an exported folder computes, read back here and in the transformers library."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.weights import load_model
 from model import GPT, GPTConfig
 
-# The command
+TEXT = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
 
 
-def largest_difference(a: Callable, b: Callable, c: GPTConfig) -> tuple[float, float]:
-    """(max |a - b|, max |a|) of the logits that a and b give one random text, as long as the context or 256 tokens."""
-    idx = torch.randint(c.vocab_size, (1, min(c.block_size, 256)), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        ours, theirs = a(idx), b(idx)[..., : c.vocab_size]
-    return (ours - theirs).abs().max().item(), ours.abs().max().item()
+def round_weights(model: GPT, dtype: str):
+    """In place: what is left of the weights, still in float32, where they are written as `dtype`."""
+    if dtype == "float32":
+        return
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype)).float()
 
 
-def check_logits(model: GPT, folder: Path, path: Path):
-    """Read the folder back; ValueError if it does not compute what `model`, of the checkpoint `path`, does."""
-    difference, largest = largest_difference(model, load_model(folder), model.config)  # in float32
+def check_logits(model: GPT, folder: Path, source: Path):
+    """Read the folder back; ValueError if it does not compute what `model`, of the checkpoint
+    `source`, does."""
+    back = load_model(folder)  # in float32
+    difference, largest = largest_difference(model, back, model.config)
     print(f"read back, logits differ by {difference:.1e}", file=sys.stderr)
     if difference > 1e-5 * max(1.0, largest):
-        raise ValueError(f"the export does not compute what {path} does: logits differ by {difference:.1e}")
+        raise ValueError(
+            f"the export does not compute what {source} does: logits differ by {difference:.1e}"
+        )
 
 
 def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
-    """ValueError if the transformers library makes other logits or token ids of the folder than we do."""
+    """ValueError if the transformers library makes other logits or token ids of the folder than we
+    do."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -39,10 +45,29 @@ def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
     print(f"max |difference of logits| through transformers: {difference:.1e}", file=sys.stderr)
-    text = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
-    text = "".join(c for c in text if tokenizer.kind != "char" or c.encode() in tokenizer.pieces)
-    same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == tokenizer.encode(text)
-    if difference > 1e-4 * max(1.0, largest) or not same:
-        raise ValueError(f"the export is another model in transformers: logits differ by {difference:.1e}, "
-                         f"token ids are {'equal' if same else 'different'}")  # fmt: skip
+
+    text = TEXT
+    if tokenizer.kind == "char":  # which knows some characters only
+        text = "".join(character for character in TEXT if character.encode() in tokenizer.pieces)
+    their_ids = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    same_ids = their_ids == tokenizer.encode(text)
+    if difference > 1e-4 * max(1.0, largest) or not same_ids:
+        raise ValueError(
+            f"the export is another model in transformers: logits differ by {difference:.1e}, "
+            f"token ids are {'equal' if same_ids else 'different'}"
+        )
     print("token ids are equal", file=sys.stderr)
+
+
+def largest_difference(
+    ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], config: GPTConfig
+) -> tuple[float, float]:
+    """(max |ours - theirs|, max |ours|) of the logits for a random text of at most 256 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    length = min(config.block_size, 256)
+    idx = torch.randint(config.vocab_size, (1, length), generator=generator)
+    with torch.inference_mode():
+        our_logits = ours(idx)
+        their_logits = theirs(idx)[..., : config.vocab_size]  # rows of padding left out
+    difference = (our_logits - their_logits).abs().max().item()
+    return difference, our_logits.abs().max().item()

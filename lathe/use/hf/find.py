@@ -4,40 +4,50 @@ import json
 import sys
 from pathlib import Path
 
-# Import
+WANTED_FILES = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+]
 
 
 def find(name: str) -> Path:
-    """The folder meant by hf: and a path or a model's name on the Hub, whose files are fetched unless they are in the
-    cache. Raises OSError, with what to do, if they cannot be."""
+    """The folder meant by hf: and a path or a model's name on the Hub, whose files are fetched
+    unless they are in the cache. Raises OSError, with what to do, if they cannot be."""
     name = name.removeprefix("hf:")
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
+    if Path(name).is_dir():
+        return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"hf:{name}: there is no such folder")
+
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
     try:
         try:
-            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            return Path(snapshot_download(name, allow_patterns=WANTED_FILES, local_files_only=True))
         except LocalEntryNotFoundError:
             print(f"fetching {name} from the Hugging Face Hub", file=sys.stderr)
-            return Path(snapshot_download(name, allow_patterns=wanted))
+            return Path(snapshot_download(name, allow_patterns=WANTED_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines()
+        reason = lines[0][:120] if lines else type(error).__name__
         raise OSError(
-            f"hf:{name} is neither a folder nor in the Hub's cache, and cannot be fetched ({reason}): download its "
-            "config.json, tokenizer.json and model.safetensors elsewhere and give their folder as hf:FOLDER"
+            f"hf:{name} is neither a folder nor in the Hub's cache, and cannot be fetched "
+            f"({reason}): download its config.json, tokenizer.json and model.safetensors elsewhere "
+            "and give their folder as hf:FOLDER"
         ) from None
 
 
 def read_json(path: Path) -> dict:
+    """A JSON file of a model's folder. FileNotFoundError or ValueError names the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: {path.parent} is not a Hugging Face model folder") from None
+        raise FileNotFoundError(
+            f"{path} is missing: {path.parent} is not a Hugging Face model folder"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None

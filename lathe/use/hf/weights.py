@@ -1,6 +1,7 @@
 """Tensors, both ways."""
 
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,121 +10,224 @@ from torch import Tensor
 from lathe.run.tensor_file import read_tensor, safetensors_table
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.config import our_config
-from lathe.use.hf.families import VOCABULARY, is_norm, places
+from lathe.use.hf.families import FAMILIES
 from lathe.use.hf.find import read_json
 from lathe.use.hf.tokenizers import find_tokenizer, load_hf_tokenizer
 from lathe.use.network import without_weights
 from model import GPT, GPTConfig
 
-# Export
+VOCABULARY = ("transformer.wte.weight", "lm_head.weight")  # tensors with a row for each token
+BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # of older files: no weights
+
+
+@dataclass(frozen=True)
+class TensorPair:
+    """A tensor of ours, and theirs that it holds, one above the other."""
+
+    ours: str
+    theirs: list[str]
+    rows: list[int]  # how many each of theirs has, if they are several
+    transposed: bool  # theirs is stored as (in, out)
+
+    @property
+    def is_bias(self) -> bool:
+        return self.ours.endswith("bias")
+
+    @property
+    def is_of_norm(self) -> bool:
+        return is_norm(self.ours)
+
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Theirs, from ours."""
+        parts = tensor.split(self.rows) if len(self.theirs) > 1 else [tensor]
+        if self.transposed:
+            parts = [part.T for part in parts]
+        return dict(zip(self.theirs, parts, strict=True))
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Ours, from theirs."""
+        if self.transposed:
+            parts = [part.T for part in parts]
+        return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+
+
+def tensor_pairs(config: GPTConfig, architecture: str) -> Iterator[TensorPair]:
+    """All tensors of a network of this configuration."""
+    family = FAMILIES[architecture]
+    modules = {f"transformer.{ours}": [theirs] for ours, theirs in family.outside.items()}
+    for i in range(config.n_layer):
+        for ours, theirs in family.block.items():
+            modules[f"transformer.h.{i}.{ours}"] = [
+                f"{family.blocks}.{i}.{name}" for name in theirs
+            ]
+    if not config.tie_weights:
+        modules["lm_head"] = ["lm_head"]
+
+    query_rows = config.n_head * config.head_dim
+    kv_rows = config.n_kv_head * config.head_dim
+    rows = {
+        "c_attn": [query_rows, kv_rows, kv_rows],
+        "c_fc": [config.n_hidden, config.n_hidden],  # swiglu's gate and value
+    }
+    for module, theirs in modules.items():
+        name = module.rpartition(".")[2]
+        is_linear = name.startswith("c_")
+        yield TensorPair(
+            ours=module if name in ("q_norm", "k_norm") else f"{module}.weight",
+            theirs=[f"{their_module}.weight" for their_module in theirs],
+            rows=rows.get(name, []),
+            transposed=family.conv1d and is_linear,
+        )
+        linear_bias = is_linear and (config.bias or family.conv1d)
+        norm_bias = is_norm(module) and config.norm == "layernorm"
+        if linear_bias or norm_bias:
+            yield TensorPair(
+                ours=f"{module}.bias",
+                theirs=[f"{their_module}.bias" for their_module in theirs],
+                rows=rows.get(name, []),
+                transposed=False,
+            )
+
+
+def is_norm(name: str) -> bool:
+    """Whether a module or tensor of ours is a norm's."""
+    return ".ln_" in name or "_norm" in name
+
+
+# -----------------------------------------------------------------------------
+# Writing
 
 
 def their_weights(model: GPT, architecture: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of the folder. Rows that pad our vocabulary stay behind; norms without gains get ones, GPT-2's layers
-    without biases zeros."""
-    c, state, out = model.config, model.state_dict(), {}
-    shapes = without_weights(replace(c, norm_weight=True, bias=True)).state_dict()
-    for ours, theirs, rows, turned in places(c, architecture):
-        tensor = state.get(ours)
+    """The tensors of the folder. Rows that pad our vocabulary stay at home; norms without gains get
+    ones, GPT-2's layers without biases zeros."""
+    config = model.config
+    state = model.state_dict()
+    complete = without_weights(replace(config, norm_weight=True, bias=True)).state_dict()
+    weights = {}
+    for pair in tensor_pairs(config, architecture):
+        tensor = state.get(pair.ours)
         if tensor is None:
-            tensor = torch.full(shapes[ours].shape, float(not ours.endswith("bias")))
-        if ours in VOCABULARY:
-            tensor = tensor[: c.vocab_size]
-        for name, part in zip(theirs, tensor.split(rows) if rows else [tensor], strict=True):
-            out[name] = (part.T if turned else part).to(dtype).contiguous()
-    return out
+            neutral = 0.0 if pair.is_bias else 1.0
+            tensor = torch.full(complete[pair.ours].shape, neutral)
+        if pair.ours in VOCABULARY:
+            tensor = tensor[: config.vocab_size]
+        for name, part in pair.split(tensor).items():
+            weights[name] = part.to(dtype).contiguous()
+    return weights
 
 
-def tensor_table(folder: Path) -> dict[str, tuple[Path, tuple]]:
-    """{tensor name: (file, entry in its table)}. Raises OSError or ValueError for missing or damaged files."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    out = {}
-    for path in (folder / file for file in files):
-        if not path.is_file():
-            others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no other weights"
-            raise FileNotFoundError(f"{path} is missing ({others} there): lathe reads safetensors")
-        out |= {name: (path, entry) for name, entry in safetensors_table(path).items()}
-    return out
+# -----------------------------------------------------------------------------
+# Reading
 
 
 def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
     """The configuration of the network in a Hugging Face folder.
 
-    Gains that are all one and biases that are all zero are what `export` writes for a network without them, and are not
-    taken over. Rows of the vocabulary beyond the tokenizer's ids are padding. Raises ValueError or OSError.
+    Gains that are all one and biases that are all zero are what `their_weights` makes for a network
+    without them, and are not taken over. Rows of the vocabulary beyond the tokenizer's ids are
+    padding. Raises ValueError or OSError.
     """
     architecture, config = our_config(read_json(folder / "config.json"), folder / "config.json")
     if tokenizer is not None:
         config.vocab_size = min(config.vocab_size, tokenizer.vocab_size)
     files = tensor_table(folder)
-    has_bias = has_gains = False
-    for ours, theirs, _, _ in places(config, architecture):
-        is_bias = ours.endswith("bias")
-        if not is_bias and not is_norm(ours):
+    has_bias = False
+    has_gains = False
+    for pair in tensor_pairs(config, architecture):
+        if not pair.is_bias and not pair.is_of_norm:
             continue
-        neutral = 0 if is_bias else 1
-        for name in names_in_file(theirs, files):
+        neutral = 0.0 if pair.is_bias else 1.0
+        for name in names_in_file(pair.theirs, files):
             if name is None:  # read_weights says so
                 continue
-            differs = bool((read_tensor(*files[name]) != neutral).any())
-            has_bias |= is_bias and differs
-            has_gains |= is_norm(ours) and differs
+            if (read_tensor(*files[name]) != neutral).any():
+                has_bias = has_bias or pair.is_bias
+                has_gains = has_gains or pair.is_of_norm
     config.bias = has_bias
     config.norm_weight = has_gains
     return config
 
 
-def names_in_file(names: list[str], files: dict) -> list[str | None]:
-    """Each name as the files have it, with or without the prefix of the whole model; None where they lack it."""
-    out = []
-    for name in names:
-        short = name.removeprefix("transformer.").removeprefix("model.")
-        out.append(name if name in files else short if short in files else None)
-    return out
+def read_weights(
+    folder: Path, config: GPTConfig, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a network of read_config's configuration, by our names, on the CPU; dtype None
+    keeps the file's.
 
-
-def read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of a network of read_config's configuration, by our names, on the CPU; dtype None keeps the file's.
-
-    Positions are as many as in the file, even where the configuration has fewer. Raises ValueError or OSError.
+    Positions are as many as in the file, even where the configuration has fewer. Raises ValueError
+    or OSError.
     """
     architecture, as_stored = our_config(read_json(folder / "config.json"), folder / "config.json")
     config = replace(config, block_size=as_stored.block_size)
-    files, state = tensor_table(folder), {}
-    left = {name for name in files if not name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))}
-    for ours, theirs, _, turned in places(replace(config, bias=True), architecture):
-        names = names_in_file(theirs, files)
-        if ours.endswith("bias") and not any(names):
+    files = tensor_table(folder)
+    unread = {name for name in files if not name.endswith(BUFFERS)}
+    if config.tie_weights:
+        unread.discard("lm_head.weight")
+    state = {}
+    for pair in tensor_pairs(replace(config, bias=True), architecture):
+        names = names_in_file(pair.theirs, files)
+        if pair.is_bias and not any(names):
             continue
         if None in names:
-            raise ValueError(f"{folder}: the weights lack {theirs[names.index(None)]}")
-        left -= set(names)
-        parts = [read_tensor(*files[name]) for name in names]
-        parts = [part.T if turned else part for part in parts]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
-        if ours in VOCABULARY:  # zeros are added, or rows left out
-            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, config.padded_vocab_size - len(tensor)))
-        state[ours] = tensor if dtype is None else tensor.to(dtype)
-    if config.tie_weights:
-        left.discard("lm_head.weight")
-    if left:
-        names = ", ".join(sorted(left)[:3])
-        raise ValueError(f"{folder}: {architecture} has no place for {names} ({len(left)} tensors)")
-    weights = {}  # without gains of one and biases of zero, which a network without them does not have
+            raise ValueError(f"{folder}: the weights lack {pair.theirs[names.index(None)]}")
+        unread -= set(names)
+        tensor = pair.join([read_tensor(*files[name]) for name in names])
+        if pair.ours in VOCABULARY:  # zeros are added, or rows left out
+            missing_rows = config.padded_vocab_size - len(tensor)
+            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, missing_rows))
+        state[pair.ours] = tensor if dtype is None else tensor.to(dtype)
+    if unread:
+        names = ", ".join(sorted(unread)[:3])
+        raise ValueError(
+            f"{folder}: {architecture} has no place for {names} ({len(unread)} tensors)"
+        )
+
+    weights = {}  # gains of one and biases of zero, of a network without them, are left out here
     for name, like in without_weights(config).state_dict().items():
-        weights[name] = state.get(name)
-        if weights[name] is None:  # a bias, where other layers have theirs
-            weights[name] = torch.zeros(like.shape, dtype=dtype)
-        if weights[name].shape != like.shape:
-            found, right = tuple(weights[name].shape), tuple(like.shape)
-            raise ValueError(f"{folder}: {name} is {found}, by config.json it should be {right}")
+        tensor = state.get(name)
+        if tensor is None:  # a bias, where other layers have theirs
+            tensor = torch.zeros(like.shape, dtype=dtype)
+        if tensor.shape != like.shape:
+            raise ValueError(
+                f"{folder}: {name} is {tuple(tensor.shape)}, by config.json it should be "
+                f"{tuple(like.shape)}"
+            )
+        weights[name] = tensor
     return weights
 
 
+def tensor_table(folder: Path) -> dict[str, tuple[Path, tuple]]:
+    """{tensor name: (file, entry in its table)}. Raises OSError or ValueError for files that are
+    missing or damaged."""
+    index = folder / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.is_file():
+        files = sorted(set(read_json(index)["weight_map"].values()))
+    table = {}
+    for path in [folder / file for file in files]:
+        if not path.is_file():
+            others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no other weights"
+            raise FileNotFoundError(f"{path} is missing ({others} there): lathe reads safetensors")
+        for name, entry in safetensors_table(path).items():
+            table[name] = (path, entry)
+    return table
+
+
+def names_in_file(names: list[str], files: dict[str, tuple]) -> list[str | None]:
+    """Each name as the files have it, with or without the prefix of the whole model; None where
+    they lack it."""
+    names_there = []
+    for name in names:
+        short = name.removeprefix("transformer.").removeprefix("model.")
+        spellings = [spelling for spelling in (name, short) if spelling in files]
+        names_there.append(spellings[0] if spellings else None)
+    return names_there
+
+
 def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
-    """The network of a Hugging Face folder, in evaluation mode on the CPU; dtype None keeps the file's. Raises
-    ValueError or OSError."""
+    """The network of a Hugging Face folder, in evaluation mode on the CPU; dtype None keeps the
+    file's. Raises ValueError or OSError."""
     config = read_config(folder, find_tokenizer(folder))
     model = without_weights(config)
     model.load_state_dict(read_weights(folder, config, dtype), assign=True)
@@ -131,12 +235,15 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
 
 
 def as_checkpoint(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor]]:
-    """What train.py needs of a checkpoint's state and its weights, from a Hugging Face folder; a context longer than
-    block_size is cut to it."""
-    model, tokenizer = load_model(folder), load_hf_tokenizer(folder)[0]
-    c, weights = model.config, model.state_dict()
-    c.block_size = min(c.block_size, block_size)
-    if c.position == "learned":
-        weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][: c.block_size]
-    about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
-    return {"model": asdict(c), "tokenizer": about}, weights
+    """What train.py needs of a checkpoint's state and its weights, from a Hugging Face folder; a
+    context longer than block_size is cut to it."""
+    model = load_model(folder)
+    tokenizer = load_hf_tokenizer(folder)[0]
+    config = model.config
+    weights = model.state_dict()
+    config.block_size = min(config.block_size, block_size)
+    if config.position == "learned":
+        positions = "transformer.wpe.weight"
+        weights[positions] = weights[positions][: config.block_size]
+    facts = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+    return {"model": asdict(config), "tokenizer": facts}, weights
