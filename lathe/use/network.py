@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lathe.run.checkpoint import read_state
-from lathe.run.tensor_file import read_tensor, safetensors_table
+from lathe.run.tensor_file import read_tensor, tensor_names
 from lathe.use import lora
 from model import GPT, GPTConfig
 
@@ -19,7 +19,7 @@ def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:
     """Names and tensors on the CPU; LoRA's are added to what they adapt unless merged is False. Raises ValueError if
     the file cannot be read."""
     file = path / "model.safetensors"
-    weights = {name: read_tensor(file, entry) for name, entry in safetensors_table(file).items()}
+    weights = {name: read_tensor(file, name) for name in tensor_names(file)}
     if merged and any(name.endswith(lora.A) for name in weights):
         return lora.merge(weights, read_state(path)["settings"]["lora_alpha"])
     return weights

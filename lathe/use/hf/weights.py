@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lathe.run.tensor_file import read_tensor, safetensors_table
+from lathe.run.tensor_file import read_tensor, tensor_names
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.config import our_config
 from lathe.use.hf.families import FAMILIES
@@ -131,7 +131,7 @@ def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
     architecture, config = our_config(read_json(folder / "config.json"), folder / "config.json")
     if tokenizer is not None:
         config.vocab_size = min(config.vocab_size, tokenizer.vocab_size)
-    files = tensor_table(folder)
+    files = tensor_files(folder)
     has_bias = False
     has_gains = False
     for pair in tensor_pairs(config, architecture):
@@ -141,7 +141,7 @@ def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
         for name in names_in_file(pair.theirs, files):
             if name is None:  # read_weights says so
                 continue
-            if (read_tensor(*files[name]) != neutral).any():
+            if (read_tensor(files[name], name) != neutral).any():
                 has_bias = has_bias or pair.is_bias
                 has_gains = has_gains or pair.is_of_norm
     config.bias = has_bias
@@ -160,7 +160,7 @@ def read_weights(
     """
     architecture, as_stored = our_config(read_json(folder / "config.json"), folder / "config.json")
     config = replace(config, block_size=as_stored.block_size)
-    files = tensor_table(folder)
+    files = tensor_files(folder)
     unread = {name for name in files if not name.endswith(BUFFERS)}
     if config.tie_weights:
         unread.discard("lm_head.weight")
@@ -172,7 +172,7 @@ def read_weights(
         if None in names:
             raise ValueError(f"{folder}: the weights lack {pair.theirs[names.index(None)]}")
         unread -= set(names)
-        tensor = pair.join([read_tensor(*files[name]) for name in names])
+        tensor = pair.join([read_tensor(files[name], name) for name in names])
         if pair.ours in VOCABULARY:  # zeros are added, or rows left out
             missing_rows = config.padded_vocab_size - len(tensor)
             tensor = torch.nn.functional.pad(tensor, (0, 0, 0, missing_rows))
@@ -197,24 +197,23 @@ def read_weights(
     return weights
 
 
-def tensor_table(folder: Path) -> dict[str, tuple[Path, tuple]]:
-    """{tensor name: (file, entry in its table)}. Raises OSError or ValueError for files that are
-    missing or damaged."""
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """{tensor name: its file}. Raises OSError or ValueError for missing or damaged files."""
     index = folder / "model.safetensors.index.json"
     files = ["model.safetensors"]
     if index.is_file():
         files = sorted(set(read_json(index)["weight_map"].values()))
-    table = {}
+    file_of = {}
     for path in [folder / file for file in files]:
         if not path.is_file():
             others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no other weights"
             raise FileNotFoundError(f"{path} is missing ({others} there): lathe reads safetensors")
-        for name, entry in safetensors_table(path).items():
-            table[name] = (path, entry)
-    return table
+        for name in tensor_names(path):
+            file_of[name] = path
+    return file_of
 
 
-def names_in_file(names: list[str], files: dict[str, tuple]) -> list[str | None]:
+def names_in_file(names: list[str], files: dict[str, Path]) -> list[str | None]:
     """Each name as the files have it, with or without the prefix of the whole model; None where
     they lack it."""
     names_there = []
