@@ -78,8 +78,9 @@ from lathe import cli
 from lathe.run import devices
 from lathe.run.progress import with_bar
 from lathe.text.chat import TEMPLATES, chat_prompt
+from lathe.use.decoder import Token
 from lathe.use.find_model import FoundModel, find_model
-from lathe.use.generation import Token, generate
+from lathe.use.generation import generate
 from lathe.use.prompts import read_json_lines, read_text
 from lathe.use.quantize import choose_weights, prepare_weights
 from lathe.use.sampling import Sampling

@@ -1,7 +1,7 @@
 """One door to any model: a run, a checkpoint, or a Hugging Face model.
 
-Whoever samples from a model, evaluates it, draws it or trains it further begins with `find_model(spec)`. That reads
-its settings and its tokenizer; weights are read when they are asked for.
+Whoever samples from a model, evaluates it, draws it or trains it further begins with
+`find_model(spec)`. That reads its settings and its tokenizer; weights are read when asked for.
 """
 
 from dataclasses import dataclass, replace
@@ -28,25 +28,29 @@ class FoundModel:
     tokenizer: Tokenizer
     begin: tuple[int, ...]  # ids before a text
     ends: tuple[int, ...]  # ids that end one
-    template: str  # form of the chats that it was trained on, see text/chat.py; "" if there were none
+    template: str  # form of the chats that it was trained on, see text/chat.py; "" = none
     state: dict  # state.json of a checkpoint; {} for Hugging Face's
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt and of what comes before it. Raises ValueError where that is nothing at all."""
+        """Ids of a prompt and of what comes before it. Raises ValueError where there are none."""
         ids = [*self.begin, *self.tokenizer.encode(text)]
         if not ids:
-            raise ValueError("the prompt is empty and this model has no token that begins a text: give a --prompt")
+            raise ValueError(
+                "the prompt is empty and this model has no token that begins a text: "
+                "give a --prompt"
+            )
         return ids
 
     def with_context(self, block_size: int) -> "FoundModel":
         """The same model, its context cut to block_size tokens if it is longer."""
-        return replace(self, config=replace(self.config, block_size=min(self.config.block_size, block_size)))
+        block_size = min(self.config.block_size, block_size)
+        return replace(self, config=replace(self.config, block_size=block_size))
 
     def weights(self, merged: bool = True) -> dict[str, Tensor]:
         """The network's tensors by name, on the CPU, in the file's types.
 
-        merged=False keeps the tensors of LoRA apart, as a run that goes on needs them. Raises ValueError or OSError if
-        the file cannot be read.
+        merged=False keeps the tensors of LoRA apart, as a run that goes on needs them. Raises
+        ValueError or OSError if the file cannot be read.
         """
         if self.state:
             weights = network.load_weights(self.folder, merged)
@@ -58,21 +62,24 @@ class FoundModel:
         return weights
 
     def load(self) -> GPT:
-        """The network in evaluation mode on the CPU. Raises ValueError or OSError if the weights do not fit it."""
+        """The network in evaluation mode on the CPU. Raises ValueError or OSError as weights()."""
         model = network.without_weights(replace(self.config))
         try:
             model.load_state_dict(self.weights(), assign=True)
         except RuntimeError as error:
-            what = " ".join(str(error).split())[:200]
-            raise ValueError(f"the weights in {self.folder} do not fit its settings: {what}") from None
+            fault = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the weights in {self.folder} do not fit its settings: {fault}"
+            ) from None
         return model.eval()
 
 
 def find_model(spec: str | Path, verified: bool = False) -> FoundModel:
-    """The model meant by a run's folder (its best checkpoint), a checkpoint's folder, or hf:NAME_OR_FOLDER.
+    """The model of a run's folder (its best checkpoint), a checkpoint's, or hf:NAME_OR_FOLDER.
 
-    verified=True: the spec is a checkpoint's folder whose bytes were just compared with their checksums, which is not
-    done again. Raises ValueError or OSError, saying what was found, if there is no such model.
+    verified=True: the spec is a checkpoint's folder whose bytes were just compared with their
+    checksums, which is not done again. Raises ValueError or OSError, saying what was found, if
+    there is no such model.
     """
     if str(spec).startswith("hf:"):
         return _of_hugging_face(str(spec))

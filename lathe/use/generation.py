@@ -1,133 +1,75 @@
-"""Decoding many samples side by side."""
+"""Decoding many samples side by side: admit, prefill, decode, collect.
 
+This is the host's side, which says whose turn it is; decoder.py has what the device does. Sample i
+of a prompt depends on the prompt, the seed and i alone, not on what runs beside it.
+"""
+
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lathe.run import ranks
-from lathe.use.caches import RaggedCache, cache_dtype
-from lathe.use.filters import choose, penalize
+from lathe.use.decoder import Decoder, Token, unpack
 from lathe.use.sampling import Sampling
-from model import GPT, KVCache
+from model import GPT
 
 
-class Slots:
-    """`size` places in which samples are decoded side by side: their cache and what their choices depend on.
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    prompts: list[list[int]],
+    num_samples: int = 1,
+    max_new_tokens: int = 500,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    stop_ids: tuple[int, ...] = (),
+    batch_size: int = 32,
+    ended: set[int] | None = None,
+    compiled: bool = False,
+) -> Iterator[list[Token]]:
+    """Yield tokens as they come, the next ones of some rows at a time, until all samples ended.
 
-    All that a step reads and writes stays on the device, at one address: `step` can be compiled, and captured as a CUDA
-    graph.
+    prompts: ids, at least one each. Row p * num_samples + i is sample i of prompt p; at most
+    batch_size rows run side by side, and one that ends makes room for the next. A row ends with a
+    stop id, which is yielded, after max_new_tokens, or when the caller puts it into the set
+    `ended`. When a row's context (block_size) is full, the last half of it is read anew and
+    decoding goes on: positions never exceed those that were trained.
     """
-
-    def __init__(self, model: GPT, size: int, length: int, max_new_tokens: int, s: Sampling, compiled: bool = False):
-        self.model, self.s, c = model, s, model.config
-        self.device = device = model.transformer.wte.weight.device
-        self.cache = RaggedCache(c, size, length, device, cache_dtype(model))
-        self.new = torch.zeros(size, 1, dtype=torch.long, device=device)  # the last token drawn, not yet read
-        self.u = torch.zeros(size, max_new_tokens, device=device)
-        self.n_drawn = torch.zeros(size, dtype=torch.long, device=device)
-        self.counts = self.seen = None
-        if (s.repetition_penalty, s.frequency_penalty, s.presence_penalty) != (1, 0, 0):
-            self.counts = torch.zeros(size, c.vocab_size, dtype=torch.int32, device=device)
-            self.seen = torch.zeros(size, c.vocab_size, dtype=torch.bool, device=device)
-        self.all = torch.arange(size, device=device)
-        self.run = torch.compile(self.step, dynamic=False) if compiled else self.step
-        self.graphs = {}  # view -> (graph, what it draws)
-
-    def admit(self, slot: int, prompt: list[int], u: Tensor):
-        self.u[slot] = u.to(self.device)
-        self.n_drawn[slot] = 0
-        if self.counts is not None:
-            self.counts[slot] = 0
-            self.seen[slot] = False
-            self.seen[slot, torch.tensor(prompt, device=self.device)] = True
-
-    def read(self, slots: list[int], contexts: list[list[int]]) -> Tensor:
-        """Read contexts anew into these slots, equal ones once and those of equal length together; draw from each."""
-        c, cache = self.model.config, self.cache
-        logits = torch.empty(len(slots), c.vocab_size, device=self.device)
-        by_length = {}  # {length: {context: its places in `contexts`}}
-        for i, ids in enumerate(map(tuple, contexts)):
-            by_length.setdefault(len(ids), {}).setdefault(ids, []).append(i)
-        for length, group in by_length.items():
-            at_once = max(1, 16384 // length)  # tokens in one pass: memory stays bounded
-            for rows in (list(group)[i : i + at_once] for i in range(0, len(group), at_once)):
-                filled = KVCache(c, len(rows), length, self.device, cache.k.dtype)
-                features = self.model.features(torch.tensor(rows, device=self.device), filled)
-                mine = [i for row in rows for i in group[row]]
-                source = [n for n, row in enumerate(rows) for _ in group[row]]
-                their = [slots[i] for i in mine]
-                logits[mine] = self.model.logits(features[:, -1])[source]
-                cache.k[:, their, :, :length] = filled.k[:, source]
-                cache.v[:, their, :, :length] = filled.v[:, source]
-                cache.filled[their], cache.last[their] = length, filled.last[source]
-        if not logits.isfinite().all():
-            raise ValueError("the model's scores are not finite numbers: its weights are damaged, or its training was")
-        return self.draw(logits, torch.tensor(slots, device=self.device))
-
-    def step(self) -> Tensor:
-        """Read the token drawn last in every slot, and draw the next."""
-        return self.draw(self.model.logits(self.model.features(self.new, self.cache)[:, -1]), self.all)
-
-    def draw(self, logits: Tensor, slots: Tensor) -> Tensor:
-        """The next token of these slots, as one tensor for one copy to the host: (B, 1) ids, or with logprobs N
-        (B, 2 + 2 N): id, its log-probability, the N likeliest ids and theirs. float32 holds ids below 2^24 exactly."""
-        scores, s = logits, self.s
-        if self.counts is not None:
-            scores = penalize(logits, self.seen[slots], self.counts[slots], s)
-        u = self.u[slots, self.n_drawn[slots].clamp(max=self.u.shape[1] - 1)]
-        ids = choose(scores, u, s)
-        if self.counts is not None:
-            self.counts[slots, ids] += 1
-            self.seen[slots, ids] = True
-        self.n_drawn[slots] += 1
-        self.new[slots] = ids = ids.unsqueeze(1)
-        if not s.logprobs:
-            return ids.float()
-        logprobs = logits.log_softmax(dim=-1)
-        top = logprobs.topk(min(s.logprobs, logits.shape[-1]), dim=-1)
-        return torch.cat((ids, logprobs.gather(1, ids), top.indices, top.values), dim=1)
-
-    def decode(self, longest: int) -> Tensor:
-        """step(), with attention over no more positions than `longest`, rounded up. On CUDA a step is captured once per
-        view and then replayed: launching its kernels one by one takes longer than running them."""
-        bucket = 256 if self.device.type == "cuda" else 64
-        self.cache.view = min(-(-longest // bucket) * bucket, len(self.cache.places))
-        if self.device.type != "cuda":
-            return self.run()
-        if self.cache.view not in self.graphs:
-            self.graphs[self.cache.view] = self.capture()
-        graph, drawn = self.graphs[self.cache.view]
-        graph.replay()
-        return drawn
-
-    def capture(self):
-        state = (self.cache.filled, self.cache.last, self.new, self.n_drawn, self.counts, self.seen)
-        state = [t for t in state if t is not None]
-        before = [t.clone() for t in state]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # warm-up, which compiles and allocates, is not to be captured
-            for _ in range(2):
-                self.run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            drawn = self.run()
-        for tensor, value in zip(state, before, strict=True):  # the cache's next place is written again anyway
-            tensor.copy_(value)
-        return graph, drawn
-
-
-class Token(NamedTuple):
-    """A token of sample `row`; logprob and top, [(id, logprob)] likeliest first, only if asked for."""
-
-    row: int
-    id: int
-    logprob: float | None = None
-    top: list[tuple[int, float]] | None = None
+    if not all(prompts):
+        raise ValueError("a prompt has no tokens: begin with the end-of-text token")
+    n_rows = len(prompts) * num_samples
+    n_slots = min(batch_size, n_rows)
+    longest = max(len(prompt) for prompt in prompts)
+    length = min(model.config.block_size, longest + max_new_tokens)
+    batch = Batch(
+        decoder=Decoder(model, n_slots, length, max_new_tokens, sampling, compiled),
+        prompts=prompts,
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        ended=set() if ended is None else ended,
+        waiting=deque(range(n_rows)),
+        slots=[None] * n_slots,
+    )
+    one_ahead = batch.decoder.device.type == "cuda"
+    pending = None  # the step that the device is at while the host looks at the one before
+    while True:
+        batch.admit()
+        rows = batch.unfinished()
+        unread = [row for row in rows if row.n_cached in (0, length)]
+        step = None
+        if unread and pending is None:  # so that the last tokens of their contexts are known
+            step = batch.prefill(unread)
+        elif rows and not unread:
+            step = batch.decode(rows)
+        elif pending is None:
+            return
+        if one_ahead:
+            step, pending = pending, step
+        if step is not None:
+            yield batch.collect(step)
 
 
 @dataclass
@@ -136,69 +78,87 @@ class Row:
 
     number: int
     slot: int
-    ids: list[int]  # the prompt's, and those drawn behind it
-    asked: int = 0  # how many were drawn or are being drawn
-    held: int = 0  # positions of its slot that are filled
+    ids: list[int]  # the prompt's, and those drawn after it
+    n_prompt: int
+    n_launched: int = 0  # tokens drawn after the prompt, or being drawn
+    n_cached: int = 0  # positions of its slot that are filled
 
 
-@torch.inference_mode()
-def generate(
-    model: GPT, prompts: list[list[int]], num_samples: int = 1, max_new_tokens: int = 500,
-    sampling: Sampling = Sampling(), stop_ids: tuple[int, ...] = (), batch_size: int = 32,  # noqa: B008 - frozen
-    ended: set[int] | None = None, compiled: bool = False,
-) -> Iterator[list[Token]]:  # fmt: skip
-    """Yield the tokens of all samples as they come, some rows' next tokens at a time, until every sample has ended.
+@dataclass
+class Step:
+    """A pass of the network that was launched: the tokens that it draws, and whose they are."""
 
-    prompts: ids, at least one each. Row p * num_samples + i is sample i of prompt p; at most batch_size rows run side
-    by side, and one that ends makes place for the next. A row ends behind a stop id, which is yielded, behind
-    max_new_tokens, or when the caller puts it into the set `ended`. When a row's context (block_size) is full, the last
-    half of it is read anew and decoding goes on: positions never exceed those that were trained.
-    """
-    if not all(prompts):
-        raise ValueError("a prompt has no tokens: begin with the end-of-text token")
-    n_rows, block_size, ended = len(prompts) * num_samples, model.config.block_size, set() if ended is None else ended
-    length = min(block_size, max(map(len, prompts)) + max_new_tokens)
-    rows: list[Row | None] = [None] * min(batch_size, n_rows)  # one a slot
-    slots = Slots(model, len(rows), length, max_new_tokens, sampling, compiled)
-    waiting, pending = iter(range(n_rows)), None
-    while True:
-        for slot, row in enumerate(rows):
-            if row is None and (number := next(waiting, None)) is not None:
-                rows[slot] = Row(number, slot, list(prompts[number // num_samples]))
-                generator = torch.Generator()
-                generator.manual_seed((sampling.seed * 1_000_003 + number % num_samples) % 2**63)
-                slots.admit(slot, rows[slot].ids, torch.rand(max_new_tokens, generator=generator))
-        going = [row for row in rows if row is not None and row.asked < max_new_tokens]
-        fresh = [row for row in going if row.held in (0, length)]  # to be read, or read anew
-        launched = None
-        if fresh and pending is None:  # whose last tokens are known
-            contexts = [row.ids if len(row.ids) <= block_size else row.ids[-(block_size // 2) or -1 :] for row in fresh]
-            drawn = slots.read([row.slot for row in fresh], contexts)
-            launched = ranks.Later(drawn), list(enumerate(fresh))
-            for row, context in zip(fresh, contexts, strict=True):
-                row.held = len(context)
-        elif going and not fresh:
-            launched = ranks.Later(slots.decode(max(row.held for row in going) + 1)), [(r.slot, r) for r in going]
-            for row in going:
-                row.held += 1
-        elif pending is None:
-            return
-        for _, row in launched[1] if launched else ():
-            row.asked += 1
-        if slots.device.type == "cuda":  # the device works on the next step while this one is looked at
-            launched, pending = pending, launched
-        if launched is None:
-            continue
-        values, tokens = launched[0].read(), []
-        for i, row in launched[1]:
-            if row.number in ended:
+    drawn: ranks.Later
+    rows: dict[int, Row]  # {row of `drawn`: sample}
+
+
+@dataclass
+class Batch:
+    """The samples of one call: those that wait, and those that run, each in a slot."""
+
+    decoder: Decoder
+    prompts: list[list[int]]
+    num_samples: int
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    ended: set[int]  # numbers of the rows that say no more
+    waiting: deque[int]  # numbers of the rows that have not begun
+    slots: list[Row | None]  # what runs in each
+
+    def admit(self):
+        """Let rows that have ended go, and begin waiting ones in their slots."""
+        for slot, row in enumerate(self.slots):
+            if row is not None and row.number in self.ended:
+                self.slots[slot] = None
+            if self.slots[slot] is None and self.waiting:
+                number = self.waiting.popleft()
+                prompt = self.prompts[number // self.num_samples]
+                self.slots[slot] = Row(number, slot, list(prompt), len(prompt))
+                self.decoder.admit(slot, prompt, self.uniform(number % self.num_samples))
+
+    def uniform(self, sample: int) -> Tensor:
+        """Numbers (max_new_tokens,) from [0, 1) that choose the tokens of a prompt's sample."""
+        generator = torch.Generator()
+        generator.manual_seed((self.decoder.sampling.seed * 1_000_003 + sample) % 2**63)
+        return torch.rand(self.max_new_tokens, generator=generator)
+
+    def unfinished(self) -> list[Row]:
+        """Rows of which a token more is to be drawn."""
+        running = [row for row in self.slots if row is not None]
+        return [row for row in running if row.n_launched < self.max_new_tokens]
+
+    def prefill(self, rows: list[Row]) -> Step:
+        """Read the contexts of these rows, and draw a token of each."""
+        block_size = self.decoder.model.config.block_size
+        n_kept = max(1, block_size // 2)
+        contexts = []
+        for row in rows:
+            context = row.ids if len(row.ids) <= block_size else row.ids[-n_kept:]
+            contexts.append(context)
+            row.n_cached = len(context)
+            row.n_launched += 1
+        drawn = self.decoder.prefill([row.slot for row in rows], contexts)
+        return Step(ranks.Later(drawn), dict(enumerate(rows)))
+
+    def decode(self, rows: list[Row]) -> Step:
+        """Read the last token of these rows, and draw the next of each."""
+        for row in rows:
+            row.n_cached += 1
+            row.n_launched += 1
+        drawn = self.decoder.decode(longest=max(row.n_cached for row in rows))
+        return Step(ranks.Later(drawn), {row.slot: row for row in rows})
+
+    def collect(self, step: Step) -> list[Token]:
+        """The tokens of a step, once they are there, without those of rows that ended before."""
+        numbers = step.drawn.read()
+        tokens = []
+        for i, row in step.rows.items():
+            if row.number in self.ended:
                 continue
-            token, *more = values[i]
-            row.ids.append(int(token))
-            n_drawn, n = len(row.ids) - len(prompts[row.number // num_samples]), len(more) // 2
-            if token in stop_ids or n_drawn == max_new_tokens:
-                ended.add(row.number)
-            top = [(int(a), b) for a, b in zip(more[1 : n + 1], more[n + 1 :], strict=True)]
-            tokens.append(Token(row.number, int(token), *((more[0], top) if more else ())))
-        yield tokens
-        rows = [None if row is None or row.number in ended else row for row in rows]
+            token = unpack(row.number, numbers[i])
+            tokens.append(token)
+            row.ids.append(token.id)
+            n_drawn = len(row.ids) - row.n_prompt
+            if token.id in self.stop_ids or n_drawn == self.max_new_tokens:
+                self.ended.add(row.number)
+        return tokens

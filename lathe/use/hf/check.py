@@ -15,7 +15,7 @@ TEXT = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
 
 
 def round_weights(model: GPT, dtype: str):
-    """In place: what is left of the weights, still in float32, where they are written as `dtype`."""
+    """In place: what is left of the weights, still float32, where they are written as `dtype`."""
     if dtype == "float32":
         return
     for parameter in model.parameters():
