@@ -21,8 +21,8 @@ from lathe.data.dataset import Stream, open_dataset
 from lathe.data.shards import ShardWriter
 from lathe.run import checkpoint
 from lathe.text.chat import chat_prompt
+from lathe.use.find_model import find_model
 from lathe.use.hf import tokenizers as hf_tokenizers
-from lathe.use.network import load_model
 from model import GPT, IGNORE, GPTConfig
 from prepare import pairs, verify
 
@@ -423,7 +423,7 @@ def test_the_loss_of_evaluate_is_that_of_each_answer_alone(chat_run, capsys):
     evaluate.main([f"--out_dir={chat_run}", "--device=cpu"])
     found = json.loads(capsys.readouterr().out)
     path = checkpoint.find_checkpoint(chat_run)
-    model, dataset = load_model(path), open_dataset(chat_run.parent / "data")
+    model, dataset = find_model(path).load(), open_dataset(chat_run.parent / "data")
     assert model.config.document_token == 256
     ids, mask = dataset.val.shards[0].astype(int), dataset.val.mask.shards[0]
     nats = text_nats = n = n_bytes = 0
