@@ -346,11 +346,11 @@ def measure_order(options, work):
     for _ in range(options.repeats):
         began = time.process_time()
         order = SampleOrder(10**10, 1024, 0)
-        order.windows(np.arange(1))
+        permutation = order.epoch_order(0)
         best = min(best, time.process_time() - began)
-    kept = sum(a.nbytes for a in order._epochs.values())
-    digest = hashlib.sha256(order._epochs[0].tobytes()).hexdigest()[:12]
-    tell("order of 10B tokens, T=1024", f"{best:.2f} CPU s, {kept / 1e6:.1f} MB kept (sha256 {digest})")
+    kept = permutation.nbytes / 1e6
+    digest = hashlib.sha256(permutation.tobytes()).hexdigest()[:12]
+    tell("order of 10B tokens, T=1024", f"{best:.2f} CPU s, {kept:.1f} MB kept (sha256 {digest})")
 
 
 if __name__ == "__main__":

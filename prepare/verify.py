@@ -60,7 +60,7 @@ def report(dataset, options) -> str:
     if options.windows and dataset.train.n_tokens > options.window_tokens:
         lines += ["", f"{options.windows} windows of {options.window_tokens} tokens of train:"]
         order = SampleOrder(dataset.train.n_tokens, options.window_tokens, options.seed)
-        for start in order.windows(np.arange(options.windows))[0].tolist():
+        for start in order.windows(np.arange(options.windows)).starts.tolist():
             tokens = np.empty(options.window_tokens, np.int64)
             dataset.train.read(start, options.window_tokens, tokens)
             lines += ["", f"--- at token {start:,}", tokenizer.decode(tokens, specials=True)]

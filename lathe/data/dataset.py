@@ -1,146 +1,277 @@
-"""Datasets: folders of shards, mixtures of them, and files of nanoGPT's and llm.c's, read as streams of tokens."""
+"""Datasets as streams of tokens: folders of shards, mixtures, files of nanoGPT's and llm.c's."""
 
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lathe import ROOT
 from lathe.data.order import mixture_counts
-from lathe.data.shards import FORMATS, SPLITS, _check_ids, _map_tokens, _open_shard, token_dtype
+from lathe.data.shards import (
+    SPLITS,
+    ShardHeader,
+    check_ids,
+    map_array,
+    open_shard,
+    read_meta,
+    token_dtype,
+)
+from lathe.data.windows import Spans, Windows, cut_between_documents
 from lathe.text.chat import chat_prompt
-from lathe.text.tokenizer import load_tokenizer
+from lathe.text.tokenizer import Tokenizer, load_tokenizer
 
-# ------------------------------------------------------------------------------------------------- reading datasets
+IGNORE = -1  # in place of a target that is not scored, as the network has it
+
+# -----------------------------------------------------------------------------
+# A stream of tokens
 
 
 class Stream:
-    """The tokens of shards, one after the other, as one sequence. `shards`: arrays, usually memory maps; `masks`: as
-    long, of uint8, 0 where a token is not scored as a target, or none."""
+    """The tokens of shards, one after the other, as one sequence.
 
-    def __init__(self, shards, masks=()):
-        self.shards, self.mask, self._spans = list(shards), Stream(masks) if masks else None, {}
-        self.ends = np.cumsum([len(s) for s in self.shards], dtype=np.int64).tolist()
+    shards: arrays, usually memory maps; masks: as long, uint8, 0 where a token is not scored as a
+    target; none where all are scored.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray], masks: Sequence[np.ndarray] = ()):
+        self.shards = list(shards)
+        self.mask = Stream(masks) if masks else None
+        self.ends = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64).tolist()
         self.n_tokens = self.ends[-1] if self.ends else 0
         self.dtype = np.result_type(*self.shards) if self.shards else np.dtype("<u2")
-        self.vocab_size, self.eot_id, self.path = None, None, ""  # of the dataset, once it is known
+        self.vocab_size = None  # these three are of the dataset, once it is known
+        self.eot_id = None
+        self.path = ""
+        self._spans = {}  # {block_size: what `spans` returned}
 
     @classmethod
-    def joined(cls, streams):
-        shards, masks = [shard for stream in streams for shard in stream.shards], []
-        if any(stream.mask for stream in streams):
-            for s in streams:
-                masks += s.mask.shards if s.mask else [np.broadcast_to(np.uint8(1), len(shard)) for shard in s.shards]
+    def joined(cls, streams: list["Stream"]) -> "Stream":
+        """One stream of several. If any has a mask, all of a stream without one is scored."""
+        shards = [shard for stream in streams for shard in stream.shards]
+        masks = []
+        if any(stream.mask is not None for stream in streams):
+            for stream in streams:
+                if stream.mask is None:
+                    masks += [np.broadcast_to(np.uint8(1), len(s)) for s in stream.shards]
+                else:
+                    masks += stream.mask.shards
         return cls(shards, masks)
 
-    def read(self, start, count, out):
-        """Copy tokens start .. start + count - 1 into the array `out`, which may have a wider type."""
+    def read(self, start: int, count: int, out: np.ndarray):
+        """Copy tokens start .. start + count - 1 into `out`, which may have a wider type."""
         i = bisect_right(self.ends, start)
-        begin = start - (self.ends[i - 1] if i else 0)
+        shard_start = self.ends[i - 1] if i > 0 else 0
+        begin = start - shard_start
         tokens = self.shards[i][begin : begin + count]
         if len(tokens) == count:
             out[:] = tokens
             return
-        done = len(tokens)  # the window crosses into the next shards
+        done = len(tokens)  # the rest is in the next shards
         out[:done] = tokens
         self.read(start + done, count - done, out[done:])
 
-    def spans(self, block_size):
-        """Windows that cut no document in two: (n, 2) int64, first input token and what follows the last; and how many
-        documents are longer than block_size. None for a stream without a mask, whose windows lie at equal distances.
+    def spans(self, block_size: int) -> Spans | None:
+        """Windows that cut no document in two, see `cut_between_documents`; None without a mask.
 
-        Each window takes the next documents as long as they fit. A longer one is cut into blocks from its end, so that
-        a completion that fits is in one window with the end of its prompt. Windows with nothing to score are left out.
+        Windows with nothing to score are left out.
         """
         if self.mask is None:
-            return None, 0
+            return None
         if block_size not in self._spans:
-            offsets, positions, scored = [0, *self.ends], [], []
-            for offset, shard, mask in zip(offsets, self.shards, self.mask.shards, strict=False):
-                positions.append(np.flatnonzero(shard == self.eot_id) + offset)
-                scored.append(np.flatnonzero(mask) + offset)
-            begins = np.unique(np.concatenate([[0], *positions, [self.n_tokens - 1]])).tolist()
-            at, n_longer, found = 0, 0, []
-            while at < len(begins) - 1:
-                begin, fits = begins[at], bisect_right(begins, begins[at] + block_size) - 1
-                end = begins[max(fits, at + 1)]
-                first = end - (end - begin - 1) // block_size * block_size  # where the first block ends
-                found += [(max(e - block_size, begin), e) for e in range(first, end + 1, block_size)]
-                n_longer += fits == at
-                at = max(fits, at + 1)
-            found, scored = np.array(found, np.int64).reshape(-1, 2), np.concatenate([[0], *scored])
-            any_scored = np.diff(np.searchsorted(scored, found + 1), axis=1)[:, 0] > 0
-            self._spans[block_size] = found[any_scored], n_longer
+            self._spans[block_size] = self._find_spans(block_size)
         return self._spans[block_size]
 
-    def scored(self, start, begin, end) -> np.ndarray:
-        """Which of the targets begin .. end - 1 of the window at token `start` are scored: uint8, 0 or 1."""
-        found = np.ones(end - begin, np.uint8)
+    def _find_spans(self, block_size: int) -> Spans:
+        begins = [np.array([0, self.n_tokens - 1])]
+        scored = []
+        offsets = [0, *self.ends[:-1]]
+        for offset, shard, mask in zip(offsets, self.shards, self.mask.shards, strict=True):
+            begins.append(np.flatnonzero(shard == self.eot_id) + offset)
+            scored.append(np.flatnonzero(mask) + offset)
+        begins = np.unique(np.concatenate(begins))
+        scored = np.concatenate(scored)
+        spans = cut_between_documents(begins.tolist(), block_size)
+        # A span's targets are the tokens begin + 1 .. end.
+        n_scored = np.searchsorted(scored, spans.ends + 1) - np.searchsorted(
+            scored, spans.begins + 1
+        )
+        return Spans(spans.begins[n_scored > 0], spans.ends[n_scored > 0], spans.n_longer)
+
+    def scored(self, start: int, begin: int, end: int) -> np.ndarray:
+        """Which of the targets begin .. end - 1 of the window at token `start`: uint8, 0 or 1."""
+        mask = np.ones(end - begin, np.uint8)
         if self.mask is not None:
-            self.mask.read(start + 1 + begin, len(found), found)
-        return found
+            self.mask.read(start + 1 + begin, len(mask), mask)
+        return mask
 
-    def gather(self, starts, begins, ends, rows, x, y):
-        """Put the windows that `place` gives into x and y, int64 (B, block_size), with -1 in y for masked targets.
+    def gather(self, windows: Windows, rows: np.ndarray, x: np.ndarray, y: np.ndarray):
+        """Put inputs and targets of B windows into x and y, int64 (B, block_size).
 
-        rows: (B, block_size + 1) of this stream's dtype, to work in. ValueError if a token is outside the vocabulary.
+        y has IGNORE where a target is not scored. rows: (B, block_size + 1) of this stream's dtype,
+        to work in. Raises ValueError if a token is outside the vocabulary.
         """
         block_size = x.shape[1]
-        for row, start in zip(rows, starts.tolist(), strict=True):
-            count = min(block_size + 1, self.n_tokens - start)  # less in a split shorter than a block
+        for row, start in zip(rows, windows.starts.tolist(), strict=True):
+            count = min(block_size + 1, self.n_tokens - start)  # less in a split below a block
             self.read(start, count, row[:count])
         if self.vocab_size and int(rows.max(initial=0)) >= self.vocab_size:
             raise ValueError(
-                f"dataset {self.path} has token id {rows.max()}, outside its tokenizer's {self.vocab_size:,} ids: "
-                f"python prepare/verify.py {self.path} shows where; copy or prepare it again"
+                f"dataset {self.path} has token id {rows.max()}, outside its tokenizer's "
+                f"{self.vocab_size:,} ids: python prepare/verify.py {self.path} shows where; "
+                f"copy or prepare it again"
             )
-        x[:], y[:] = rows[:, :-1], rows[:, 1:]
-        for i in np.flatnonzero((begins > 0) | (ends < block_size) | (self.mask is not None)):
-            begin, end = begins[i], ends[i]
-            y[i, :begin], y[i, end:] = -1, -1
-            y[i, begin:end][self.scored(starts[i], begin, end) == 0] = -1
+        x[:] = rows[:, :-1]
+        y[:] = rows[:, 1:]
+        partly_scored = (windows.begins > 0) | (windows.ends < block_size)
+        if self.mask is not None:
+            partly_scored[:] = True
+        for i in np.flatnonzero(partly_scored):
+            begin = windows.begins[i]
+            end = windows.ends[i]
+            y[i, :begin] = IGNORE
+            y[i, end:] = IGNORE
+            y[i, begin:end][self.scored(windows.starts[i], begin, end) == 0] = IGNORE
+
+
+# -----------------------------------------------------------------------------
+# A dataset
 
 
 class Dataset:
     """What `open_dataset` found: `.train` and `.val` streams, `.meta`, tokenizer and identity.
 
-    parts: (stream, weight) for each dataset of a mixture, one for a plain dataset; `.train` is all of them in a row.
+    parts: (stream, weight) for each dataset of a mixture, one for a plain dataset; `.train` is all
+    of them in a row. tokenizer_spec: what `load_tokenizer` is given.
     """
 
-    def __init__(self, path, meta, val, parts, fingerprint, tokenizer_from):
-        self.path, self.meta, self.val, self.parts, self.fingerprint = path, meta, val, parts, fingerprint
+    def __init__(
+        self,
+        path: str,
+        meta: dict,
+        parts: list[tuple[Stream, float]],
+        val: Stream,
+        fingerprint: str,
+        tokenizer_spec: str | Path,
+    ):
+        self.path = path
+        self.meta = meta
+        self.parts = parts
         self.train = Stream.joined([stream for stream, _ in parts])
+        self.val = val
+        self.fingerprint = fingerprint
+        self.tokenizer_spec = tokenizer_spec
+        self.tokenizer_name = meta["tokenizer"]["name"]
+        self.tokenizer_fingerprint = meta["tokenizer"]["sha256"]
         self.vocab_size = meta["tokenizer"]["vocab_size"]
+        # Of chats, see text/chat.py; "plain": prompts and completions as they are; "": text.
+        self.template = meta.get("template", "")
+        self._tokenizer = None
         for stream in (self.train, self.val, *(stream for stream, _ in parts)):
-            stream.vocab_size, stream.eot_id, stream.path = self.vocab_size, meta["tokenizer"].get("eot_id"), path
-        self.tokenizer_name, self.tokenizer_fingerprint = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"]
-        self.template = meta.get("template", "")  # of chats, see text/chat.py; "plain": prompts and completions as are
-        self._tokenizer_from, self._tokenizer = tokenizer_from, None
+            stream.vocab_size = self.vocab_size
+            stream.eot_id = meta["tokenizer"].get("eot_id")
+            stream.path = path
 
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:  # loaded once: every evaluation and every save asks for it
-            self._tokenizer = load_tokenizer(self._tokenizer_from)
+            self._tokenizer = load_tokenizer(self.tokenizer_spec)
         return self._tokenizer
 
-    def prompt_ids(self, text) -> list[int]:
-        """Ids of a prompt, as this dataset has them: behind end-of-text, and in its chat template."""
+    def prompt_ids(self, text: str) -> list[int]:
+        """Ids of a prompt, as this dataset has them: after end-of-text, and in its template."""
         text, _ = chat_prompt([{"role": "user", "content": text}], self.template)
         return [self.tokenizer().eot_id, *self.tokenizer().encode(text)]
 
 
-def open_dataset(path, verify=False) -> Dataset:
-    """Open the dataset at `path`, checking every shard's size, and with `verify` also checksums and ids.
+def open_dataset(path: str | Path, verify: bool = False) -> Dataset:
+    """Open the dataset at `path`, checking every shard's size; `verify`: also checksums and ids.
 
-    path: a folder of shards; `raw:TOKENIZER:FOLDER`, such as raw:gpt2:data/openwebtext, for .bin files of nanoGPT
-    (no header) or llm.c without meta.json, of which those with "val" in their name are for validation;
-    or a mixture with weights, `data/a:0.7,data/b:0.3`. FileNotFoundError or ValueError with one line for the user.
+    path: a folder of shards; `raw:TOKENIZER:FOLDER`, such as raw:gpt2:data/openwebtext, for .bin
+    files of nanoGPT (no header) or llm.c without meta.json, of which those with "val" in their name
+    are for validation; or a mixture with weights, `data/a:0.7,data/b:0.3`. Raises FileNotFoundError
+    or ValueError with one line for the user.
     """
     parts = [_path_and_weight(part) for part in str(path).split(",")]
-    if len(parts) == 1:
-        return _open_one(parts[0][0], verify)
-    datasets = [_open_one(part, verify) for part, _ in parts]
+    if len(parts) > 1:
+        return _open_mixture(str(path), parts, verify)
+    alone, _ = parts[0]
+    return _open_alone(alone, verify)
+
+
+def _open_alone(path: str, verify: bool) -> Dataset:
+    if path.startswith("raw:"):
+        return _open_raw(path, verify)
+    return _open_folder(path, verify)
+
+
+# -----------------------------------------------------------------------------
+# A folder of shards
+
+
+def _open_folder(path: str, verify: bool) -> Dataset:
+    folder = Path(path)
+    if not (folder / "meta.json").is_file():
+        raise FileNotFoundError(_why_no_dataset(folder))
+    shards = {split: [] for split in SPLITS}
+    masks = {split: [] for split in SPLITS}
+    checksums = []
+    try:
+        meta = read_meta(folder)
+        for entry in meta["shards"]:
+            file = folder / entry["name"]
+            tokens, mask = open_shard(file, entry, meta["tokenizer"], verify)
+            shards[entry["split"]].append(tokens)
+            if mask is not None:
+                masks[entry["split"]].append(mask)
+            checksums += [entry[key] for key in ("sha256", "mask_sha256") if key in entry]
+        train = Stream(shards["train"], masks["train"])
+        val = Stream(shards["val"], masks["val"])
+        fingerprint = hashlib.sha256("\n".join(checksums).encode()).hexdigest()
+        return Dataset(path, meta, [(train, 1.0)], val, fingerprint, folder)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare it again"
+        ) from error
+
+
+def _why_no_dataset(folder: Path) -> str:
+    """What is wrong with a folder without meta.json, and the command that mends it."""
+    if (folder / "progress.jsonl").is_file():
+        return (
+            f"dataset {folder} is unfinished (no meta.json): run the same prepare command again to "
+            f"continue it"
+        )
+    if (folder / "train.bin").is_file():
+        return (
+            f"dataset {folder} has no meta.json; for nanoGPT's headerless files write "
+            f"dataset=raw:TOKENIZER:{folder}"
+        )
+    command = f"prepare/text.py --input YOUR_TEXT --out {folder}"
+    script = ROOT / "prepare" / f"{folder.name}.py"
+    if script.is_file() and folder.name not in ("text", "sources", "verify"):
+        command = f"prepare/{script.name}"
+    return f"dataset {folder} does not exist: make it with `python {command}`"
+
+
+# -----------------------------------------------------------------------------
+# A mixture
+
+
+def _path_and_weight(part: str) -> tuple[str, float]:
+    """A part of a mixture, PATH or PATH:WEIGHT; the colons of raw:TOKENIZER:FOLDER stay in it."""
+    part = part.strip()
+    path, _, weight = part.rpartition(":")
+    try:
+        return (path, float(weight)) if path else (part, 1.0)
+    except ValueError:
+        return part, 1.0
+
+
+def _open_mixture(path: str, parts: list[tuple[str, float]], verify: bool) -> Dataset:
+    datasets = [_open_alone(part, verify) for part, _ in parts]
+    weights = [weight for _, weight in parts]
     first = datasets[0]
     for other in datasets[1:]:
         if other.tokenizer_fingerprint != first.tokenizer_fingerprint:
@@ -149,86 +280,63 @@ def open_dataset(path, verify=False) -> Dataset:
                 f"({first.tokenizer_fingerprint[:12]}), {other.path} has {other.tokenizer_name} "
                 f"({other.tokenizer_fingerprint[:12]}); prepare them with the same one"
             )
-    weights = [weight for _, weight in parts]
-    identity = [[d.fingerprint, count] for d, count in zip(datasets, mixture_counts(weights), strict=True)]
+    counts = mixture_counts(weights)
+    identity = [[d.fingerprint, count] for d, count in zip(datasets, counts, strict=True)]
     return Dataset(
-        str(path),
+        path,
         first.meta,
-        Stream.joined([d.val for d in datasets]),
         [(d.train, weight) for d, weight in zip(datasets, weights, strict=True)],
+        Stream.joined([d.val for d in datasets]),
         hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
-        first._tokenizer_from,
+        first.tokenizer_spec,
     )
 
 
-def _path_and_weight(part):
-    folder, _, weight = part.strip().rpartition(":")
-    try:
-        return (folder, float(weight)) if folder else (part.strip(), 1.0)
-    except ValueError:
-        return part.strip(), 1.0
+# -----------------------------------------------------------------------------
+# Files without meta.json: nanoGPT's and llm.c's
 
 
-def _open_one(path, verify) -> Dataset:
-    if path.startswith("raw:"):
-        return _open_raw(path, verify)
-    folder = Path(path)
-    if not (folder / "meta.json").is_file():
-        raise FileNotFoundError(_why_no_dataset(folder))
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if meta["format"] != "lathe-tokens" or meta["version"] != 1:
-            raise ValueError(f"{folder}/meta.json has version {meta['version']}, this lathe reads 1; prepare it again")
-        streams, masks, hashes = {"train": [], "val": []}, {"train": [], "val": []}, []
-        for shard in meta["shards"]:
-            tokens, mask = _open_shard(folder / shard["name"], meta, shard, verify)
-            streams[shard["split"]].append(tokens)
-            masks[shard["split"]] += [] if mask is None else [mask]
-            hashes += [shard[name] for name in ("sha256", "mask_sha256") if name in shard]
-        train, val = (Stream(streams[split], masks[split]) for split in SPLITS)
-        fingerprint = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-        return Dataset(str(path), meta, val, [(train, 1.0)], fingerprint, folder)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare it again"
-        ) from error
-
-
-def _why_no_dataset(folder) -> str:
-    if (folder / "progress.jsonl").is_file():
-        return f"dataset {folder} is unfinished (no meta.json): run the same prepare command again to continue it"
-    if (folder / "train.bin").is_file():
-        return f"dataset {folder} has no meta.json; for nanoGPT's headerless files write dataset=raw:TOKENIZER:{folder}"
-    script = ROOT / "prepare" / f"{folder.name}.py"
-    ready = script.is_file() and folder.name not in ("text", "sources", "verify")
-    command = f"prepare/{script.name}" if ready else f"prepare/text.py --input YOUR_TEXT --out {folder}"
-    return f"dataset {folder} does not exist: make it with `python {command}`"
-
-
-def _open_raw(path, verify) -> Dataset:
+def _open_raw(path: str, verify: bool) -> Dataset:
+    """raw:TOKENIZER:FOLDER, see `open_dataset`."""
     _, _, rest = path.partition(":")
     spec, _, folder = rest.partition(":")
-    folder = Path(folder)
-    files = sorted(folder.glob("*.bin"))
+    files = sorted(Path(folder).glob("*.bin"))
     if not files:
-        raise FileNotFoundError(f"dataset={path}: no .bin files in {folder}; the form is raw:TOKENIZER:FOLDER")
+        raise FileNotFoundError(
+            f"dataset={path}: no .bin files in {Path(folder)}; the form is raw:TOKENIZER:FOLDER"
+        )
     tokenizer = load_tokenizer(spec)
-    meta = {"tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.fingerprint}}
-    dtype, streams, identity = token_dtype(tokenizer.vocab_size), {"train": [], "val": []}, []
+    shards = {split: [] for split in SPLITS}
+    identity = []
     for file in files:
         with open(file, "rb") as opened:
-            head = opened.read(2**16)
-        if (*np.frombuffer(head[:8].ljust(8, b"\0"), "<i4").tolist(),) in FORMATS:
-            tokens, _ = _open_shard(file, {}, {}, verify=False)
-        elif file.stat().st_size % dtype.itemsize:
-            raise ValueError(
-                f"{file} has {file.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens"
-            )
+            beginning = opened.read(2**16)
+        if ShardHeader.from_bytes(beginning).dtype is not None:
+            tokens, _ = open_shard(file)
         else:
-            tokens = _map_tokens(file, dtype, 0)
-        # Nothing vouches for these files, so look at the beginning of each; `verify` looks at all of it.
-        _check_ids(file, tokens if verify else tokens[:1_000_000], tokenizer.vocab_size)
-        streams["val" if "val" in file.name else "train"].append(tokens)
-        identity.append([file.name, file.stat().st_size, hashlib.sha256(head).hexdigest()])
+            tokens = _map_headerless(file, token_dtype(tokenizer.vocab_size))
+        # Nothing vouches for these files, so look at the beginning of each; `verify` at all of it.
+        looked_at = tokens if verify else tokens[:1_000_000]
+        check_ids(file, looked_at, tokenizer.vocab_size)
+        shards["val" if "val" in file.name else "train"].append(tokens)
+        identity.append([file.name, file.stat().st_size, hashlib.sha256(beginning).hexdigest()])
+    meta = {
+        "tokenizer": {
+            "name": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+            "sha256": tokenizer.fingerprint,
+        }
+    }
+    train = Stream(shards["train"])
+    val = Stream(shards["val"])
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return Dataset(path, meta, Stream(streams["val"]), [(Stream(streams["train"]), 1.0)], fingerprint, spec)
+    return Dataset(path, meta, [(train, 1.0)], val, fingerprint, spec)
+
+
+def _map_headerless(file: Path, dtype: np.dtype) -> np.ndarray:
+    n_bytes = file.stat().st_size
+    if n_bytes % dtype.itemsize:
+        raise ValueError(
+            f"{file} has {n_bytes:,} bytes, which is no whole number of {dtype.name} tokens"
+        )
+    return map_array(file, dtype, 0)

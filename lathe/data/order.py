@@ -1,23 +1,149 @@
-"""Which window of tokens each sample number is.
+"""Which window each sample number is: one infinite sequence that training reads.
 
-Training reads one infinite sequence of samples: epoch after epoch, each a seeded permutation of all windows of
-block_size tokens, such that every token is a target once per epoch. Sample number g is a pure function of
-(seed, g), so the whole position of a run is one integer, and ranks and micro-batches only cut the sequence up.
+The law: every target token of the corpus occurs exactly once per epoch. Epoch after epoch is a
+seeded permutation of all windows. Sample number g is a pure function of (seed, g), so the position
+of a run is one integer, and ranks and micro-batches only cut the sequence up.
 """
 
 import math
 
 import numpy as np
 
+from lathe.data.windows import Spans, Windows, count_windows, window_bounds
+
 MIXTURE_BLOCK = 1024  # samples in which a mixture's proportions are exact
-FEISTEL_ABOVE = 2**27  # windows (137 billion tokens at block_size 1024) from which an epoch's order is not stored
+FEISTEL_ABOVE = 2**27  # windows (137 billion tokens at block_size 1024): no stored order from here
+FEISTEL_ROUNDS = 6
 
 
-# ------------------------------------------------------------------------------------------------- order of samples
+class SampleOrder:
+    """Which window of `n_tokens` tokens each sample number is, reshuffled each epoch.
+
+    spans: see Stream.spans. Raises ValueError where there is less than one window.
+    """
+
+    def __init__(self, n_tokens: int, block_size: int, seed: int, spans: Spans | None = None):
+        least = block_size + 1 if spans is None else 2
+        if n_tokens < least:
+            fix = "prepare more text"
+            if n_tokens > 1:
+                fix = f"use block_size={n_tokens - 1} at most, or more text"
+            raise ValueError(
+                f"train has {n_tokens} tokens, block_size={block_size} needs {block_size + 1}: "
+                f"{fix}"
+            )
+        self.n_tokens = n_tokens
+        self.block_size = block_size
+        self.seed = seed
+        self.spans = spans
+        self.n_windows = count_windows(n_tokens, block_size, spans)
+        self._kept = {}  # {epoch: its order}: steps at a border need two
+
+    def windows(self, samples: np.ndarray) -> Windows:
+        """The windows of the samples with these numbers, int64."""
+        epochs, slots = np.divmod(samples, self.n_windows)
+        index = np.empty_like(samples)
+        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+            of_epoch = epochs == epoch
+            index[of_epoch] = self._permuted(epoch, slots[of_epoch])
+        return window_bounds(index, self.n_tokens, self.block_size, self.spans)
+
+    def _permuted(self, epoch: int, slots: np.ndarray) -> np.ndarray:
+        if self.n_windows > FEISTEL_ABOVE:
+            return feistel(slots, self.n_windows, self.seed, epoch)
+        return self.epoch_order(epoch)[slots]
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """uint32 (n_windows,): the windows of an epoch. The last two asked for are kept."""
+        if epoch not in self._kept:
+            if len(self._kept) == 2:
+                oldest = next(iter(self._kept))
+                del self._kept[oldest]
+            # All hashes differ, so the result does not depend on how the sort treats equals.
+            order = np.argsort(hashes(self.n_windows, self.seed, epoch))
+            self._kept[epoch] = order.astype(np.uint32)
+        return self._kept[epoch]
 
 
-def mix64(x):
-    """splitmix64's finaliser (Steele, Lea & Flood 2014), a bijection of uint64 that looks random. In place."""
+# -----------------------------------------------------------------------------
+# Mixtures of datasets
+
+
+def mixture_counts(weights: list[float]) -> list[int]:
+    """How many of every 1,024 samples each dataset gives: its share, rounded by largest remainder.
+
+    Raises ValueError for weights that are not positive, or so small that none would be left.
+    """
+    if min(weights) <= 0 or not math.isfinite(sum(weights)):
+        raise ValueError(f"the weights of a mixture of datasets must be positive, found {weights}")
+    shares = [MIXTURE_BLOCK * w / sum(weights) for w in weights]
+    counts = [math.floor(share) for share in shares]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - shares[i], i))
+    n_missing = MIXTURE_BLOCK - sum(counts)
+    for i in by_remainder[:n_missing]:
+        counts[i] += 1
+    if min(counts) == 0:
+        raise ValueError(
+            f"a mixture's smallest share is 1/{MIXTURE_BLOCK}; the weights {weights} have a "
+            f"smaller one"
+        )
+    return counts
+
+
+class MixtureOrder:
+    """Samples drawn from several SampleOrders: exact proportions in every 1,024 samples.
+
+    Each source goes through its own epochs. Windows lie in the concatenation of all sources.
+    """
+
+    def __init__(self, orders: list[SampleOrder], weights: list[float], seed: int):
+        self.orders = orders
+        self.seed = seed
+        self.counts = np.array(mixture_counts(weights))
+        self.offsets = np.cumsum([0] + [order.n_tokens for order in orders])
+        self._ends = np.cumsum(self.counts)  # slots of a block: source s has those below its end
+        self._begins = self._ends - self.counts
+        self._block = None  # the one whose permutation is kept
+        self._permutation = None
+
+    def windows(self, samples: np.ndarray) -> Windows:
+        """The windows of the samples with these numbers, int64."""
+        blocks, slots = np.divmod(samples, MIXTURE_BLOCK)
+        for block in range(int(blocks.min()), int(blocks.max()) + 1):
+            of_block = blocks == block
+            slots[of_block] = self._permuted(block, slots[of_block])
+        sources = np.searchsorted(self._ends, slots, side="right")
+        # Each source's own sample numbers: those of earlier blocks, then those of this one.
+        own_samples = blocks * self.counts[sources] + slots - self._begins[sources]
+        starts = np.empty_like(samples)
+        begins = np.empty_like(samples)
+        ends = np.empty_like(samples)
+        for s in np.unique(sources).tolist():
+            of_source = sources == s
+            windows = self.orders[s].windows(own_samples[of_source])
+            starts[of_source] = windows.starts + self.offsets[s]
+            begins[of_source] = windows.begins
+            ends[of_source] = windows.ends
+        return Windows(starts, begins, ends)
+
+    def _permuted(self, block: int, slots: np.ndarray) -> np.ndarray:
+        if self._block != block:
+            self._permutation = np.argsort(hashes(MIXTURE_BLOCK, self.seed, -1, block))
+            self._block = block
+        return self._permutation[slots]
+
+
+# -----------------------------------------------------------------------------
+# Randomness that never changes between versions, as numpy's generators may (NEP 19)
+
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
+
+
+def mix64(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser (Steele, Lea & Flood 2014): a bijection of uint64 that looks random.
+
+    Works in place.
+    """
     x ^= x >> 30
     x *= 0xBF58476D1CE4E5B9
     x ^= x >> 27
@@ -26,126 +152,35 @@ def mix64(x):
     return x
 
 
-def _hashes(n, *key):
-    """n distinct uint64 that depend on the integers in `key` alone. Not numpy's generators: NEP 19 lets them change."""
+def hashes(n: int, *key: int) -> np.ndarray:
+    """uint64 (n,): n distinct numbers that depend on the integers in `key` alone."""
     state = np.zeros(1, np.uint64)
     for number in key:
-        state = mix64(state + np.array([number % 2**64], np.uint64) * 0x9E3779B97F4A7C15 + 1)
+        word = np.array([number % 2**64], np.uint64)
+        state = mix64(state + word * GOLDEN_GAMMA + 1)
     x = np.arange(n, dtype=np.uint64)
-    x *= 0x9E3779B97F4A7C15
+    x *= GOLDEN_GAMMA
     x += state
     return mix64(x)
 
 
-class SampleOrder:
-    """Which window of `n_tokens` tokens each sample number is: every target once per epoch, reshuffled each epoch.
+def feistel(slots: np.ndarray, n: int, *key: int) -> np.ndarray:
+    """Where a permutation of 0 .. n - 1 puts `slots`, int64, without storing it.
 
-    Window i of n reads block_size + 1 tokens from min(i * block_size, n_tokens - 1 - block_size); the last one
-    overlaps the one before, and its targets that were that one's already are masked. `spans`: see Stream.spans.
+    A Feistel network on 2h bits (Luby & Rackoff 1988), applied again while the result is >= n.
     """
-
-    def __init__(self, n_tokens, block_size, seed, spans=None):
-        if n_tokens < (block_size + 1 if spans is None else 2):
-            fix = f"use block_size={n_tokens - 1} at most, or more text" if n_tokens > 1 else "prepare more text"
-            raise ValueError(f"train has {n_tokens} tokens, block_size={block_size} needs {block_size + 1}: {fix}")
-        self.n_tokens, self.block_size, self.seed, self.spans = n_tokens, block_size, seed, spans
-        self.n_windows = math.ceil((n_tokens - 1) / block_size) if spans is None else len(spans)
-        self._epochs = {}  # the orders of the last two epochs asked for: steps at the border need both
-
-    def windows(self, samples: np.ndarray):
-        """(starts, begins, ends) of the samples with these numbers, int64: first token, and which targets count."""
-        index = np.empty_like(samples)
-        epochs, slots = np.divmod(samples, self.n_windows)
-        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
-            here = epochs == epoch
-            index[here] = self._permuted(epoch, slots[here])
-        return place(index, self.n_tokens, self.block_size, self.spans)
-
-    def _permuted(self, epoch, slots):
-        if self.n_windows > FEISTEL_ABOVE:
-            return feistel(slots, self.n_windows, self.seed, epoch)
-        if epoch not in self._epochs:
-            while len(self._epochs) > 1:
-                del self._epochs[next(iter(self._epochs))]
-            # All hashes differ, so the result does not depend on how the sort treats equals.
-            self._epochs[epoch] = np.argsort(_hashes(self.n_windows, self.seed, epoch)).astype(np.uint32)
-        return self._epochs[epoch][slots]
-
-
-def place(index, n_tokens, block_size, spans=None, stride=0):
-    """(starts, begins, ends) of the windows with these numbers: first token, and the range of targets that are theirs.
-
-    A window that has fewer than block_size reads on, but what is behind its own targets is not scored. With a stride
-    windows begin so many tokens apart, and the targets that the one before has seen are not a window's own."""
-    if spans is None:
-        at = index * (stride or block_size)
-        begins = at + np.where(index > 0, block_size - (stride or block_size), 0)
-        ends = np.minimum(at + block_size, n_tokens - 1)
-    else:
-        begins, ends = spans[index].T
-        at = begins
-    starts = np.maximum(np.minimum(at, n_tokens - 1 - block_size), 0)
-    return starts, begins - starts, ends - starts
-
-
-def feistel(slots, n, *key, rounds=6):
-    """A permutation of 0..n-1 that needs no memory: Feistel rounds on 2h bits, repeated while the result is >= n."""
     half = np.uint64(math.ceil(n.bit_length() / 2))
     low = np.uint64(2 ** int(half) - 1)
-    keys = _hashes(rounds, *key)
+    round_keys = hashes(FEISTEL_ROUNDS, *key)
     out = slots.astype(np.uint64)
     todo = np.arange(len(out))
     while len(todo):
-        left, right = out[todo] >> half, out[todo] & low
-        for k in keys:
-            left, right = right, left ^ (mix64(right + k) & low)
+        left = out[todo] >> half
+        right = out[todo] & low
+        for round_key in round_keys:
+            scrambled = left ^ (mix64(right + round_key) & low)
+            left = right
+            right = scrambled
         out[todo] = left << half | right
         todo = todo[out[todo] >= n]
     return out.astype(np.int64)
-
-
-def mixture_counts(weights) -> list[int]:
-    """How many of every 1,024 samples each dataset gives: the weights' shares, rounded by largest remainder."""
-    if min(weights) <= 0 or not math.isfinite(sum(weights)):
-        raise ValueError(f"the weights of a mixture of datasets must be positive, found {weights}")
-    shares = [MIXTURE_BLOCK * w / sum(weights) for w in weights]
-    counts = [math.floor(s) for s in shares]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - shares[i], i))
-    for i in by_remainder[: MIXTURE_BLOCK - sum(counts)]:
-        counts[i] += 1
-    if min(counts) == 0:
-        raise ValueError(f"a mixture's smallest share is 1/{MIXTURE_BLOCK}; the weights {weights} have a smaller one")
-    return counts
-
-
-class MixtureOrder:
-    """Samples drawn from several SampleOrders: exact proportions in every aligned block of 1,024 samples.
-
-    Each source goes through its own epochs. Starts are positions in the concatenation of all sources.
-    """
-
-    def __init__(self, orders, weights, seed):
-        self.orders, self.seed = orders, seed
-        self.counts = np.array(mixture_counts(weights))
-        self.ends = np.cumsum(self.counts)
-        self.offsets = np.cumsum([0] + [order.n_tokens for order in orders])
-        self._block = None, None
-
-    def windows(self, samples: np.ndarray):
-        """As SampleOrder.windows."""
-        blocks, slots = np.divmod(samples, MIXTURE_BLOCK)
-        for block in range(int(blocks.min()), int(blocks.max()) + 1):
-            here = blocks == block
-            slots[here] = self._permutation(block)[slots[here]]
-        source = np.searchsorted(self.ends, slots, side="right")
-        local = blocks * self.counts[source] + slots - (self.ends - self.counts)[source]
-        found = np.empty((3, *samples.shape), np.int64)
-        for s in np.unique(source).tolist():
-            here = source == s
-            found[:, here] = self.orders[s].windows(local[here])
-        return found[0] + self.offsets[source], found[1], found[2]
-
-    def _permutation(self, block):
-        if self._block[0] != block:
-            self._block = block, np.argsort(_hashes(MIXTURE_BLOCK, self.seed, -1, block))
-        return self._block[1]

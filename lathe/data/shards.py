@@ -1,21 +1,14 @@
-"""Tokens on disk, and the order in which training reads them.
+"""Tokens on disk: what a dataset's folder holds, written and read.
 
-A dataset is a folder: shards of tokens, `meta.json` (written last: without it the folder is unfinished) and the
-tokenizer's files. Every document begins with the end-of-text token, so a scan for it finds all documents.
+    train_000000.bin ...   shards: a header, then tokens, little-endian uint16, or uint32 above
+                           65,536 ids
+    train_000000.mask ...  a byte per token, 1 where it is scored as a target, 0 in prompts: in
+                           datasets of prompts and completions alone
+    meta.json              what the shards are; written last: without it the folder is unfinished
+    tokenizer.json ...     the tokenizer's files
 
-    shard = 1,024-byte header (256 little-endian int32) + tokens (little-endian uint16, or uint32 above 65,536 ids)
-    words   0  magic: 20240520 (uint16) or 20240801 (uint32), as in llm.c      5  vocabulary size
-            1  version: 1 (uint16) or 7 (uint32)                               6  end-of-text id
-            2  number of tokens                                                7..10  sha256 of the tokenizer, 16 bytes
-            3  0x4854414C ("LATH"), zero in others' shards                     11  0 train, 1 val
-            4  bytes per token
-
-A dataset of prompts and completions has a file more per shard, NAME.mask: a byte per token, 1 where it is scored as a
-target and 0 in prompts. One more end-of-text stands behind its last document, for the model to learn where that stops.
-
-Training reads one infinite sequence of samples: epoch after epoch, each a seeded permutation of all windows of
-block_size tokens, such that every token is a target once per epoch. Sample number g is a pure function of
-(seed, g), so the whole position of a run is one integer, and ranks and micro-batches only cut the sequence up.
+Every document begins with the end-of-text token, so a scan for it finds all documents. With masks
+one more stands after the last document, for the model to learn where that stops.
 """
 
 import hashlib
@@ -23,128 +16,346 @@ import json
 import math
 import mmap
 import os
+import struct
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 
-HEADER_BYTES = 1024
-LATHE_TAG = 0x4854414C
-FORMATS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
+from lathe.text.tokenizer import Tokenizer
+
 SPLITS = ("train", "val")
 SHARD_TOKENS = 100_000_000
+HEADER_BYTES = 1024
+HEADER_WORDS = struct.Struct("<7i16si")
+LATHE_TAG = 0x4854414C  # "LATH"
+DTYPES = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}  # as in llm.c
 
 
-# ------------------------------------------------------------------------------------------------- writing shards
-
-
-def token_dtype(vocab_size) -> np.dtype:
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type that tokens of such a vocabulary are stored in."""
     return np.dtype("<u2") if vocab_size <= 65536 else np.dtype("<u4")
+
+
+@dataclass
+class ShardHeader:
+    """A shard's first 1,024 bytes: these words of 4 bytes, little-endian, and zeros.
+
+    llm.c's loaders read the first three. In shards of others the rest is zero.
+    """
+
+    magic: int  # word 0: of DTYPES
+    version: int  # word 1: of DTYPES
+    n_tokens: int  # word 2
+    tag: int  # word 3: LATHE_TAG
+    itemsize: int  # word 4: bytes per token
+    vocab_size: int  # word 5
+    eot_id: int  # word 6
+    tokenizer: bytes  # words 7 to 10: the first 16 bytes of its sha256
+    split: int  # word 11: 0 train, 1 val
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """Type of the tokens; None if this is no shard's header."""
+        return DTYPES.get((self.magic, self.version))
+
+    def to_bytes(self) -> bytes:
+        return HEADER_WORDS.pack(*astuple(self)).ljust(HEADER_BYTES, b"\0")
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "ShardHeader":
+        return cls(*HEADER_WORDS.unpack_from(content.ljust(HEADER_BYTES, b"\0")))
+
+
+# -----------------------------------------------------------------------------
+# Writing shards
 
 
 class ShardWriter:
     """Appends tokens of one split to shards, which carry the suffix .tmp until `finish`.
 
-    `position`: how many tokens an earlier, interrupted writer has safely stored; what lies beyond is cut off.
+    position: how many tokens an earlier, interrupted writer has safely stored; what lies beyond is
+    cut off.
     """
 
-    def __init__(self, folder, split, tokenizer, shard_tokens=SHARD_TOKENS, position=0):
-        self.folder, self.split, self.tokenizer = Path(folder), split, tokenizer
-        self.shard_tokens, self.n_tokens = shard_tokens, position
-        self.dtype, self.files = token_dtype(tokenizer.vocab_size), []  # those of the shard being written
-        for suffix, header, itemsize in ((".bin", HEADER_BYTES, self.dtype.itemsize), (".mask", 0, 1)):
-            name = f"{split}_{'[0-9]' * 6}{suffix}"
-            for path in self.folder.glob(name):  # named by a `finish` that did not end
-                path.rename(f"{path}.tmp")
-            for path in self.folder.glob(f"{name}.tmp"):
-                before = int(path.name.split("_")[1][:6]) * shard_tokens
-                if before >= position:
-                    path.unlink()
-                else:
-                    os.truncate(path, header + min(position - before, shard_tokens) * itemsize)
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        tokenizer: Tokenizer,
+        shard_tokens: int = SHARD_TOKENS,
+        position: int = 0,
+    ):
+        self.folder = Path(folder)
+        self.split = split
+        self.tokenizer = tokenizer
+        self.shard_tokens = shard_tokens
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.n_tokens = position
+        self._files = {}  # {suffix: file} of the shard that is being written
+        self._cut_off(".bin", HEADER_BYTES, self.dtype.itemsize)
+        self._cut_off(".mask", 0, 1)
 
-    def path(self, shard, suffix=".bin") -> Path:
+    def _cut_off(self, suffix: str, header_bytes: int, itemsize: int):
+        """Keep `n_tokens` tokens of what an earlier writer left in files of this suffix."""
+        pattern = f"{self.split}_{'[0-9]' * 6}{suffix}"
+        for path in self.folder.glob(pattern):  # named by a `finish` that did not end
+            path.rename(f"{path}.tmp")
+        for path in self.folder.glob(f"{pattern}.tmp"):
+            shard = int(path.name.split("_")[1][:6])
+            kept = min(self.n_tokens - shard * self.shard_tokens, self.shard_tokens)
+            if kept > 0:
+                os.truncate(path, header_bytes + kept * itemsize)
+            else:
+                path.unlink()
+
+    def path(self, shard: int, suffix: str = ".bin") -> Path:
         return self.folder / f"{self.split}_{shard:06d}{suffix}"
 
     def append(self, tokens: np.ndarray, scored: np.ndarray | None = None):
-        """Store tokens, and which of them are scored (uint8, for all tokens of the dataset or none); they are on the
-        disk for good only after `sync`."""
-        if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:  # a cast to uint16 would wrap silently
-            raise ValueError(f"token id {tokens.max()} is outside the vocabulary of {self.tokenizer.vocab_size} ids")
-        parts = [tokens] if scored is None else [tokens, scored]
-        while len(parts[0]):
+        """Store tokens, and which of them are scored: uint8, for all of the dataset or none.
+
+        They are on the disk for good only after `sync`. Raises ValueError for an id outside the
+        vocabulary, which a cast to uint16 would wrap silently.
+        """
+        if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:
+            raise ValueError(
+                f"token id {tokens.max()} is outside the vocabulary of "
+                f"{self.tokenizer.vocab_size} ids"
+            )
+        done = 0
+        while done < len(tokens):
             shard, filled = divmod(self.n_tokens, self.shard_tokens)
-            if not self.files:
-                suffixes = (".bin", ".mask")[: len(parts)]
-                self.files = [open(f"{self.path(shard, suffix)}.tmp", "ab") for suffix in suffixes]
-                if not filled:
-                    self.files[0].write(bytes(HEADER_BYTES))
-            room = self.shard_tokens - filled
-            for file, part, dtype in zip(self.files, parts, (self.dtype, np.uint8), strict=False):
-                file.write(np.ascontiguousarray(part[:room], dtype))
-            self.n_tokens += len(parts[0][:room])
-            if len(parts[0]) >= room:
+            if not self._files:
+                self._open(shard, new=filled == 0, with_mask=scored is not None)
+            count = min(len(tokens) - done, self.shard_tokens - filled)
+            part = slice(done, done + count)
+            self._files[".bin"].write(np.ascontiguousarray(tokens[part], self.dtype))
+            if scored is not None:
+                self._files[".mask"].write(np.ascontiguousarray(scored[part], np.uint8))
+            self.n_tokens += count
+            done += count
+            if filled + count == self.shard_tokens:
                 self.close()
-            parts = [part[room:] for part in parts]
+
+    def _open(self, shard: int, new: bool, with_mask: bool):
+        self._files[".bin"] = open(f"{self.path(shard)}.tmp", "ab")
+        if with_mask:
+            self._files[".mask"] = open(f"{self.path(shard, '.mask')}.tmp", "ab")
+        if new:
+            self._files[".bin"].write(bytes(HEADER_BYTES))  # `finish` fills it in
 
     def sync(self):
-        for file in self.files:
+        """Wait until all tokens are on the disk."""
+        for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
 
     def close(self):
         self.sync()
-        while self.files:
-            self.files.pop().close()
+        for file in self._files.values():
+            file.close()
+        self._files = {}
 
     def finish(self) -> list[dict]:
-        """Give every shard its header and name; returns what meta.json says about them, in order."""
+        """Give every shard its header and name; returns what meta.json says of them, in order."""
         self.close()
-        about, lengths = [], self.tokenizer.token_byte_lengths()
-        for shard in range(math.ceil(self.n_tokens / self.shard_tokens)):
-            count = min(self.shard_tokens, self.n_tokens - shard * self.shard_tokens)
-            path, mask = self.path(shard), Path(f"{self.path(shard, '.mask')}.tmp")
-            occurrences, digest = np.zeros(self.tokenizer.vocab_size, np.int64), hashlib.sha256(self._header(count))
-            with open(f"{path}.tmp", "r+b") as file:
-                file.write(self._header(count))
-                while len(tokens := np.fromfile(file, self.dtype, 2**20)):  # a memory map would count as our memory
-                    occurrences += np.bincount(tokens, minlength=len(occurrences))
-                    digest.update(tokens)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(f"{path}.tmp", path)
-            entry = {"name": path.name, "split": self.split, "tokens": count}
-            entry |= {"documents": int(occurrences[self.tokenizer.eot_id]), "bytes": int(occurrences @ lengths)}
-            entry["sha256"] = digest.hexdigest()
-            if mask.is_file():
-                scored = int(np.count_nonzero(np.memmap(mask, np.uint8, "r")))
-                entry |= {"scored": scored, "mask_sha256": file_sha256(mask)}
-                os.replace(mask, self.path(shard, ".mask"))
-            about.append(entry)
-        if about and "scored" in about[-1]:
-            about[-1]["documents"] -= 1  # none begins with the last end-of-text
-        return about
+        byte_lengths = self.tokenizer.token_byte_lengths()
+        n_shards = math.ceil(self.n_tokens / self.shard_tokens)
+        entries = [self._finish_shard(shard, byte_lengths) for shard in range(n_shards)]
+        if entries and "scored" in entries[-1]:
+            entries[-1]["documents"] -= 1  # none begins with the last end-of-text
+        return entries
 
-    def _header(self, count) -> bytes:
-        (magic, version), dtype = next(item for item in FORMATS.items() if item[1] == self.dtype)
-        words = np.zeros(HEADER_BYTES // 4, "<i4")
-        words[:7] = magic, version, count, LATHE_TAG, dtype.itemsize, self.tokenizer.vocab_size, self.tokenizer.eot_id
-        words[7:11] = np.frombuffer(bytes.fromhex(self.tokenizer.fingerprint)[:16], "<i4")
-        words[11] = SPLITS.index(self.split)
-        return words.tobytes()
+    def _finish_shard(self, shard: int, byte_lengths: np.ndarray) -> dict:
+        """Give one shard, and its mask, header and name; returns what meta.json says of it."""
+        path = self.path(shard)
+        n_tokens = min(self.shard_tokens, self.n_tokens - shard * self.shard_tokens)
+        header = self._header(n_tokens).to_bytes()
+        digest = hashlib.sha256(header)
+        occurrences = np.zeros(self.tokenizer.vocab_size, np.int64)
+        with open(f"{path}.tmp", "r+b") as file:
+            file.write(header)
+            while True:  # block by block: a memory map would count as our memory
+                tokens = np.fromfile(file, self.dtype, 2**20)
+                if not len(tokens):
+                    break
+                digest.update(tokens)
+                occurrences += np.bincount(tokens, minlength=len(occurrences))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{path}.tmp", path)
+        entry = {
+            "name": path.name,
+            "split": self.split,
+            "tokens": n_tokens,
+            "documents": int(occurrences[self.tokenizer.eot_id]),
+            "bytes": int(occurrences @ byte_lengths),
+            "sha256": digest.hexdigest(),
+        }
+        mask_path = self.path(shard, ".mask")
+        unnamed_mask = Path(f"{mask_path}.tmp")
+        if unnamed_mask.is_file():
+            entry["scored"] = int(np.count_nonzero(np.memmap(unnamed_mask, np.uint8, "r")))
+            entry["mask_sha256"] = file_sha256(unnamed_mask)
+            os.replace(unnamed_mask, mask_path)
+        return entry
+
+    def _header(self, n_tokens: int) -> ShardHeader:
+        magic, version = next(key for key, dtype in DTYPES.items() if dtype == self.dtype)
+        return ShardHeader(
+            magic=magic,
+            version=version,
+            n_tokens=n_tokens,
+            tag=LATHE_TAG,
+            itemsize=self.dtype.itemsize,
+            vocab_size=self.tokenizer.vocab_size,
+            eot_id=self.tokenizer.eot_id,
+            tokenizer=bytes.fromhex(self.tokenizer.fingerprint)[:16],
+            split=SPLITS.index(self.split),
+        )
 
 
-def write_meta(folder, tokenizer, shards, **about) -> dict:
-    """Write meta.json, which completes the dataset. `shards`: what the writers' `finish` returned; returns the meta."""
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -----------------------------------------------------------------------------
+# Reading a shard
+
+
+def open_shard(
+    path: Path, entry: dict | None = None, tokenizer: dict | None = None, verify: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A shard's tokens, mapped into memory, and its mask: uint8, None where all are scored.
+
+    entry, tokenizer: what meta.json says of the shard and of the tokenizer, where there is one.
+    verify: check sha256 and ids, too. Raises FileNotFoundError, or ValueError for a damaged shard.
+    """
+    entry = entry or {}
+    mask_path = path.with_suffix(".mask") if "mask_sha256" in entry else None
+    files = [path] if mask_path is None else [path, mask_path]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing, though meta.json names it: copy or prepare the dataset again"
+            )
+    with open(path, "rb") as opened:
+        header = ShardHeader.from_bytes(opened.read(HEADER_BYTES))
+    if header.dtype is None:
+        raise ValueError(
+            f"{path} does not begin with a shard's header; if it is a headerless file of tokens, "
+            f"write dataset=raw:TOKENIZER:{path.parent}"
+        )
+    n_tokens = entry.get("tokens", header.n_tokens)
+    _check_size(path, header, n_tokens, HEADER_BYTES + n_tokens * header.dtype.itemsize)
+    if mask_path is not None:
+        _check_size(mask_path, header, n_tokens, n_tokens)
+    if tokenizer is not None and header.tag == LATHE_TAG:
+        _check_tokenizer(path, header, tokenizer)
+    tokens = map_array(path, header.dtype, HEADER_BYTES)
+    if verify:
+        _check_sha256(path, entry["sha256"])
+        if mask_path is not None:
+            _check_sha256(mask_path, entry["mask_sha256"])
+        check_ids(path, tokens, tokenizer["vocab_size"])
+    mask = None if mask_path is None else map_array(mask_path, np.dtype(np.uint8), 0)
+    return tokens, mask
+
+
+def _check_size(file: Path, header: ShardHeader, n_tokens: int, expected_bytes: int):
+    n_bytes = file.stat().st_size
+    if n_bytes != expected_bytes or header.n_tokens != n_tokens:
+        raise ValueError(
+            f"{file} is truncated or changed: it has {n_bytes:,} bytes, {n_tokens:,} tokens make "
+            f"{expected_bytes:,}; copy or prepare the dataset again"
+        )
+
+
+def _check_tokenizer(path: Path, header: ShardHeader, tokenizer: dict):
+    of_header = header.tokenizer.hex()
+    if of_header != tokenizer["sha256"][:32]:
+        raise ValueError(
+            f"{path} was made with another tokenizer than meta.json names ({of_header[:12]}..., "
+            f"{tokenizer['name']} is {tokenizer['sha256'][:12]}...); prepare the dataset again"
+        )
+
+
+def _check_sha256(file: Path, expected: str):
+    sha256 = file_sha256(file)
+    if sha256 != expected:
+        raise ValueError(
+            f"{file} was changed: sha256 {sha256[:16]}..., meta.json says {expected[:16]}...; "
+            f"copy or prepare the dataset again"
+        )
+
+
+def check_ids(path: Path, tokens: np.ndarray, vocab_size: int):
+    """ValueError that names the largest of `tokens`, of the file `path`, if it is no id."""
+    if not len(tokens):
+        return
+    largest = int(tokens.argmax())
+    if tokens[largest] >= vocab_size:
+        raise ValueError(
+            f"{path}: token {largest:,} is {tokens[largest]}, outside the tokenizer's "
+            f"{vocab_size:,} ids; these tokens are of another tokenizer or type, or damaged"
+        )
+
+
+def map_array(path: Path, dtype: np.dtype, offset: int) -> np.ndarray:
+    """What a file holds from byte `offset` on, mapped into memory."""
+    if path.stat().st_size == offset:
+        return np.empty(0, dtype)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype, offset=offset)
+
+
+def expect_random_reads(array: np.ndarray):
+    """Keep the system from reading ahead in an array of `map_array`; others are left alone."""
+    if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, memoryview):
+        array.base.obj.madvise(mmap.MADV_RANDOM)
+
+
+# -----------------------------------------------------------------------------
+# meta.json
+
+META_FORMAT = "lathe-tokens"
+META_VERSION = 1
+
+
+def write_meta(
+    folder: str | Path, tokenizer: Tokenizer, shards: list[dict], **about: object
+) -> dict:
+    """Write meta.json, which completes the dataset, and return what it holds.
+
+    shards: what the writers' `finish` returned; about: whatever else is worth knowing.
+    """
+    summed = ["tokens", "documents", "bytes"]
+    if any("scored" in entry for entry in shards):
+        summed.append("scored")
     totals = {}
     for split in SPLITS:
-        of_split = [s for s in shards if s["split"] == split]
-        totals[split] = {key: sum(s[key] for s in of_split) for key in ("tokens", "documents", "bytes")}
-        if any("scored" in s for s in shards):
-            totals[split]["scored"] = sum(s["scored"] for s in of_split)
-    identity = {"name": tokenizer.name, "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
-    identity |= {"eot_id": tokenizer.eot_id, "sha256": tokenizer.fingerprint, "file": "tokenizer.json"}
-    meta = {"format": "lathe-tokens", "version": 1, "tokenizer": identity}
-    meta |= {"dtype": token_dtype(tokenizer.vocab_size).name, "totals": totals, "shards": shards} | about
+        of_split = [entry for entry in shards if entry["split"] == split]
+        totals[split] = {key: sum(entry[key] for entry in of_split) for key in summed}
+    meta = {
+        "format": META_FORMAT,
+        "version": META_VERSION,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "eot_id": tokenizer.eot_id,
+            "sha256": tokenizer.fingerprint,
+            "file": "tokenizer.json",
+        },
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "totals": totals,
+        "shards": shards,
+        **about,
+    }
     temporary = Path(folder, "meta.json.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(meta, file, indent=1, ensure_ascii=False)
@@ -155,8 +366,25 @@ def write_meta(folder, tokenizer, shards, **about) -> dict:
     return meta
 
 
-def write_dataset(folder, tokenizer, train, val, shard_tokens=SHARD_TOKENS) -> dict:
-    """A dataset from documents in memory (two iterables of strings). `prepare/text.py` is for all larger ones."""
+def read_meta(folder: Path) -> dict:
+    """What `write_meta` wrote. ValueError for another version; KeyError and such if damaged."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    if meta["format"] != META_FORMAT or meta["version"] != META_VERSION:
+        raise ValueError(
+            f"{folder}/meta.json has version {meta['version']}, this lathe reads {META_VERSION}; "
+            f"prepare it again"
+        )
+    return meta
+
+
+def write_dataset(
+    folder: str | Path,
+    tokenizer: Tokenizer,
+    train: Iterable[str],
+    val: Iterable[str],
+    shard_tokens: int = SHARD_TOKENS,
+) -> dict:
+    """A dataset from documents in memory. `prepare/text.py` is for all larger ones."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, "meta.json").unlink(missing_ok=True)
     tokenizer.save(folder)
@@ -168,65 +396,3 @@ def write_dataset(folder, tokenizer, train, val, shard_tokens=SHARD_TOKENS) -> d
             writer.append(tokenizer.encode_numpy(document))
         shards += writer.finish()
     return write_meta(folder, tokenizer, shards)
-
-
-def file_sha256(path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _map_tokens(path, dtype, offset) -> np.ndarray:
-    if path.stat().st_size == offset:
-        return np.empty(0, dtype)
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, dtype, offset=offset)
-
-
-def _open_shard(path, meta, shard, verify):
-    """The tokens of a shard with a header, and which of them are scored: uint8, or None for all. `meta` and `shard`:
-    what meta.json says, or {} where there is none."""
-    mask = path.with_suffix(".mask") if "mask_sha256" in shard else None
-    for file in filter(None, (path, mask)):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, though meta.json names it: copy or prepare the dataset again")
-    with open(path, "rb") as file:
-        words = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4").tolist()
-    dtype = FORMATS.get((words[0], words[1]))
-    if dtype is None:
-        raise ValueError(
-            f"{path} does not begin with a shard's header; if it is a headerless file of tokens, write "
-            f"dataset=raw:TOKENIZER:{path.parent}"
-        )
-    count = shard.get("tokens", words[2])
-    for file, expected in ((path, HEADER_BYTES + count * dtype.itemsize), (mask, count)):
-        if file and (file.stat().st_size != expected or words[2] != count):
-            raise ValueError(
-                f"{file} is truncated or changed: it has {file.stat().st_size:,} bytes, {count:,} tokens make "
-                f"{expected:,}; copy or prepare the dataset again"
-            )
-    if words[3] == LATHE_TAG and meta:
-        of_header = np.array(words[7:11], "<i4").tobytes().hex()
-        if of_header != meta["tokenizer"]["sha256"][:32]:
-            raise ValueError(
-                f"{path} was made with another tokenizer than meta.json names ({of_header[:12]}..., "
-                f"{meta['tokenizer']['name']} is {meta['tokenizer']['sha256'][:12]}...); prepare the dataset again"
-            )
-    tokens = _map_tokens(path, dtype, HEADER_BYTES)
-    if verify:
-        for file, name in ((path, "sha256"), (mask, "mask_sha256")):
-            if file and (found := file_sha256(file)) != shard[name]:
-                raise ValueError(
-                    f"{file} was changed: sha256 {found[:16]}..., meta.json says {shard[name][:16]}...; "
-                    f"copy or prepare the dataset again"
-                )
-        _check_ids(path, tokens, meta["tokenizer"]["vocab_size"])
-    return tokens, mask and _map_tokens(mask, np.dtype(np.uint8), 0)
-
-
-def _check_ids(path, tokens, vocab_size):
-    if len(tokens) and tokens[where := int(tokens.argmax())] >= vocab_size:
-        raise ValueError(
-            f"{path}: token {where:,} is {tokens[where]}, outside the tokenizer's {vocab_size:,} ids; "
-            f"these tokens are of another tokenizer or type, or damaged"
-        )

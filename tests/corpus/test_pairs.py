@@ -252,17 +252,17 @@ def test_windows_score_each_target_once_and_cut_no_pair_that_fits(lengths, block
     at = sorted(data.draw(st.sets(st.integers(1, len(tokens) - 1), max_size=2)))
     stream = Stream(np.split(tokens, at), np.split(mask, at))
     stream.eot_id = 0
-    spans, n_longer = stream.spans(block_size)
-    assert n_longer == sum(1 + p + c > block_size for p, c in lengths)
+    spans = stream.spans(block_size)
+    assert spans.n_longer == sum(1 + p + c > block_size for p, c in lengths)
     seen = np.zeros(len(tokens), int)
-    for begin, end in spans:
+    for begin, end in zip(spans.begins, spans.ends, strict=True):
         assert 0 < end - begin <= block_size and mask[begin + 1 : end + 1].any()
         seen[begin + 1 : end + 1] += 1
     assert ((seen == 1) | (mask == 0) | (np.arange(len(tokens)) == 0)).all() and seen.max() == 1
     begins = np.flatnonzero(tokens == 0)
     for (p, c), begin in zip(lengths, begins, strict=False):
-        inside = [(a <= begin) & (begin + 1 + p + c <= b) for a, b in spans]
-        assert any(inside) == (1 + p + c <= block_size)
+        inside = (spans.begins <= begin) & (begin + 1 + p + c <= spans.ends)
+        assert inside.any() == (1 + p + c <= block_size)
     order = [list(val_windows(stream, block_size, 0, 2, rank, 2)) for rank in range(2)]
     targets = [y[y != IGNORE].tolist() for rank in order for _, y in rank]
     assert sorted(sum(targets, [])) == sorted(tokens[1:][mask[1:] == 1].tolist())
@@ -340,7 +340,7 @@ def test_gradients_with_masked_prompts_are_those_of_the_completions_by_hand(tmp_
     model.zero_grad()
     model.config.document_token = tokenizer.eot_id
     batches = TrainBatches(dataset, block_size, 2, 1, 0, "cpu")
-    windows = len(dataset.train.spans(block_size)[0])
+    windows = len(dataset.train.spans(block_size))
     assert windows > 1
     epoch = TrainBatches(dataset, block_size, windows, 1, 0, "cpu")
     assert epoch.targets(0) == n and batches.targets(0) < n
