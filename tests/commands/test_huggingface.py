@@ -1,0 +1,122 @@
+"""The command: an export that is checked, and does in every other command what its run does."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from exports import CHARACTERS, CONTEXT, tiny_model
+
+import evaluate
+import huggingface
+import sample
+import train
+from lathe.run import checkpoint
+from lathe.use.hf import find as hf_find
+from lathe.use.hf.weights import load_model
+from prepare import text as prepare_text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run's folder with one checkpoint of an untrained network."""
+    folder = tmp_path_factory.mktemp("hf") / "run"
+    model = tiny_model()
+    state = {
+        "step": 7,
+        "samples": 70,
+        "model": asdict(model.config),
+        "settings": {},
+        "val_loss": 2.5,
+        "dataset": {"path": "data/letters"},
+        "tokenizer": {"name": "char", "fingerprint": CHARACTERS.fingerprint},
+    }
+    checkpoint.save(folder, model.state_dict(), {}, state, CHARACTERS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hf") / "exported"
+    assert huggingface.main(["export", f"--out_dir={run}", f"--to={folder}"]) == 0
+    return folder
+
+
+def test_export_verifies_and_writes_a_card(run, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    arguments = ["export", f"--out_dir={run}", f"--to={tmp_path / 'out'}"]
+    huggingface.main([*arguments, "--verify=true"])
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'out'}\n"
+    assert "through transformers: " in err and "token ids are equal" in err
+    assert "\r" not in err
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "2.5000 nats" in card and "data/letters" in card and "Qwen3ForCausalLM" in card
+
+
+def test_only_an_old_export_is_replaced_and_only_if_asked(run, tmp_path):
+    def export(folder: Path, *more: str):
+        huggingface.main(["export", f"--out_dir={run}", f"--to={folder}", *more])
+
+    export(tmp_path / "out")
+    with pytest.raises(ValueError, match="exists"):
+        export(tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").stat().st_size
+    export(tmp_path / "out", "--overwrite=true", "--dtype=bfloat16")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size < before
+
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").write_text("x")
+    for target in ("own", "own/thesis.txt"):
+        with pytest.raises(ValueError, match="exists"):
+            export(tmp_path / target, "--overwrite=true")
+    assert (tmp_path / "own" / "thesis.txt").read_text() == "x"
+
+
+def test_a_wrong_command_is_named_once(capsys):
+    with pytest.raises(SystemExit) as end:
+        huggingface.main(["foo"])
+    assert end.value.code == 2
+    message = "`foo` is no command: the one there is is `export`"
+    assert capsys.readouterr().err == f"huggingface.py: error: {message}\n"
+
+
+def test_a_folder_says_the_same_as_the_run_it_came_from(run, exported, capsys):
+    options = ["--prompt=abc", "--max_new_tokens=12", "--num_samples=2", "--device=cpu"]
+    sample.main([f"--out_dir={run}", *options])
+    expected = capsys.readouterr().out
+    sample.main([f"--model=hf:{exported}", *options])
+    assert capsys.readouterr().out == expected
+
+
+def test_a_folder_scores_as_the_run_it_came_from(run, exported, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("abc def, ghi.\n" * 200, encoding="utf-8")
+    tokenizer = checkpoint.find_checkpoint(run)
+    options = [f"--out={tmp_path / 'data'}", f"--tokenizer={tokenizer}", "--val_fraction=0.2"]
+    prepare_text.main([str(tmp_path / "text.txt"), *options])
+    capsys.readouterr()
+    losses = []
+    for model in (f"--out_dir={run}", f"--model=hf:{exported}"):
+        evaluate.main([model, f"--dataset={tmp_path / 'data'}", "--device=cpu"])
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="--dataset"):
+        evaluate.main([f"--model=hf:{exported}"])
+
+
+def test_training_begins_with_the_folders_weights(exported):
+    settings = train.Settings(init_from=f"hf:{exported}", block_size=CONTEXT, dropout=0.1)
+
+    class Data:  # what build_model asks of a dataset
+        tokenizer_fingerprint = CHARACTERS.fingerprint
+        tokenizer_name = "char"
+        vocab_size = CHARACTERS.vocab_size
+
+    model = train.build_model(settings, Data, hf_find.find(settings.init_from))
+    for name, tensor in load_model(exported).state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert model.config.dropout == 0.1 and settings.n_embd == 32
+    Data.tokenizer_fingerprint = "another"
+    with pytest.raises(ValueError, match="tokenizer"):
+        train.build_model(settings, Data, hf_find.find(settings.init_from))

@@ -1,0 +1,135 @@
+"""Folders: complete or as before; what cannot be written, read or fetched is said in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from exports import CHARACTERS, MODERN, exported, tiny_model
+
+from lathe.use.hf.export import export
+from lathe.use.hf.find import find
+from lathe.use.hf.tokenizers import load_hf_tokenizer
+from lathe.use.hf.weights import load_model
+from model import GPT2
+
+
+def test_the_old_export_stays_until_the_new_one_is_checked(tmp_path):
+    folder = tmp_path / "out"
+    model = exported(folder)
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+
+    def refuse(written: Path):
+        assert weights.read_bytes() == before
+        assert (written / "model.safetensors").is_file()
+        raise ValueError("not the same")
+
+    with pytest.raises(ValueError, match="not the same"):
+        export(model, CHARACTERS, folder, "bfloat16", check=refuse)
+    assert weights.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [folder]
+    export(model, CHARACTERS, folder, "bfloat16")
+    assert len(weights.read_bytes()) < len(before)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(logit_softcap=30.0), "logit_softcap=30.0"),
+        (dict(bigram_rows=100), "bigram_rows=100"),
+        (dict(position="none"), "position=none"),
+        (dict(position="sinusoidal"), "position=sinusoidal"),
+        (dict(GPT2, n_kv_head=2), "n_kv_head=2"),
+        (dict(GPT2, activation="relu2"), "activation=relu2"),
+        (dict(MODERN, qk_norm=True, bias=True), "bias=True"),
+        (dict(norm="layernorm", activation="swiglu", qk_norm=False), "norm=layernorm"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_by_the_name_of_its_setting(settings, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        export(tiny_model(**settings), CHARACTERS, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+# -----------------------------------------------------------------------------
+# Reading
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def with_bytes(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut_in_half(folder: Path):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def configured(**changes) -> Callable[[Path], None]:
+    def change(folder: Path):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+LLAMA_WITHOUT_WIDTH = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 9,
+    "max_position_embeddings": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (without("model.safetensors"), "model.safetensors is missing"),
+        (cut_in_half, "damaged"),
+        (with_bytes("model.safetensors", b"\xff" * 100), "damaged"),
+        (without("config.json"), "config.json is missing"),
+        (with_bytes("config.json", b"{"), "not JSON"),
+        (without("tokenizer.json"), "tokenizer.json is missing"),
+        (configured(architectures=["BertModel"]), "architecture BertModel"),
+        (configured(architectures=["ArceeForCausalLM"]), "activation is silu"),
+        (configured(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "rope_scaling"),
+        (configured(layer_types=["sliding_attention"]), "layer_types is .*sliding_attention"),
+        (configured(use_sliding_window=True, sliding_window=4), "sliding_window is 4"),
+        (configured(rope_parameters={"partial_rotary_factor": 0.5}), "rotary_factor is 0.5"),
+        (configured(pretraining_tp=2), "pretraining_tp is 2"),
+        (configured(hidden_size=1.5), "hidden_size is 1.5, not a whole number"),
+        (
+            with_bytes("config.json", json.dumps(LLAMA_WITHOUT_WIDTH).encode()),
+            "hidden_size is missing",
+        ),
+        (configured(intermediate_size=64), "by config.json it should be"),
+        (configured(num_hidden_layers=3), "lack model.layers.2"),
+        (configured(num_hidden_layers=1), "no place for"),
+        # QK-norm's weights would be lost
+        (configured(architectures=["LlamaForCausalLM"]), "no place for"),
+    ],
+)
+def test_damaged_and_foreign_folders_are_refused(change, message, tmp_path):
+    exported(tmp_path)
+    change(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        load_model(tmp_path)
+        load_hf_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_out_of_reach_is_explained(monkeypatch, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = "hf:nobody/nothing is neither a folder nor in the Hub's cache.*model.safetensors"
+    with pytest.raises(OSError, match=message):
+        find("hf:nobody/nothing")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find(f"hf:{tmp_path / 'nothing'}")
