@@ -4,216 +4,310 @@
     out_dir/checkpoints/step-0000500/   model.safetensors  optimizer.pt  state.json  tokenizer files
     out_dir/checkpoints/best            the name of the best step's folder
 
-A checkpoint is written into a temporary folder, forced to disk, read back and compared with the checksums of what was
-in memory, and only then given its name. So a folder named step-N is complete, or it was damaged afterwards; verify()
-tells. It holds whole tensors, however many ranks wrote or read it.
+A checkpoint is written into a temporary folder, forced to disk, read back and compared with the
+checksums of what was in memory, and only then given its name. So a folder named step-N is complete,
+or it was damaged afterwards; verify() tells. It holds whole tensors, however many ranks wrote or
+read it.
 """
 
-import json
 import math
 import platform
 import re
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lathe.data.dataset import Dataset
 from lathe.run.files import (
     CheckedFile,
     crc32,
     flush_to_disk,
+    read_json_with_checksum,
     replace_folder,
     write_json_with_checksum,
 )
 from lathe.run.tensor_file import write_safetensors
+from lathe.settings import Settings
+from lathe.text.tokenizer import Tokenizer
 from model import GPTConfig
 
 FORMAT = 1
-STEP_NAME = re.compile(r"step-(\d{7,})")
 
 
-# Saving
+# -----------------------------------------------------------------------------
+# Names
+
+
+STEP_NAME = re.compile(r"step-\d{7,}")
 
 
 def step_path(out_dir: str | Path, step: int) -> Path:
     return Path(out_dir) / "checkpoints" / f"step-{step:07d}"
 
 
-def describe(settings, train, config: GPTConfig, dataset, world_size: int) -> dict:
-    """state.json of a checkpoint. `settings` and `train`, where the run is, are dataclasses."""
-    now = train.evaluation if train.evaluation.get("step") == train.step else {}
-    return {
-        "step": train.step, "samples": train.samples, "train": asdict(train), "model": asdict(config),
-        "settings": asdict(settings), "dataset": {"path": settings.dataset, "fingerprint": dataset.fingerprint},
-        "tokenizer": {"name": dataset.tokenizer_name, "fingerprint": dataset.tokenizer_fingerprint},
-        "template": dataset.template,  # of the chats that it was trained on, see text/chat.py
-        "val_loss": now.get("val_loss"), "world_size": world_size,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }  # fmt: skip
+def list_checkpoints(out_dir: str | Path) -> list[Path]:
+    """Folders named like checkpoints, oldest first, whole or not."""
+    paths = (Path(out_dir) / "checkpoints").glob("step-*")
+    folders = [path for path in paths if path.is_dir() and STEP_NAME.fullmatch(path.name)]
+    return sorted(folders, key=step_of)
 
 
-def save(out_dir: str | Path, weights: dict[str, Tensor], optimizer: dict, state: dict, tokenizer) -> Path:
-    """Write a checkpoint of step state["step"] and return its folder; an older one of the same step is replaced.
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
-    weights: names and tensors, on the CPU. optimizer: whatever torch.load(weights_only=True) reads back.
-    state: JSON values. tokenizer: has save(folder). Raises OSError, with what is needed and free, if the disk is full;
-    nothing is left behind then, and older checkpoints stay untouched.
+
+def best_checkpoint(out_dir: str | Path) -> Path | None:
+    """The checkpoint that checkpoints/best names, if it is there."""
+    folder = Path(out_dir) / "checkpoints"
+    try:
+        name = (folder / "best").read_text().strip()
+    except OSError:
+        return None
+    if STEP_NAME.fullmatch(name) and (folder / name).is_dir():
+        return folder / name
+    return None
+
+
+def mark_best(out_dir: str | Path, checkpoint: Path):
+    """Let checkpoints/best name this checkpoint, atomically."""
+    path = Path(out_dir) / "checkpoints" / "best"
+    temporary = path.with_name(".best.tmp")
+    temporary.write_text(checkpoint.name + "\n")
+    flush_to_disk(temporary)
+    temporary.replace(path)
+
+
+# -----------------------------------------------------------------------------
+# Saving
+
+
+def publish(
+    out_dir: str | Path,
+    weights: dict[str, Tensor],
+    optimizer: dict,
+    state: dict,
+    tokenizer: Tokenizer,
+    best: bool,
+    keep: int,
+) -> str:
+    """Save, then let `best` name it if it is, then delete older ones. Returns a line about it."""
+    began = time.perf_counter()
+    folder = save(out_dir, weights, optimizer, state, tokenizer)
+    if best:
+        mark_best(out_dir, folder)
+    prune(out_dir, keep)
+    seconds = time.perf_counter() - began
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    return f"saved {folder}: {megabytes:,.1f} MB on disk and verified in {seconds:.2f} s"
+
+
+def save(
+    out_dir: str | Path,
+    weights: dict[str, Tensor],
+    optimizer: dict,
+    state: dict,
+    tokenizer: Tokenizer,
+) -> Path:
+    """Write a checkpoint of step state["step"], in place of an older one; returns its folder.
+
+    weights: names and tensors, on the CPU. optimizer: whatever torch.load(weights_only=True) reads
+    back. state: JSON values. Raises OSError, with what is needed and free, if the disk is full;
+    nothing of it is left then, and older checkpoints stay untouched.
     """
     final = step_path(out_dir, state["step"])
     temporary = final.with_name(f".{final.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files = {}
-        with CheckedFile(temporary / "model.safetensors", files) as file:
-            write_safetensors(file, weights)
-        with CheckedFile(temporary / "optimizer.pt", files) as file:
-            torch.serialization.set_crc32_options(False)  # the zip file's own, which torch.load never compares
-            torch.save(optimizer, file)
-            torch.serialization.set_crc32_options(True)
-        tokenizer.save(temporary)
-        for path in set(temporary.iterdir()) - {temporary / name for name in files}:
-            flush_to_disk(path)
-            files[path.name] = {"size": path.stat().st_size, "crc32": crc32(path)}
-        write_json_with_checksum(temporary / "state.json", {"format": FORMAT, **state, "files": files})
+        write_files(temporary, weights, optimizer, state, tokenizer)
         verify(temporary)
         flush_to_disk(temporary)
         replace_folder(temporary, final)
-    except (OSError, RuntimeError, ValueError) as error:  # torch hides a full disk in a RuntimeError
-        written = sum(p.stat().st_size for p in temporary.iterdir()) if temporary.exists() else 0
+    except (OSError, RuntimeError, ValueError) as error:  # torch's for a full disk: RuntimeError
+        written = 0
+        if temporary.exists():
+            written = sum(path.stat().st_size for path in temporary.iterdir())
         shutil.rmtree(temporary, ignore_errors=True)
-        needed = sum(t.numel() * t.element_size() for t in [*weights.values(), *tensors_in(optimizer)])
+        needed = sum(tensor.nbytes for tensor in [*weights.values(), *tensors_in(optimizer)])
         there = next(folder for folder in (final, *final.parents) if folder.is_dir())
+        free = shutil.disk_usage(there).free
+        reason = str(error).splitlines()[0]
         raise OSError(
-            f"checkpoint {final} could not be written: {needed:,} bytes needed, {written:,} written, "
-            f"{shutil.disk_usage(there).free:,} free ({str(error).splitlines()[0]}); older checkpoints are untouched"
+            f"checkpoint {final} could not be written: {needed:,} bytes needed, "
+            f"{written:,} written, {free:,} free ({reason}); older checkpoints are untouched"
         ) from error
     return final
 
 
-def publish(out_dir: str | Path, weights: dict, optimizer: dict, state: dict, tokenizer, best: bool, keep: int) -> str:
-    """save, then let `best` name it if it is, and only then delete older ones. Returns a line about it."""
-    began = time.perf_counter()
-    folder = save(out_dir, weights, optimizer, state, tokenizer)
-    if best:
-        mark_best(out_dir, folder)
-    prune(out_dir, keep)
-    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    return f"saved {folder}: {megabytes:,.1f} MB on disk and verified in {time.perf_counter() - began:.2f} s"
+def write_files(
+    folder: Path, weights: dict[str, Tensor], optimizer: dict, state: dict, tokenizer: Tokenizer
+):
+    """All files of a checkpoint; the last is state.json, with size and checksum of each. They are
+    on the disk when this returns."""
+    files = {}
+    with CheckedFile(folder / "model.safetensors") as file:
+        write_safetensors(file, weights)
+    files["model.safetensors"] = {"size": file.size, "crc32": file.crc32}
+
+    with CheckedFile(folder / "optimizer.pt") as file:
+        write_optimizer(file, optimizer)
+    files["optimizer.pt"] = {"size": file.size, "crc32": file.crc32}
+
+    tokenizer.save(folder)
+    for path in folder.iterdir():
+        if path.name not in files:
+            flush_to_disk(path)
+            files[path.name] = {"size": path.stat().st_size, "crc32": crc32(path)}
+
+    state = {"format": FORMAT, **state, "files": files}
+    write_json_with_checksum(folder / "state.json", state)
 
 
-def tensors_in(value) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [t for v in inner for t in tensors_in(v)]
+def write_optimizer(file: CheckedFile, optimizer: dict):
+    # Without the zip file's own checksums, which torch.load never compares.
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(optimizer, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
-def mark_best(out_dir: str | Path, folder: Path):
-    """Let checkpoints/best name this checkpoint, atomically."""
-    path = Path(out_dir) / "checkpoints" / "best"
-    temporary = path.with_name(".best.tmp")
-    temporary.write_text(folder.name + "\n")
-    flush_to_disk(temporary)
-    temporary.replace(path)
+def load_optimizer(path: Path) -> dict:
+    """What was given to save as `optimizer`, on the CPU; nothing in it can run code."""
+    return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
 
 
-def prune(out_dir: str | Path, keep: int):
-    """Delete all whole checkpoints but the newest `keep` and the best.
-
-    Damaged ones are neither counted nor deleted: they may be all that is left of something.
-    """
-    best, good = best_checkpoint(out_dir), []
-    for path in reversed(list_checkpoints(out_dir)):
-        with suppress(ValueError):
-            sizes_match(path)
-            good += [path] * (path != best)
-    for path in good[max(1, keep) :]:
-        # First out of the name, then away: a crash in between leaves no half checkpoint under a good name.
-        doomed = path.rename(path.with_name(f".{path.name}.tmp"))
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
-def sweep(out_dir: str | Path):
-    """Clear away what a process that was killed while saving has left. Only for the holder of the run's lock."""
-    folder = Path(out_dir) / "checkpoints"
-    for path in folder.glob(".step-*.old"):
-        final = path.with_name(path.name[1:-4])
-        if final.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.rename(final)  # killed between two renames: the one to be replaced is still whole
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+def describe(
+    settings: Settings, train: Any, config: GPTConfig, dataset: Dataset, world_size: int
+) -> dict:
+    """What state.json says of a checkpoint. `train`, where the run is: train.py's TrainState."""
+    val_loss = None
+    if train.evaluation.get("step") == train.step:
+        val_loss = train.evaluation.get("val_loss")
+    return {
+        "step": train.step,
+        "samples": train.samples,
+        "train": asdict(train),
+        "model": asdict(config),
+        "settings": asdict(settings),
+        "dataset": {"path": settings.dataset, "fingerprint": dataset.fingerprint},
+        "tokenizer": {"name": dataset.tokenizer_name, "fingerprint": dataset.tokenizer_fingerprint},
+        "template": dataset.template,  # of the chats that it was trained on, see text/chat.py
+        "val_loss": val_loss,
+        "world_size": world_size,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
 
 
-# Finding and checking
+def tensors_in(nest: Any) -> list[Tensor]:
+    """All tensors in a nest of dicts, lists and tuples."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, dict):
+        nest = nest.values()
+    elif not isinstance(nest, (list, tuple)):
+        return []
+    return [tensor for inner in nest for tensor in tensors_in(inner)]
 
 
-def list_checkpoints(out_dir: str | Path) -> list[Path]:
-    """Folders named like checkpoints, oldest first, whole or not."""
-    folder = Path(out_dir) / "checkpoints"
-    found = [(int(m[1]), p) for p in folder.glob("step-*") if p.is_dir() and (m := STEP_NAME.fullmatch(p.name))]
-    return [p for _, p in sorted(found)]
+# -----------------------------------------------------------------------------
+# Checking
 
 
 def read_state(path: Path) -> dict:
-    """state.json of a checkpoint. Raises ValueError if it is missing, damaged or of another format."""
+    """state.json of a checkpoint. ValueError if it is missing, damaged or of another format."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        checksum = state.pop("checksum")
-        text = json.dumps(state, sort_keys=True)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: state.json is missing or unreadable ({type(error).__name__})") from None
-    if zlib.crc32(text.encode()) != checksum:
-        raise ValueError(f"{path} is damaged: state.json does not match its checksum")
+        state = read_json_with_checksum(path / "state.json")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     if state.get("format") != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+        raise ValueError(
+            f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}"
+        )
     return state
 
 
-def sizes_match(path: Path) -> dict:
-    """The cheap half of verify: state.json is whole and every file has its size. Returns the state."""
+def check_sizes(path: Path) -> dict:
+    """The cheap half of verify: state.json is whole, each file has its size. Returns the state."""
     state = read_state(path)
-    for name, facts in state["files"].items():
+    for name, expected in state["files"].items():
         file = path / name
         if not file.is_file():
             raise ValueError(f"{path} is damaged: {name} is missing")
-        if file.stat().st_size != facts["size"]:
+        size = file.stat().st_size
+        if size != expected["size"]:
             raise ValueError(
-                f"{path} is damaged: {name} has {file.stat().st_size:,} bytes, {facts['size']:,} were written"
+                f"{path} is damaged: {name} has {size:,} bytes, {expected['size']:,} were written"
             )
     return state
 
 
 def verify(path: Path, optimizer: bool = True) -> dict:
-    """Read every byte of a checkpoint against its checksums; returns its state. Raises ValueError naming the fault.
+    """Read every byte of a checkpoint against its checksums; returns its state.
 
-    optimizer=False leaves its state alone, two thirds of a checkpoint, for those who only want the weights.
+    optimizer=False leaves its state alone, two thirds of a checkpoint, for those who only want the
+    weights. Raises ValueError, naming the fault.
     """
-    state = sizes_match(path)
-    files = {name: facts for name, facts in state["files"].items() if optimizer or name != "optimizer.pt"}
+    state = check_sizes(path)
+    names = [name for name in state["files"] if optimizer or name != "optimizer.pt"]
     with ThreadPoolExecutor(2) as pool:
-        sums = pool.map(crc32, [path / name for name in files])
-    for (name, facts), found in zip(files.items(), sums, strict=True):
-        if found != facts["crc32"]:
+        checksums = list(pool.map(crc32, [path / name for name in names]))
+    for name, checksum in zip(names, checksums, strict=True):
+        if checksum != state["files"][name]["crc32"]:
             raise ValueError(f"{path} is damaged: {name} does not match its checksum")
     return state
 
 
+# -----------------------------------------------------------------------------
+# Finding
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """The checkpoint meant by a run's folder (its best) or by a checkpoint's own.
+
+    For its weights: optimizer state is not read. A damaged best is replaced by the newest whole
+    one. Raises FileNotFoundError or ValueError, saying what was found.
+    """
+    folder = Path(folder)
+    if (folder / "state.json").is_file():
+        verify(folder, optimizer=False)
+        return folder
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} does not exist: give a run's out_dir, or train one with python train.py"
+        )
+    candidates = list_checkpoints(folder)[::-1]
+    if not candidates:
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoints (expected {folder}/checkpoints/step-N)"
+        )
+    best = best_checkpoint(folder)
+    if best is not None:
+        candidates.remove(best)
+        candidates.insert(0, best)
+    path, faults = first_whole(candidates, optimizer=False)
+    if path is None:
+        raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(faults)}")
+    for fault in faults:
+        print(f"skipped: {fault}", file=sys.stderr)
+    return path
+
+
+def newest_checkpoint(out_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies (None if none does), and the faults of newer ones."""
+    return first_whole(reversed(list_checkpoints(out_dir)))
+
+
 def first_whole(paths: Iterable[Path], optimizer: bool = True) -> tuple[Path | None, list[str]]:
-    """The first of these checkpoints that verifies (None if none does), and what is wrong with those before it."""
+    """The first of these that verifies (None if none does), and the faults of those before it."""
     faults = []
     for path in paths:
         try:
@@ -224,54 +318,53 @@ def first_whole(paths: Iterable[Path], optimizer: bool = True) -> tuple[Path | N
     return None, faults
 
 
-def newest_checkpoint(out_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies (None if none does), and what is wrong with those that are newer."""
-    return first_whole(reversed(list_checkpoints(out_dir)))
-
-
-def best_checkpoint(out_dir: str | Path) -> Path | None:
-    """The checkpoint that checkpoints/best names, if it is there."""
-    try:
-        name = (Path(out_dir) / "checkpoints" / "best").read_text().strip()
-    except OSError:
-        return None
-    path = Path(out_dir) / "checkpoints" / name
-    return path if STEP_NAME.fullmatch(name) and path.is_dir() else None
-
-
 def best_val_loss(out_dir: str | Path) -> float:
-    """Of the checkpoint that checkpoints/best names; infinite if there is none, or a damaged one."""
+    """Of the checkpoint that checkpoints/best names; infinite if it is missing or damaged."""
     path = best_checkpoint(out_dir)
+    if path is None:
+        return math.inf
     try:
-        return math.inf if path is None else verify(path)["val_loss"]
+        return verify(path)["val_loss"]
     except ValueError:
         return math.inf
 
 
-def find_checkpoint(folder: str | Path) -> Path:
-    """The checkpoint meant by a run's folder (its best) or by a checkpoint's own.
+# -----------------------------------------------------------------------------
+# Clearing away
 
-    For its weights: optimizer state is not read. A damaged best is replaced by the newest whole one. Raises
-    FileNotFoundError or ValueError, saying what was found.
+
+def prune(out_dir: str | Path, keep: int):
+    """Delete all whole checkpoints but the newest `keep` and the best.
+
+    Damaged ones are neither counted nor deleted: they may be all that is left of something.
     """
-    folder = Path(folder)
-    if (folder / "state.json").is_file():
-        verify(folder, optimizer=False)
-        return folder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: give a run's out_dir, or train one with python train.py")
-    newest_first = list_checkpoints(folder)[::-1]
-    if not newest_first:
-        raise FileNotFoundError(f"{folder} holds no checkpoints (expected {folder}/checkpoints/step-N)")
-    best = best_checkpoint(folder)
-    path, faults = first_whole(sorted(newest_first, key=lambda path: path != best), optimizer=False)
-    if path is None:
-        raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(faults)}")
-    for fault in faults:
-        print(f"skipped: {fault}", file=sys.stderr)
-    return path
+    best = best_checkpoint(out_dir)
+    whole = []  # newest first
+    for path in reversed(list_checkpoints(out_dir)):
+        try:
+            check_sizes(path)
+        except ValueError:
+            continue
+        if path != best:
+            whole.append(path)
+    for path in whole[max(1, keep) :]:
+        # First out of the name, then away: a crash in between leaves no half checkpoint under a
+        # good name.
+        doomed = path.rename(path.with_name(f".{path.name}.tmp"))
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
-def load_optimizer(path: Path) -> dict:
-    """What was given to save as `optimizer`, on the CPU; nothing in it can run code."""
-    return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+def sweep(out_dir: str | Path):
+    """Clear away what a process killed while saving has left. Only for the holder of the lock."""
+    folder = Path(out_dir) / "checkpoints"
+    for old in folder.glob(".step-*.old"):  # of replace_folder
+        final = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)  # killed between two renames: the one to be replaced is still whole
+    for temporary in folder.glob(".*.tmp"):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink()

@@ -8,54 +8,43 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
-def replace_folder(new: Path, folder: Path):
-    """Rename `new` to `folder`; what was there is removed once that is on the disk, or stays if it fails."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    flush_to_disk(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 class CheckedFile:
-    """A new file whose size and checksum, of the bytes as they were in memory, are in files[name] once it is closed and
-    on the disk. A context manager with the methods that torch.save asks for. A thread adds up while bytes are written.
+    """A new file that adds up size and checksum of what it is given while the bytes are written.
+
+    A context manager with the methods that torch.save asks for. When it is left, the bytes are on
+    the disk, and `size` and `crc32` are those of the bytes as they were in memory.
     """
 
-    def __init__(self, path: Path, files: dict):
-        self.name, self.files, self.size, self.crc32 = path.name, files, 0, 0
-        self.file, self.adder = open(path, "wb", buffering=0), ThreadPoolExecutor(1)  # noqa: SIM115 - see __exit__
+    def __init__(self, path: Path):
+        self.size = 0
+        self.crc32 = 0
+        self._file = open(path, "wb", buffering=0)
+        self._adder = ThreadPoolExecutor(1)  # adds up while the system writes
 
-    def write(self, data) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
-        summed = self.adder.submit(zlib.crc32, view, self.crc32)
+        checksum = self._adder.submit(zlib.crc32, view, self.crc32)
         rest = view
-        while rest:  # the system may take less than all: 2 GB at most, or what fits on a disk that is nearly full
-            rest = rest[self.file.write(rest) :]
-        self.size, self.crc32 = self.size + len(view), summed.result()
+        while rest:  # the system may take less than all: 2 GB at most, or what fits on a full disk
+            written = self._file.write(rest)
+            rest = rest[written:]
+        self.size += len(view)
+        self.crc32 = checksum.result()
         return len(view)
 
     def flush(self):
-        pass
+        """Asked for by torch.save; nothing is buffered."""
 
     def __enter__(self) -> "CheckedFile":
         return self
 
-    def __exit__(self, failed, *_):
+    def __exit__(self, failed: type | None, *_: object):
         try:
             if not failed:
-                os.fsync(self.file.fileno())
-                self.files[self.name] = {"size": self.size, "crc32": self.crc32}
+                os.fsync(self._file.fileno())
         finally:
-            self.adder.shutdown()
-            self.file.close()
+            self._adder.shutdown()
+            self._file.close()
 
 
 def crc32(path: Path) -> int:
@@ -64,6 +53,28 @@ def crc32(path: Path) -> int:
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
+    return value
+
+
+def write_json_with_checksum(path: Path, value: dict):
+    """JSON for people, with a last key that holds the checksum of the rest."""
+    text = json.dumps(value, sort_keys=True)
+    value = {**value, "checksum": zlib.crc32(text.encode())}
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    flush_to_disk(path)
+
+
+def read_json_with_checksum(path: Path) -> dict:
+    """Inverse of write_json_with_checksum. Raises ValueError, naming the file and its fault."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        checksum = value.pop("checksum")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = type(error).__name__
+        raise ValueError(f"{path.name} is missing or unreadable ({reason})") from None
+    text = json.dumps(value, sort_keys=True)
+    if zlib.crc32(text.encode()) != checksum:
+        raise ValueError(f"{path.name} does not match its checksum")
     return value
 
 
@@ -78,9 +89,17 @@ def flush_to_disk(path: Path):
         os.close(handle)
 
 
-def write_json_with_checksum(path: Path, value: dict):
-    """JSON for people, with a last key that holds the checksum of the rest."""
-    text = json.dumps(value, sort_keys=True)
-    value = {**value, "checksum": zlib.crc32(text.encode())}
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    flush_to_disk(path)
+def replace_folder(new: Path, folder: Path):
+    """Rename `new` to `folder`. What was there goes once that is on disk, or stays if it fails."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    flush_to_disk(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

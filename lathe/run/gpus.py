@@ -15,8 +15,8 @@ class Gpu:
     memory_gb: int
 
 
-# Sources: the makers' data sheets. The first row whose name is part of the device's name counts, so "H100 PCIe" stands
-# before "H100". A device that is not listed gets no MFU rather than a wrong one.
+# Sources: the makers' data sheets. The first row whose name is part of the device's name counts, so
+# "H100 PCIe" stands before "H100". A device that is not listed gets no MFU rather than a wrong one.
 GPUS = [
     Gpu("GH200", half_tflops=989.5, single_tflops=67.0, memory_gb=96),
     Gpu("H200", half_tflops=989.5, single_tflops=67.0, memory_gb=141),
@@ -46,7 +46,7 @@ def known_gpu(name: str) -> Gpu | None:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """The device's dense peak in FLOP/s for matrix products of this dtype; None if it is not known."""
+    """The device's dense peak in FLOP/s for matrix products of this dtype; None if not known."""
     if device.type != "cuda":
         return None
     gpu = known_gpu(torch.cuda.get_device_name(device))

@@ -6,7 +6,6 @@ import random
 import resource
 import subprocess
 import threading
-import time
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -167,6 +166,24 @@ def test_every_flipped_bit_and_every_cut_is_found_and_the_one_before_is_used(tmp
     assert checkpoint.newest_checkpoint(tmp_path) == (new, [])
 
 
+def test_a_bit_that_flips_while_saving_is_found_before_the_folder_has_its_name(tmp_path):
+    class Careless:
+        """Damages a file between its writing and its reading back."""
+
+        def __init__(self, name: str):
+            self.name = name
+
+        def save(self, folder: Path):
+            TOKENIZER.save(folder)
+            flip(folder / self.name, 5000)
+
+    old = save(tmp_path, 1)
+    for name in ("model.safetensors", "optimizer.pt"):
+        with pytest.raises(OSError, match=f"could not be written.*{name} does not match"):
+            checkpoint.save(tmp_path, *state_of(2), Careless(name))
+    assert names(tmp_path) == {old.name}
+
+
 # Killed while saving
 
 KILLED = """
@@ -268,19 +285,17 @@ def test_a_small_disk_that_fills_up(tmp_path):
 def test_writing_goes_on_in_the_background_one_at_a_time():
     order, go_on = [], threading.Event()
 
-    def write(name):
-        order.append(f"{name} begins")
-        go_on.wait(30)
-        time.sleep(0.05)
-        order.append(f"{name} ends")
+    def first():
+        assert go_on.wait(30)
+        order.append("first")
 
     with BackgroundWriter() as writer:
-        writer.start(lambda: write("first"))
-        assert "first ends" not in order
-        go_on.set()
-        writer.start(lambda: write("second"))
-        assert order[:2] == ["first begins", "first ends"]
-    assert order[2:] == ["second begins", "second ends"] and not writer.failed
+        writer.start(first)
+        assert order == []
+        threading.Timer(0.1, go_on.set).start()
+        writer.start(lambda: order.append("second"))  # waits for the first
+        assert order[0] == "first"
+    assert order == ["first", "second"] and not writer.failed
 
 
 def test_a_failure_in_the_background_is_known_and_raised_once(tmp_path):
