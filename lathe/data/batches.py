@@ -78,7 +78,8 @@ class TrainBatches:
         for stream, _ in dataset.parts:
             spans = stream.spans(block_size)
             orders.append(SampleOrder(stream.n_tokens, block_size, seed, spans))
-            self.n_longer += 0 if spans is None else spans.n_longer
+            if spans is not None:
+                self.n_longer += spans.n_longer
         weights = [weight for _, weight in dataset.parts]
         self.order = orders[0] if len(orders) == 1 else MixtureOrder(orders, weights, seed)
         for shard in self.stream.shards:

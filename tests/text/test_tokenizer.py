@@ -1,20 +1,14 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_bpe import CODE, OWN
 
 from lathe import ROOT
-from lathe.text.bpe import count_pieces, train_bpe
-from lathe.text.gpt2 import EOT, GPT2_PATTERN
-from lathe.text.tokenizer import Tokenizer, load_tokenizer, train_char
+from lathe.text.gpt2 import EOT
+from lathe.text.tokenizer import load_tokenizer, train_char
 
 TIKTOKEN_FILES = ROOT.parent / "shared" / "data" / "tiktoken"
-CODE = Path(__file__).read_text(encoding="utf-8") + (
-    ROOT / "lathe" / "text" / "tokenizer.py"
-).read_text("utf-8")
 
 
 @pytest.fixture
@@ -23,11 +17,6 @@ def gpt2(monkeypatch):
         pytest.skip(f"tiktoken's gpt2 files are not at {TIKTOKEN_FILES}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_FILES))
     return load_tokenizer("gpt2")
-
-
-@pytest.fixture(scope="module")
-def own() -> Tokenizer:
-    return train_bpe(count_pieces([CODE]), 600)
 
 
 @settings(deadline=None)
@@ -41,11 +30,8 @@ def test_bytes_and_own_bpe_decode_to_what_was_encoded(text):
         assert tokenizer.encode_numpy(text).tolist() == ids
 
 
-OWN = train_bpe(count_pieces([CODE]), 400)
-
-
-def test_end_of_text_in_a_text_is_ordinary_text(own, gpt2):
-    for tokenizer in (load_tokenizer("byte"), own, gpt2, train_char([CODE])):
+def test_end_of_text_in_a_text_is_ordinary_text(gpt2):
+    for tokenizer in (load_tokenizer("byte"), OWN, gpt2, train_char([CODE])):
         ids = tokenizer.encode(f"a{EOT}")
         assert tokenizer.eot_id not in ids
         assert tokenizer.decode(ids) == f"a{EOT}"
@@ -54,8 +40,8 @@ def test_end_of_text_in_a_text_is_ordinary_text(own, gpt2):
         assert tokenizer.token_byte_lengths()[tokenizer.eot_id] == 0
 
 
-def test_lone_surrogates_become_the_replacement_character(own, gpt2):
-    for tokenizer in (load_tokenizer("byte"), own, gpt2):
+def test_lone_surrogates_become_the_replacement_character(gpt2):
+    for tokenizer in (load_tokenizer("byte"), OWN, gpt2):
         assert tokenizer.decode(tokenizer.encode("a\ud800b\ud83d\ude00")) == "a\ufffdb\U0001f600"
 
 
@@ -71,12 +57,12 @@ def test_characters_have_ids_in_order_and_unknown_ones_are_named():
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "gpt2"])
 def test_saved_tokenizers_give_equal_ids_without_any_other_file(
-    kind, own, tmp_path, request, monkeypatch
+    kind, tmp_path, request, monkeypatch
 ):
     tokenizers = {
         "byte": lambda: load_tokenizer("byte"),
         "char": lambda: train_char([CODE]),
-        "bpe": lambda: own,
+        "bpe": lambda: OWN,
     }
     tokenizer = tokenizers.get(kind, lambda: request.getfixturevalue("gpt2"))()
     names = tokenizer.save(tmp_path)
@@ -93,8 +79,8 @@ def test_saved_tokenizers_give_equal_ids_without_any_other_file(
         assert again.fingerprint == tokenizer.fingerprint
 
 
-def test_changed_tokenizer_files_are_refused(own, tmp_path):
-    own.save(tmp_path)
+def test_changed_tokenizer_files_are_refused(tmp_path):
+    OWN.save(tmp_path)
     table = tmp_path / "tokenizer.tiktoken"
     lines = table.read_text().splitlines()
     lines[300], lines[301] = lines[301].split()[0] + " 300", lines[300].split()[0] + " 301"
@@ -126,111 +112,6 @@ def test_ids_outside_the_vocabulary_are_refused():
     for ids in ([257], [-1], np.array([1, 999])):
         with pytest.raises(ValueError, match="is not one of the 257 ids"):
             load_tokenizer("byte").decode(ids)
-
-
-def naive_bpe(counts, vocab_size):
-    """The same rule, written plainly: count all pairs of all words anew for every merge."""
-    words = [([bytes([b]) for b in word.encode()], n) for word, n in counts.items()]
-    ids = {bytes([i]): i for i in range(256)}
-    while len(ids) < vocab_size - 1:
-        pairs = {}
-        for word, n in words:
-            for pair in zip(word, word[1:], strict=False):
-                pairs[pair] = pairs.get(pair, 0) + n
-        best = min(pairs, key=lambda p: (-pairs[p], ids[p[0]], ids[p[1]]), default=None)
-        if best is None or pairs[best] < 2:
-            break
-        ids.setdefault(best[0] + best[1], len(ids))
-        for word, _ in words:
-            i = 0
-            while i < len(word) - 1:
-                if (word[i], word[i + 1]) == best:
-                    word[i : i + 2] = [best[0] + best[1]]
-                i += 1
-    return list(ids)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.text("ab c", min_size=1, max_size=30), max_size=8))
-def test_bpe_training_equals_its_plain_form(texts):
-    counts = count_pieces(texts)
-    assert train_bpe(counts, 280).pieces[:-1] == naive_bpe(counts, 280)
-
-
-def test_bpe_training_does_not_depend_on_the_order_of_counts():
-    counts = count_pieces([CODE])
-    backwards = dict(reversed(list(counts.items())))
-    assert train_bpe(counts, 500).fingerprint == train_bpe(backwards, 500).fingerprint
-    assert train_bpe(counts, 300).vocab_size == 300
-    with pytest.raises(ValueError, match="at least bpe:257"):
-        train_bpe(counts, 256)
-
-
-def test_own_bpe_is_what_the_tokenizers_library_computes(own, tmp_path):
-    """Another implementation, given our table as vocabulary and merges, cuts and merges alike."""
-    tokenizers = pytest.importorskip(
-        "tokenizers", reason="the tokenizers library comes with transformers"
-    )
-    other = tokenizers.Tokenizer.from_str(json.dumps(hugging_face_form(own)))
-    code = CODE.replace(EOT, "")  # which is a special token to the other one, wherever it stands
-    assert other.encode(code).ids == own.encode(code)
-    assert other.encode("tabs\t\tand  spaces   \n\n été 日本").ids == own.encode(
-        "tabs\t\tand  spaces   \n\n été 日本"
-    )
-    (tmp_path / "tokenizer.json").write_text(json.dumps(hugging_face_form(own)))
-    again = load_tokenizer(tmp_path)
-    assert again.encode(CODE) == own.encode(CODE)
-    assert (again.vocab_size, again.eot_id, again.pattern) == (
-        own.vocab_size,
-        own.eot_id,
-        GPT2_PATTERN,
-    )
-
-
-def hugging_face_form(tokenizer):
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    stand_in = {b: chr(b) for b in visible}
-    stand_in |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in visible)}
-    shown = ["".join(stand_in[b] for b in piece) for piece in tokenizer.pieces[:-1]]
-    ids = {piece: i for i, piece in enumerate(tokenizer.pieces)}
-    merges = []
-    for piece in tokenizer.pieces[256:-1]:  # the two parts that the merges before this one leave
-        parts = [bytes([b]) for b in piece]
-        while len(parts) > 2:
-            pairs = [ids.get(a + b, 1 << 30) for a, b in zip(parts, parts[1:], strict=False)]
-            at = pairs.index(min(pairs))
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        merges.append(["".join(stand_in[b] for b in part) for part in parts])
-    return {
-        "version": "1.0",
-        "added_tokens": [
-            {
-                "id": tokenizer.eot_id,
-                "content": EOT,
-                "special": True,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-            }
-        ],
-        "pre_tokenizer": {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": True,
-        },
-        "model": {"type": "BPE", "vocab": {s: i for i, s in enumerate(shown)}, "merges": merges},
-    }
-
-
-def test_other_kinds_of_hugging_face_tokenizers_are_refused(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(
-        json.dumps({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "pre_tokenizer": None})
-    )
-    with pytest.raises(ValueError, match="not a byte-level BPE"):
-        load_tokenizer(path)
 
 
 def test_gpt2_is_gpt2(gpt2):
