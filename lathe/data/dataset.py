@@ -42,7 +42,7 @@ class Stream:
         self.ends = np.cumsum([len(shard) for shard in self.shards], dtype=np.int64).tolist()
         self.n_tokens = self.ends[-1] if self.ends else 0
         self.dtype = np.result_type(*self.shards) if self.shards else np.dtype("<u2")
-        self.vocab_size = None  # these three are of the dataset, once it is known
+        self.vocab_size = None  # this and the next two are of the dataset, once it is known
         self.eot_id = None
         self.path = ""
         self._spans = {}  # {block_size: what `spans` returned}
@@ -94,11 +94,11 @@ class Stream:
         begins = np.unique(np.concatenate(begins))
         scored = np.concatenate(scored)
         spans = cut_between_documents(begins.tolist(), block_size)
-        # A span's targets are the tokens begin + 1 .. end.
-        n_scored = np.searchsorted(scored, spans.ends + 1) - np.searchsorted(
-            scored, spans.begins + 1
-        )
-        return Spans(spans.begins[n_scored > 0], spans.ends[n_scored > 0], spans.n_longer)
+        # The targets of a window are the tokens begin + 1 .. end.
+        n_before = np.searchsorted(scored, spans.begins + 1)
+        n_up_to_end = np.searchsorted(scored, spans.ends + 1)
+        any_scored = n_up_to_end > n_before
+        return Spans(spans.begins[any_scored], spans.ends[any_scored], spans.n_longer)
 
     def scored(self, start: int, begin: int, end: int) -> np.ndarray:
         """Which of the targets begin .. end - 1 of the window at token `start`: uint8, 0 or 1."""
@@ -133,7 +133,8 @@ class Stream:
             end = windows.ends[i]
             y[i, :begin] = IGNORE
             y[i, end:] = IGNORE
-            y[i, begin:end][self.scored(windows.starts[i], begin, end) == 0] = IGNORE
+            targets = y[i, begin:end]
+            targets[self.scored(windows.starts[i], begin, end) == 0] = IGNORE
 
 
 # -----------------------------------------------------------------------------
@@ -262,11 +263,14 @@ def _why_no_dataset(folder: Path) -> str:
 def _path_and_weight(part: str) -> tuple[str, float]:
     """A part of a mixture, PATH or PATH:WEIGHT; the colons of raw:TOKENIZER:FOLDER stay in it."""
     part = part.strip()
-    path, _, weight = part.rpartition(":")
-    try:
-        return (path, float(weight)) if path else (part, 1.0)
-    except ValueError:
+    path, _, number = part.rpartition(":")
+    if not path:
         return part, 1.0
+    try:
+        weight = float(number)
+    except ValueError:  # what follows the last colon is a folder
+        return part, 1.0
+    return path, weight
 
 
 def _open_mixture(path: str, parts: list[tuple[str, float]], verify: bool) -> Dataset:
