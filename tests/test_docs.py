@@ -31,7 +31,7 @@ SKIPPED = {
     r"\btorchrun\b": "tests/test_distributed.py starts torchrun",
     r"hf:(?!\.?/)": "needs the network",
     r"prepare/(fineweb_edu|openwebtext|tinystories|wikitext|shakespeare_char)": "needs the network",
-    r"^lm_eval ": "needs the network; tests/test_tasks.py has it without one, where lm_eval is installed",
+    r"^lm_eval ": "needs the network; tests/use/test_tasks.py has it without one, where lm_eval is installed",
     r"--wandb_log": "needs an account; tests/run/test_metrics.py has it without one",
     r"\bbench/(?!pictures)": "measures for minutes",
     r"--interactive": "asks at a terminal; tests/test_sample.py answers",

@@ -1,4 +1,4 @@
-"""Weights: the same logits in transformers, nothing lost on the way back, theirs read as they are."""
+"""Weights: the same logits in transformers, nothing lost on the way back, theirs read as well."""
 
 from dataclasses import asdict
 
