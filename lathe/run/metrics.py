@@ -1,91 +1,134 @@
-"""What a run reports: metrics.jsonl, lines or a progress bar on stderr, and mirrors in wandb and TensorBoard.
+"""metrics.jsonl: what a run reports, a row a line.
 
-A row is a flat dict. Training rows: step, tokens, loss, lr, grad_norm, tokens_per_second, elapsed (and mfu where the
-device's peak is known); evaluation rows: step, val_loss, val_bits_per_byte, elapsed, and of eval_tasks TASK/acc and the
-like. `elapsed` is in seconds since the process began, `tokens` since step 0, `memory` the most bytes held so far,
-`skipped` (once there are any) the steps left out. metrics.jsonl is the source of truth. starts.jsonl beside it tells
-how each process of the run was called.
+A row is a flat dict with a step. Training rows: step, tokens, loss, lr, grad_norm,
+tokens_per_second, elapsed, memory, and mfu where the device's peak is known. Evaluation rows: step,
+val_loss, val_bits_per_byte, elapsed, and of eval_tasks TASK/acc and the like. What else a row holds
+is written and mirrored as well.
+
+`elapsed` is in seconds since the process began, `tokens` since step 0, `memory` the most bytes used
+so far, `skipped` (once there are any) the steps left out. The file is the source of truth; wandb
+and TensorBoard mirror it.
 """
 
 import json
 import math
 import os
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
 
 
-def _kind(row):
-    return "eval" if "val_loss" in row else "train"
+# -----------------------------------------------------------------------------
+# Reading
 
 
-def read_lines(path):
+def read_metrics(path: str | Path) -> tuple[list[Row], list[Row]]:
+    """(training rows, evaluation rows) of a metrics.jsonl, also while it is being written or if it
+    is not there yet. Numbers that were not finite are None."""
+    training = []
+    evaluation = []
+    for (kind, _), row in read_rows(path).items():
+        if kind == "training":
+            training.append(row)
+        else:
+            evaluation.append(row)
+    return training, evaluation
+
+
+def read_rows(path: str | Path) -> dict[tuple[str, int], Row]:
+    """Rows of a metrics file by kind and step, in order; the last row of a step stands."""
+    rows = {}
+    for row in read_lines(path):
+        if isinstance(row.get("step"), int):
+            rows[kind_of(row), row["step"]] = row
+    return rows
+
+
+def kind_of(row: Row) -> str:
+    return "evaluation" if "val_loss" in row else "training"
+
+
+def read_lines(path: str | Path) -> list[dict]:
     """The JSON objects of a file that may be missing, or half-written when the power went."""
+    path = Path(path)
+    if not path.exists():
+        return []
     rows = []
-    for line in Path(path).read_bytes().splitlines() if Path(path).exists() else []:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
-def _read_rows(path):
-    """{(kind, step): row} of a metrics file in order; the last row of a step stands."""
-    return {(_kind(row), row["step"]): row for row in read_lines(path) if isinstance(row.get("step"), int)}
-
-
-def read_metrics(path):
-    """(training rows, evaluation rows) of a metrics.jsonl, also of one that is being written, or not there yet.
-
-    Numbers that were not finite are None."""
-    rows = _read_rows(path)
-    return tuple([row for (kind, _), row in rows.items() if kind == wanted] for wanted in ("train", "eval"))
+# -----------------------------------------------------------------------------
+# Writing
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl so that each step stands there once per kind, also after crashes and resumes.
+    """Appends rows to metrics.jsonl so that each step stands there once per kind.
 
-    A run that continues after step `resume_step` drops the later rows of its past life; one from scratch (0) drops
-    them all. Rows are flushed one by one: a killed process loses none, a machine that loses power the last ones."""
+    Also after crashes and resumes: a run that goes on after step `resume_step` drops the later rows
+    of its past life; one from scratch (0) drops them all. Rows are flushed one by one: a killed
+    process loses none, a machine that loses power the last ones.
+    """
 
-    def __init__(self, path, resume_step=0):
+    def __init__(self, path: str | Path, resume_step: int = 0):
         self.path = Path(path)
-        rows = _read_rows(self.path) if resume_step else {}
-        rows = {key: row for key, row in rows.items() if row["step"] <= resume_step}
-        self.written = set(rows)
+        kept = {}
+        if resume_step > 0:
+            for (kind, step), row in read_rows(self.path).items():
+                if step <= resume_step:
+                    kept[kind, step] = row
+        self.written = set(kept)
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".tmp")
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(map(_json_line, rows.values()))
+            for row in kept.values():
+                file.write(json_line(row))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
         self.file = open(self.path, "a", encoding="utf-8", newline="\n")
 
-    def log(self, row):
-        """Append one row, unless its step is already there: resuming at an evaluated step may evaluate it again."""
-        key = (_kind(row), row["step"])
+    def log(self, row: Row):
+        """Append one row, unless its step is already there: resuming at an evaluated step may
+        evaluate it again."""
+        key = (kind_of(row), row["step"])
         if key not in self.written:
             self.written.add(key)
-            self.file.write(_json_line(row))
+            self.file.write(json_line(row))
             self.file.flush()
 
     def close(self):
         self.file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object):
         self.close()
 
 
-def _json_line(row):
+def json_line(row: Row) -> str:
     """One line of JSON; nan and inf, which JSON does not have, become null."""
-    row = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}  # numpy, torch
-    row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-    return json.dumps(row, allow_nan=False) + "\n"
+    values = {}
+    for name, value in row.items():
+        if hasattr(value, "item"):  # a number of numpy's or torch's
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            value = None
+        values[name] = value
+    return json.dumps(values, allow_nan=False) + "\n"
 
 
-def keep_samples(path, step):
+def keep_samples(path: Path, step: int):
     """Drop the lines of samples.jsonl of steps that a run at `step` will reach again."""
     rows = read_lines(path) if step else []
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step), encoding="utf-8")
+    kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
