@@ -36,6 +36,7 @@ from lathe.optim.build import build_optimizers, load_optimizer_state, optimizer_
 from lathe.optim.schedule import lr_factor, set_rates
 from lathe.run import checkpoint, devices, plan, ranks
 from lathe.run.background import BackgroundWriter
+from lathe.run.farewell import farewell, resume_command
 from lathe.run.gpus import peak_flops
 from lathe.run.lock import lock_folder
 from lathe.run.metrics import MetricsLog, keep_samples
@@ -56,7 +57,7 @@ from lathe.run.process import (
     seed_everything,
     set_random_state,
 )
-from lathe.run.progress import Progress, farewell, resume_command
+from lathe.run.progress import Progress
 from lathe.run.provenance import log_start
 from lathe.use import lora
 from lathe.use.generation import generate

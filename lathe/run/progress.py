@@ -1,78 +1,15 @@
-"""Lines or a progress bar on stderr, and what is said at the end."""
+"""A run as people see it on stderr: a bar on a terminal, plain lines in a pipe."""
 
 import os
-import shlex
 import sys
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any, TextIO, TypeVar
 
-from lathe.run.metrics import read_lines
-
-
-def resume_command(settings, more=""):
-    """What to type to go on with a run."""
-    return f"python train.py {shlex.quote(settings.out_dir)}/settings.toml --init_from=resume{more}"
-
-
-def farewell(settings, evaluation, seconds):
-    """The last samples in full, what came out, and what to type next."""
-    step, bits = evaluation["step"], evaluation["val_bits_per_byte"]
-    bits = "" if bits is None else f", {bits:.4f} bits per byte"
-    where, prompt = shlex.quote(settings.out_dir), shlex.quote(settings.sample_prompt or "The ")
-    rows = [row for row in read_lines(Path(settings.out_dir) / "samples.jsonl") if row["step"] == step]
-    parts = [f"--- sample {row['sample'] + 1} of {len(rows)}\n{row['prompt']}{row['text']}".rstrip() for row in rows]
-    parts += [
-        f"---\ndone: validation loss {evaluation['val_loss']:.4f}{bits} at step {step}, {seconds:.0f} s; "
-        f"all of it is in {settings.out_dir}\nnext:",
-        f"  python sample.py --out_dir={where} --num_samples=3 --prompt={prompt}",
-        f"  python evaluate.py --out_dir={where}",
-        f"  {resume_command(settings, f' --max_steps={2 * step}')}",
-    ]
-    return "\n".join(parts)
-
-
-def train_line(row, max_steps):
-    """A training row for people; time per step and time left follow from the row itself."""
-    width = len(str(max_steps))
-    parts = [f"step {row['step']:>{width}}/{max_steps}", f"loss {row['loss']:.4f}"]
-    parts += [f"lr {row['lr']:.2e}", f"grad {row['grad_norm']:.2f}", f"{row['tokens_per_second']:,.0f} tok/s"]
-    seconds = row["tokens"] / row["step"] / row["tokens_per_second"]  # per step
-    parts.append(f"{1000 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms")
-    if "mfu" in row:
-        parts.append(f"mfu {row['mfu']:.1%}")
-    return " | ".join([*parts, f"eta {_duration((max_steps - row['step']) * seconds)}"])
-
-
-def eval_line(row, max_steps):
-    """An evaluation row for people."""
-    parts = [f"step {row['step']:>{len(str(max_steps))}}/{max_steps}", f"val loss {row['val_loss']:.4f}"]
-    if row["val_bits_per_byte"] is not None:
-        parts.append(f"{row['val_bits_per_byte']:.4f} bits per byte")
-    parts += [f"{name} {value:.4f}" for name, value in row.items() if "/" in name]  # scores in tasks
-    return " | ".join([*parts, f"{_duration(row['elapsed'])} elapsed"])
-
-
-def _duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def _is_terminal(stream):
-    dumb = os.environ.get("TERM") == "dumb" or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-    return stream.isatty() and not dumb
-
-
-def with_bar(items, what, total, enabled=True):
-    """`items` again; while they are worked through, stderr shows a bar if it is a terminal."""
-    if not (enabled and _is_terminal(sys.stderr)):
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, total=total, leave=False, dynamic_ncols=True)
+Item = TypeVar("Item")
 
 
 class Progress:
-    """A run as seen on stderr: a bar on a terminal, plain lines in a pipe, nothing unless `enabled` (ranks > 0).
+    """A bar on a terminal, plain lines in a pipe, nothing unless `enabled` (ranks > 0).
 
     with Progress(max_steps, start) as progress:
         progress.step(k)         # k updates are done
@@ -81,30 +18,37 @@ class Progress:
         progress.print(text)     # a line that leaves the bar whole
     """
 
-    def __init__(self, max_steps, start=0, enabled=True):
-        self.max_steps, self.start, self.enabled, self.bar = max_steps, start, enabled, None
-        self.on_terminal = enabled and _is_terminal(sys.stderr)
+    def __init__(self, max_steps: int, start: int = 0, enabled: bool = True):
+        self.max_steps = max_steps
+        self.start = start
+        self.enabled = enabled
+        self.on_terminal = enabled and is_terminal(sys.stderr)
+        self.bar = None  # tqdm's, from the first step on: what is printed before it needs none
 
-    def step(self, step):
-        if self.on_terminal:
-            if self.bar is None:  # from the first step on: what is printed before it needs no bar
-                from tqdm import tqdm
+    def step(self, step: int):
+        if not self.on_terminal:
+            return
+        if self.bar is None:
+            from tqdm import tqdm
 
-                self.bar = tqdm(total=self.max_steps, initial=self.start, unit="step", dynamic_ncols=True)
-            self.bar.update(step - self.bar.n)
+            self.bar = tqdm(
+                total=self.max_steps, initial=self.start, unit="step", dynamic_ncols=True
+            )
+        self.bar.update(step - self.bar.n)
 
-    def train(self, row):
+    def train(self, row: dict[str, Any]):
         if self.bar is None:
             self.print(train_line(row, self.max_steps))
-        else:
-            mfu = f", mfu {row['mfu']:.1%}" if "mfu" in row else ""
-            text = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tok/s{mfu}"
-            self.bar.set_postfix_str(text, refresh=False)
+            return
+        text = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tok/s"
+        if "mfu" in row:
+            text += f", mfu {row['mfu']:.1%}"
+        self.bar.set_postfix_str(text, refresh=False)
 
-    def evaluation(self, row):
+    def evaluation(self, row: dict[str, Any]):
         self.print(eval_line(row, self.max_steps))
 
-    def print(self, text):
+    def print(self, text: str):
         if self.on_terminal:
             from tqdm import tqdm
 
@@ -112,9 +56,69 @@ class Progress:
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object):
         if self.bar is not None:
             self.bar.close()
+
+
+def with_bar(items: Iterable[Item], what: str, total: int, enabled: bool = True) -> Iterable[Item]:
+    """`items` again; while they are worked through, stderr shows a bar if it is a terminal."""
+    if not enabled or not is_terminal(sys.stderr):
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, total=total, leave=False, dynamic_ncols=True)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be drawn there, and is wanted."""
+    no_cursor = os.environ.get("TERM") == "dumb"
+    no_bar = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return stream.isatty() and not no_cursor and not no_bar
+
+
+# -----------------------------------------------------------------------------
+# Rows of metrics.jsonl as lines
+
+
+def train_line(row: dict[str, Any], max_steps: int) -> str:
+    """A training row for people; time per step and time left follow from the row itself."""
+    seconds_per_step = row["tokens"] / row["step"] / row["tokens_per_second"]
+    decimals = 0 if seconds_per_step >= 0.1 else 1
+    seconds_left = (max_steps - row["step"]) * seconds_per_step
+    parts = [
+        f"step {row['step']:>{len(str(max_steps))}}/{max_steps}",
+        f"loss {row['loss']:.4f}",
+        f"lr {row['lr']:.2e}",
+        f"grad {row['grad_norm']:.2f}",
+        f"{row['tokens_per_second']:,.0f} tok/s",
+        f"{1000 * seconds_per_step:,.{decimals}f} ms",
+    ]
+    if "mfu" in row:
+        parts.append(f"mfu {row['mfu']:.1%}")
+    parts.append(f"eta {duration(seconds_left)}")
+    return " | ".join(parts)
+
+
+def eval_line(row: dict[str, Any], max_steps: int) -> str:
+    """An evaluation row for people."""
+    parts = [
+        f"step {row['step']:>{len(str(max_steps))}}/{max_steps}",
+        f"val loss {row['val_loss']:.4f}",
+    ]
+    if row["val_bits_per_byte"] is not None:
+        parts.append(f"{row['val_bits_per_byte']:.4f} bits per byte")
+    for name, value in row.items():
+        if "/" in name:  # a score in a task
+            parts.append(f"{name} {value:.4f}")
+    parts.append(f"{duration(row['elapsed'])} elapsed")
+    return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,42 @@
+"""What a run says at its end, and how to go on with it."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from lathe.run.metrics import read_lines
+from lathe.settings import Settings
+
+
+def resume_command(settings: Settings, options: str = "") -> str:
+    """What to type to go on with a run."""
+    out_dir = shlex.quote(settings.out_dir)
+    return f"python train.py {out_dir}/settings.toml --init_from=resume{options}"
+
+
+def farewell(settings: Settings, evaluation: dict[str, Any], seconds: float) -> str:
+    """The last samples in full, what came out, and what to type next."""
+    step = evaluation["step"]
+    samples = []
+    for row in read_lines(Path(settings.out_dir) / "samples.jsonl"):
+        if row["step"] == step:
+            samples.append(row)
+    lines = []
+    for row in samples:
+        heading = f"--- sample {row['sample'] + 1} of {len(samples)}"
+        lines.append(f"{heading}\n{row['prompt']}{row['text']}".rstrip())
+
+    loss = f"validation loss {evaluation['val_loss']:.4f}"
+    if evaluation["val_bits_per_byte"] is not None:
+        loss += f", {evaluation['val_bits_per_byte']:.4f} bits per byte"
+    out_dir = shlex.quote(settings.out_dir)
+    prompt = shlex.quote(settings.sample_prompt or "The ")
+    lines += [
+        "---",
+        f"done: {loss} at step {step}, {seconds:.0f} s; all of it is in {settings.out_dir}",
+        "next:",
+        f"  python sample.py --out_dir={out_dir} --num_samples=3 --prompt={prompt}",
+        f"  python evaluate.py --out_dir={out_dir}",
+        f"  {resume_command(settings, f' --max_steps={2 * step}')}",
+    ]
+    return "\n".join(lines)
