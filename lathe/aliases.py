@@ -1,86 +1,123 @@
-"""What users of other tools call our settings, and which command has which."""
+"""What an unknown setting was meant to be: a typo, another program's name, or another command's."""
 
-# The settings above and of other commands -> what users of nanoGPT, llm.c, Hugging Face and others call them.
-_ALSO_CALLED = {
-    "max_steps": "max_iters num_iterations num_steps total_steps train_steps steps iters epochs num_train_epochs",
-    "gpus": "num_gpus n_gpus world_size",
-    "dollars_per_hour": "price cost",
-    "dry_run": "dryrun plan estimate",
-    "tokens": "total_tokens train_tokens target_tokens token_budget",
-    "batch_size": "bs global_batch_size train_batch_size total_batch_size",
-    "batch_size micro_batch_size": "gradient_accumulation_steps grad_accum_steps accumulation_steps",
-    "micro_batch_size": "device_batch_size per_device_train_batch_size mbs",
-    "learning_rate": "lr max_lr",
-    "muon_learning_rate": "muon_lr matrix_lr",
-    "min_lr_fraction": "min_lr final_lr_frac learning_rate_decay_frac",
-    "lr_schedule": "decay_lr schedule scheduler lr_scheduler_type",
-    "decay_fraction": "lr_decay_iters cooldown_frac warmdown_ratio",
-    "warmup_steps": "warmup warmup_iters warmup_ratio",
-    "activation_checkpointing": "gradient_checkpointing grad_checkpointing recompute",
-    "rank_timeout": "timeout ddp_timeout nccl_timeout",
-    "optimizer": "optim",
-    "weight_decay": "wd",
-    "beta1": "adam_beta1",
-    "beta2": "adam_beta2",
-    "beta1 beta2": "betas",
-    "muon_momentum": "momentum",
-    "grad_clip": "clip max_grad_norm clip_grad_norm",
-    "lora_rank": "lora lora_r",
-    "n_layer": "num_layers num_hidden_layers layers depth",
-    "n_head": "num_heads num_attention_heads heads",
-    "n_kv_head": "num_key_value_heads num_kv_heads n_query_groups",
-    "head_dim": "head_size",
-    "n_embd": "hidden_size embed_dim d_model dim model_dim",
-    "n_hidden": "intermediate_size n_inner ffn_dim d_ff",
-    "block_size": "context_length n_ctx n_positions max_position_embeddings max_seq_len sequence_length seq_len",
-    "activation": "activation_function hidden_act",
-    "position": "position_embedding position_embedding_type",
-    "rope_theta": "rope_base",
-    "norm_eps": "layer_norm_eps layer_norm_epsilon rms_norm_eps",
-    "bias": "use_bias",
-    "tie_weights": "tie_word_embeddings tied_embeddings",
-    "logit_softcap": "softcap final_logit_softcapping",
-    "eval_interval": "eval_steps eval_every val_interval val_loss_every sample_every",
-    "eval_tokens": "eval_iters val_max_steps",
-    "log_interval": "log_every logging_steps",
-    "checkpoint_interval": "save_interval save_steps save_every checkpoint_every",
-    "checkpoint_interval keep_checkpoints": "always_save_checkpoint",
-    "keep_checkpoints": "save_total_limit",
-    "out_dir": "output_dir save_dir log_dir",
-    "overwrite": "overwrite_output_dir force",
-    "dataset": "data data_dir dataset_dir dataset_name input_bin",
-    "init_from": "resume resume_from_checkpoint finetune",
-    "init_from model": "model_name_or_path pretrained",
-    "out_dir model": "init_from",
-    "out_dir init_from": "checkpoint ckpt",
-    "seed": "random_seed",
-    "dtype": "precision bf16 fp16 amp",
-    "device": "gpu cuda cpu",
-    "device parallel": "backend",
-    "parallel": "ddp fsdp strategy",
-    "compile": "torch_compile use_compile",
-    "wandb_log": "wandb use_wandb",
-    "wandb_run_name": "wandb_name run_name",
-    "wandb_log tensorboard_log": "report_to",
-    "tensorboard_log": "tensorboard",
-    "evaluate.py": "eval_only",
-    "prompt": "start",
-    "max_new_tokens": "max_length max_tokens num_tokens n_predict",
-    "repetition_penalty": "repeat_penalty rep_pen",
-    "temperature": "temp",
-    "num_samples": "num_return_sequences n_samples",
-    "stop": "stop_token stop_sequence",
-    "out": "out_path",
-    "tokenizer": "encoding",
-    "val_fraction": "val_split val_ratio",
-    "workers": "num_proc num_workers",
+import difflib
+from dataclasses import fields
+
+from lathe.settings import Settings
+
+# Others' names -> ours, of whichever command has them.
+ALIASES = {
+    # nanoGPT
+    "max_iters": ["max_steps"],
+    "gradient_accumulation_steps": ["batch_size", "micro_batch_size"],
+    "eval_iters": ["eval_tokens"],
+    "eval_only": ["evaluate.py"],
+    "always_save_checkpoint": ["checkpoint_interval", "keep_checkpoints"],
+    "decay_lr": ["lr_schedule"],
+    "warmup_iters": ["warmup_steps"],
+    "lr_decay_iters": ["decay_fraction"],
+    "min_lr": ["min_lr_fraction"],
+    "backend": ["device", "parallel"],
+    "start": ["prompt"],
+    "init_from": ["out_dir", "model"],  # where it is no setting of ours: in sample.py
+    # Hugging Face, llm.c, PyTorch and papers
+    "lr": ["learning_rate"],
+    "wd": ["weight_decay"],
+    "bs": ["batch_size"],
+    "epochs": ["max_steps"],
+    "num_train_epochs": ["max_steps"],
+    "num_iterations": ["max_steps"],
+    "per_device_train_batch_size": ["micro_batch_size"],
+    "max_grad_norm": ["grad_clip"],
+    "gradient_checkpointing": ["activation_checkpointing"],
+    "num_layers": ["n_layer"],
+    "num_hidden_layers": ["n_layer"],
+    "depth": ["n_layer"],
+    "num_heads": ["n_head"],
+    "num_attention_heads": ["n_head"],
+    "num_key_value_heads": ["n_kv_head"],
+    "hidden_size": ["n_embd"],
+    "d_model": ["n_embd"],
+    "intermediate_size": ["n_hidden"],
+    "context_length": ["block_size"],
+    "max_position_embeddings": ["block_size"],
+    "max_seq_len": ["block_size"],
+    "seq_len": ["block_size"],
+    "tie_word_embeddings": ["tie_weights"],
+    "eval_steps": ["eval_interval"],
+    "logging_steps": ["log_interval"],
+    "save_steps": ["checkpoint_interval"],
+    "save_total_limit": ["keep_checkpoints"],
+    "output_dir": ["out_dir"],
+    "data": ["dataset"],
+    "resume": ["init_from"],
+    "resume_from_checkpoint": ["init_from"],
+    "checkpoint": ["out_dir", "init_from"],
+    "precision": ["dtype"],
+    "lora_r": ["lora_rank"],
+    "max_tokens": ["max_new_tokens"],
+    "num_return_sequences": ["num_samples"],
+    "num_workers": ["workers"],
 }
-ALIASES = {alias: ours for ours, aliases in _ALSO_CALLED.items() for alias in aliases.split()}
 
-# Where a right name belongs that was given to the wrong command; the fields of Settings belong to train.py.
+# Settings that a command beside train.py has.
 ELSEWHERE = {
-    "prepare/text.py": "input tokenizer val_fraction workers field",
-    "sample.py": "prompt prompt_file prompts interactive max_new_tokens temperature top_k top_p min_p stream format "
-    "repetition_penalty frequency_penalty presence_penalty stop stop_ids ignore_eot logprobs",
-    "evaluate.py": "tasks limit stride by_position",
-}
+    "prepare/text.py": ["input", "tokenizer", "val_fraction", "workers", "field"],
+    "sample.py": [
+        "prompt", "prompt_file", "prompts", "interactive", "max_new_tokens", "stream", "format",
+        "temperature", "top_k", "top_p", "min_p", "logprobs", "stop", "stop_ids", "ignore_eot",
+        "repetition_penalty", "frequency_penalty", "presence_penalty",
+    ],
+    "evaluate.py": ["tasks", "limit", "stride", "by_position"],
+}  # fmt: skip
+
+
+def did_you_mean(name: str, types: dict[str, type], dashes: str = "") -> str:
+    """How a user goes on after an unknown name: "; did you mean --max_steps?".
+
+    `types` has the settings of this command, `dashes` stand before them on a command line.
+    """
+    name = name.lower()
+    positive = name.removeprefix("no_")
+    if positive != name and types.get(positive) is bool:
+        return f"; did you mean {dashes}{positive}=false?"
+
+    commands = {setting.name: "train.py" for setting in fields(Settings)}
+    for command, settings in ELSEWHERE.items():
+        commands |= dict.fromkeys(settings, command)
+    answers = []
+    for known in nearest(name, [*types, *ALIASES, *commands], first=types):
+        answer = meaning(known, types, commands, dashes)
+        if answer and answer not in answers:
+            answers.append(answer)
+    if not answers:
+        return "; --help lists all settings"
+    return f"; did you mean {' or '.join(answers[:3])}?"
+
+
+def nearest(name: str, known: list[str], first: dict[str, type]) -> list[str]:
+    """The known names most like this one; of equally near ones those in `first`, if any are."""
+    nearness = {}
+    for word in known:
+        nearness[word] = difflib.SequenceMatcher(None, name, word, autojunk=False).ratio()
+    best = max(nearness.values())
+    if best < 0.6:
+        return []
+    near = [word for word in nearness if nearness[word] == best]
+    return [word for word in near if word in first] or near
+
+
+def meaning(known: str, types: dict[str, type], commands: dict[str, str], dashes: str) -> str:
+    """What a known name stands for: settings of this command, a command, or another's setting."""
+    if known in types:
+        return dashes + known
+    names = ALIASES.get(known, [known])
+    here = [dashes + name for name in names if name in types]
+    if here:
+        return " and ".join(here)
+    for name in names:
+        if name in commands:
+            return f"{commands[name]} --{name}"
+        if name.endswith(".py"):
+            return name
+    return ""

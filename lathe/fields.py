@@ -1,12 +1,16 @@
 """What the source of a dataclass says of its fields: type, default, help and section.
 
-One line says all there is to know of a setting,  name: type = default  # help
-and a line `# --- title` opens a section.
+One line says all there is to know of a setting,
+
+    name: type = default  # help
+
+unless the line gets too long: then the help stands above it. A line `# --- title` opens a section.
 """
 
 import ast
-import re
-from dataclasses import dataclass
+import inspect
+import textwrap
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,21 @@ def read_fields(source: str, class_name: str) -> list[FieldSource]:
     """The fields of a dataclass in `source`, the text of a file or of the class, in its order."""
     lines = source.splitlines()
     fields = []
+    section = ""
+    done = 0  # lines
     for node in find_class(source, class_name).body:
         if not isinstance(node, ast.AnnAssign):
             continue
-        after_value = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
-        _, _, help = after_value.partition("# ")
-        section = ""
-        for line in lines[: node.lineno - 1]:
-            if heading := re.match(r" +# --- (.+)", line):
-                section = heading[1]
+        above = []  # comments in the lines before the field
+        for line in lines[done : node.lineno - 1]:
+            line = line.strip()
+            if line.startswith("# --- "):
+                section = line.removeprefix("# --- ")
+            elif line.startswith("# "):
+                above.append(line.removeprefix("# "))
+        done = node.end_lineno
+        beside = lines[done - 1].encode()[node.end_col_offset :].decode()
+        help = beside.strip().removeprefix("# ") or " ".join(above)
         fields.append(FieldSource(node.target.id, node.annotation, node.value, help, section))
     return fields
 
@@ -42,3 +52,35 @@ def find_class(source: str, class_name: str) -> ast.ClassDef:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return node
     raise ValueError(f"there is no class {class_name} at the top of the source")
+
+
+@dataclass(frozen=True)
+class Comment:
+    """What stands beside a field: its help, and the title of the section that it lies in."""
+
+    help: str
+    section: str
+
+
+def comments(cls: type) -> dict[str, Comment]:
+    """The comment of each field of a dataclass, of those too that it has from another.
+
+    A field that make_dataclass made has it as "help" and "section" in its metadata.
+    """
+    found = {}
+    for field in fields(cls):
+        found[field.name] = Comment(
+            field.metadata.get("help", ""), field.metadata.get("section", "")
+        )
+    section = ""
+    for base in reversed(cls.__mro__):
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):  # made by make_dataclass, or Python's own
+            continue
+        for field in read_fields(source, base.__name__):
+            section = (
+                field.section or section
+            )  # a class goes on in the section of the one it extends
+            found[field.name] = Comment(field.help, section)
+    return found
