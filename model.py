@@ -41,19 +41,21 @@ class GPTConfig:
     n_kv_head: int = 0  # key/value heads, fewer than n_head for grouped queries; 0 = n_head
     head_dim: int = 0  # width of one head; 0 = n_embd / n_head
     n_embd: int = 768  # width of the residual stream
-    n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, for swiglu 8/3 n_embd, up to a multiple of 32
+    n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, for swiglu 8/3 n_embd up to a multiple of 32
     position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"  # how a token knows its place
     rope_theta: float = 10000.0  # base of the rotary wavelengths
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # before attention, MLP and head
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # normalisation before attention, MLP and head
     norm_weight: bool = False  # learned gains in the norms
     norm_eps: float = 1e-5  # added to the variance in the norms
-    activation: Literal["swiglu", "relu2", "gelu", "gelu_tanh"] = "swiglu"  # gelu_tanh is GPT-2's
+    # of the MLP; gelu_tanh is GPT-2's
+    activation: Literal["swiglu", "relu2", "gelu", "gelu_tanh"] = "swiglu"
     qk_norm: bool = True  # normalise queries and keys per head
     bias: bool = False  # biases in linear layers, and in layernorms with gains
     tie_weights: bool = False  # one matrix for token embedding and output head
     zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
-    logit_softcap: float = 0.0  # c: logits become c tanh(logits / c); 0 = off
-    bigram_rows: int = 0  # of a table by pairs of tokens, unknown to Hugging Face; 0 = off
+    logit_softcap: float = 0.0  # c squashes logits to c tanh(logits / c); 0 = off
+    # a table by pairs of tokens beside the embedding; no Hugging Face model has one; 0 = off
+    bigram_rows: int = 0
     dropout: float = 0.0  # probability of dropping an activation in training
 
     def __post_init__(self):

@@ -1,8 +1,9 @@
 """Every setting of a training run, and which values it may have.
 
-A setting stands in one place. Those of the network are written in model.py, as fields of GPTConfig, and are read from
-its source here; all others are fields of the two classes below, in the order of --help. What is added in either place is
-in --help, in presets, in settings.toml and in checkpoints.
+A setting stands in one place. Those of the network are fields of GPTConfig in model.py, and read
+from its source here; all others are fields of the two classes below, in the order of --help. What
+is added in either place is in --help, in presets, in settings.toml and in checkpoints: its type and
+default hold everywhere, and the comment beside it, or above it, is its help.
 """
 
 import ast
@@ -19,9 +20,10 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 def model_fields() -> list[tuple]:
-    """(name, type, field) of each setting below `# --- model` in model.py's GPTConfig, as make_dataclass takes them.
+    """(name, type, field) of each setting of GPTConfig, as make_dataclass takes them.
 
-    They are read, not imported: model.py imports torch, which takes seconds, and --help is to be there at once.
+    They stand below `# --- model`. They are read, not imported: model.py imports torch, which takes
+    seconds, and --help is to be there at once.
     """
     source = (ROOT / "model.py").read_text(encoding="utf-8")
     settings = []
@@ -44,21 +46,26 @@ def model_fields() -> list[tuple]:
 
 @dataclass
 class RunSettings:
-    """The first section of Settings."""
+    """The section of Settings that stands before the network's."""
 
     # --- run
     out_dir: str = "out/default"  # folder that the run writes to
     dataset: str = "data/python_stdlib"  # folder of token shards, as a prepare/ command writes it
-    init_from: str = "scratch"  # scratch, resume, auto (resume if possible), hf:NAME_OR_FOLDER, or another run's folder
+    # scratch, resume, auto (resume if possible), hf:NAME_OR_FOLDER, or another run's folder
+    init_from: str = "scratch"
     overwrite: bool = False  # start over in an out_dir that already holds a run
-    new_data: bool = False  # resume although the dataset or the seed changed: a new order of samples begins
+    new_data: bool = False  # resume although dataset or seed changed: samples come in a new order
     seed: int = 1337  # of the weights, the order of samples, dropout and sampled text
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the forward pass; weights stay float32
+    # of the forward pass; weights stay float32
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the training step
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # torchrun: each rank holds all weights (ddp), or a shard (fsdp: FSDP2)
-    activation_checkpointing: Literal["none", "full", "selective"] = "none"  # forget a block's activations, redo them
-    rank_timeout: int = 600  # torchrun: seconds without progress after which a rank ends the job with every stack
+    # torchrun: each rank holds all weights (ddp), or a shard (fsdp: FSDP2)
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    # forget a block's activations, redo them
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    # torchrun: seconds without progress after which a rank ends the job with every stack
+    rank_timeout: int = 600
 
 
 ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettings,))
@@ -66,17 +73,18 @@ ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettin
 
 @dataclass
 class Settings(ModelSettings):
-    """Every setting of a training run. The comment beside a field is its help; a `# ---` line opens a section."""
+    """Every setting of a training run: those of RunSettings, of the network, and these."""
 
     # --- model
-    document_mask: bool = False  # tokens see their own document alone, though several share a window; for fine-tuning
+    # tokens see their own document alone, though several share a window; for fine-tuning
+    document_mask: bool = False
 
     # --- optimization
-    batch_size: int = 512  # sequences per optimizer step, over all devices; 0 = by rule, see run/plan.py
+    batch_size: int = 512  # sequences per optimizer step over all devices; 0 = by rule, see plan.py
     micro_batch_size: int = 0  # sequences per device per forward pass; 0 = auto
     max_steps: int = 5000  # optimizer updates; 0 = as many as 20 tokens per weight make
     tokens: int = 0  # train on this many, which decides max_steps; 0 = max_steps decides
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for hidden matrices, AdamW for the rest
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for hidden matrices, AdamW for others
     learning_rate: float = 0.004  # peak rate of AdamW; 0 = by rule
     muon_learning_rate: float = 0.02  # peak rate of Muon; 0 = by rule
     weight_decay: float = 0.1  # on matrices only; -1 = by rule
@@ -84,21 +92,22 @@ class Settings(ModelSettings):
     beta2: float = 0.95  # AdamW: decay of the mean of squared gradients
     muon_momentum: float = 0.95  # Muon: decay of the momentum
     grad_clip: float = 1.0  # largest norm of the gradient; 0 = off
-    max_skipped_steps: int = 10  # stop after this many skipped steps in a row (gradient not finite, or a spike)
-    skip_spikes: float = 0.0  # skip a step whose gradient norm is this many times the usual; 0 = off
+    # stop after this many skipped steps in a row (gradient not finite, or a spike)
+    max_skipped_steps: int = 10
+    skip_spikes: float = 0.0  # skip steps whose gradient norm is this many times the usual; 0 = off
     lr_schedule: Literal["wsd", "cosine", "constant"] = "wsd"  # wsd: warmup, stable, linear decay
     warmup_steps: int = 40  # steps over which the rates rise linearly
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
     min_lr_fraction: float = 0.05  # wsd and cosine: last rate as a share of the peak
 
     # --- adaptation
-    lora_rank: int = 0  # rank of the corrections that alone are trained (LoRA), for init_from; 0 = train all weights
+    lora_rank: int = 0  # rank of the corrections that alone are trained (LoRA); 0 = all weights
     lora_alpha: float = 16.0  # corrections are multiplied by this over lora_rank
 
     # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
-    eval_tasks: list[str] = field(default_factory=list)  # scored at evaluations; see evaluate.py --tasks
+    eval_tasks: list[str] = field(default_factory=list)  # scored at evaluations; see evaluate.py
     log_interval: int = 10  # steps between rows of training metrics
     checkpoint_interval: int = 0  # steps between saves; 0 = at every evaluation
     keep_checkpoints: int = 2  # newest checkpoints that stay, beside the best
@@ -119,23 +128,31 @@ class Settings(ModelSettings):
     dollars_per_hour: float = 0.0  # dry run: price of a GPU
 
     def __post_init__(self):
-        positive = "block_size n_layer n_head n_embd eval_interval log_interval keep_checkpoints "
-        positive += "rank_timeout max_skipped_steps"
-        for name, value in vars(self).items():
-            if name in positive.split() and value < 1:
+        sizes = ("block_size", "n_layer", "n_head", "n_embd")
+        counts = ("rank_timeout", "max_skipped_steps", "keep_checkpoints")
+        for name in (*sizes, *counts, "eval_interval", "log_interval"):
+            value = getattr(self, name)
+            if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-            least = -1 if name == "weight_decay" else 0
-            if isinstance(value, int | float) and not (0 <= value < 2**63 or value == least):  # nan fails too
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float):
+                continue
+            if name == "weight_decay" and value == -1:  # by rule
+                continue
+            if not 0 <= value < 2**63:  # nan is refused, too
                 raise ValueError(f"{name} is {value}; it must be a number from 0 to 2^63")
         for name in ("dropout", "beta1", "beta2", "muon_momentum"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+            value = getattr(self, name)
+            if value >= 1:
+                raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
         for name in ("decay_fraction", "min_lr_fraction"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+            value = getattr(self, name)
+            if value > 1:
+                raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
         for name in ("gpus", "mfu", "dollars_per_hour"):
-            if not self.dry_run and getattr(self, name) != getattr(Settings, name):
-                raise ValueError(f"{name} is {getattr(self, name)}, for plans alone: add --dry_run")
+            value = getattr(self, name)
+            if value != getattr(Settings, name) and not self.dry_run:
+                raise ValueError(f"{name} is {value}, for plans alone: add --dry_run")
         if not 0 < self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}; it must be above 0 and at most 1")
         if not self.out_dir.strip():
