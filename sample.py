@@ -3,8 +3,9 @@
     python sample.py --out_dir=RUN --prompt="def main" --num_samples=3
     python sample.py --model=hf:gpt2 --interactive
 
-stdout carries generated text only; what is said about it goes to stderr. All samples of all prompts are decoded side by
-side, each prompt is read once, and sample i depends on the prompt, the seed and i alone, not on what runs beside it.
+stdout carries generated text only; what is said about it goes to stderr. All samples of all prompts
+are decoded side by side, each prompt is read once, and sample i depends on the prompt, the seed and
+i alone, not on what runs beside it.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Literal
 
 from lathe import cli
 from lathe.use.sampling import Sampling
+
+DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -21,27 +24,27 @@ class Options(Sampling):
     top_k: int = 200  # choose among this many likeliest tokens; 0 = all
 
     # --- model
-    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or one checkpoint's folder
-    model: str = ""  # hf:NAME_OR_FOLDER samples from a Hugging Face model instead
+    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
+    model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the weights; int8: 8 bits each
-    compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the decoding step; auto: for long jobs on a GPU
+    dtype: DType = "auto"  # of the weights; int8: 8 bits each
+    compile: Literal["auto", "true", "false"] = "auto"  # the step; auto: for long jobs on a GPU
 
     # --- prompts
-    prompt: list[str] = field(default_factory=list)  # texts to continue; none = the start of a document, - = stdin
+    prompt: list[str] = field(default_factory=list)  # texts; - = stdin; none = begin a document
     prompt_file: str = ""  # file with one text to continue
-    prompts: str = ""  # JSONL file, {"prompt": TEXT} a line; - = stdin; other keys are handed through to jsonl output
-    interactive: bool = False  # ask for prompts, continue or retry them, change settings: /help there
-    chat: bool = True  # a model trained on chats gets prompts in its chat template; false: as they are
+    prompts: str = ""  # JSONL, {"prompt": TEXT} a line; - = stdin; jsonl output repeats other keys
+    interactive: bool = False  # ask for prompts, continue them, retry them: /help there
+    chat: bool = True  # models of chats get prompts in their chat template; false: as they are
     system: str = ""  # of a chat: what the model is told before the first prompt
 
     # --- samples
     num_samples: int = 1  # samples of each prompt
     max_new_tokens: int = 500  # longest sample, in tokens
-    batch_size: int = 32  # most samples decoded side by side; in float32 no text depends on it
+    batch_size: int = 32  # most samples side by side; in float32 no text depends on it
     stop: list[str] = field(default_factory=list)  # texts that end a sample; never printed
-    stop_ids: list[int] = field(default_factory=list)  # token ids that end a sample, beside end-of-text
-    ignore_eot: bool = False  # go on behind end-of-text
+    stop_ids: list[int] = field(default_factory=list)  # ids that end one, beside end-of-text
+    ignore_eot: bool = False  # go on after end-of-text
 
     # --- output
     stream: bool = True  # print the first sample while it is being made
@@ -50,8 +53,9 @@ class Options(Sampling):
     def __post_init__(self):
         super().__post_init__()
         for name in ("num_samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}: it must be 1 or more")
         given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{given[1]} and {given[0]} are both given: choose one")
@@ -60,74 +64,188 @@ class Options(Sampling):
         if self.logprobs and self.format == "text":
             raise ValueError("logprobs are part of jsonl output: add --format=jsonl")
         if self.model and not self.model.startswith("hf:"):
-            raise ValueError(f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for a run")
+            raise ValueError(
+                f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN "
+                "for a run"
+            )
 
 
 PARSER = dict(prog="sample.py", description="Generate text with a trained model.")
-if __name__ == "__main__":
-    options = cli.parse_before_imports(Options, **PARSER)  # torch takes seconds; --help and mistakes need not wait
+if __name__ == "__main__":  # torch takes seconds; --help and mistakes need not wait
+    options = cli.parse_before_imports(Options, **PARSER)
 
 import json
+import math
 import sys
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import fields, replace
 
-from lathe import cli
+import torch
+
 from lathe.run import devices
 from lathe.run.progress import with_bar
-from lathe.text.chat import TEMPLATES, chat_prompt
+from lathe.text.chat import TEMPLATES
 from lathe.use.decoder import Token
+from lathe.use.dialogue import Dialogue
 from lathe.use.find_model import FoundModel, find_model
 from lathe.use.generation import generate
-from lathe.use.prompts import read_json_lines, read_text
+from lathe.use.inputs import read_json_lines, read_text
 from lathe.use.quantize import choose_weights, prepare_weights
 from lathe.use.sampling import Sampling
 from lathe.use.stream import TextStream
-from model import GPT
+from model import GPT, GPTConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    return generate_text(cli.parse(Options, argv, **PARSER), argv)
+
+
+def generate_text(options: Options, argv: list[str]) -> int:
+    """What the options ask for; they came from `argv`, to which a dialogue adds its own."""
+    source = find_model(options.model or options.out_dir)
+    if not options.chat:
+        source = replace(source, template="")
+    if options.system and source.template not in TEMPLATES:
+        raise ValueError(
+            f"--system is for chats; {source.name} is asked without a chat template: leave it out"
+        )
+    prompts = []
+    if not options.interactive:
+        beginning = Dialogue.new(source.template, options.system)
+        for row in read_prompts(options):
+            prompts.append(as_prompt(row, beginning.ask(row["prompt"]), source))
+
+    device, why_device = devices.choose_device(options.device)
+    dtype, why_dtype = choose_weights(options.dtype, device)
+    compiled, why_compiled = choose_compile(options, len(prompts), device)
+    model = prepare_weights(source.load().to(device), dtype)
+    shape = f"{model.config.n_layer} layers, {model.config.n_embd} wide"
+    print(f"{source.name}: {shape}, {why_device}, {why_dtype}, {why_compiled}", file=sys.stderr)
+    warn_of_length(prompts, options.max_new_tokens, model.config)
+
+    if options.interactive:
+        converse(options, argv, source, model)
+    else:
+        produce(options, source, model, prompts, compiled)
+    return 0
+
+
+# -----------------------------------------------------------------------------
+# Prompts
+
+
+@dataclass
+class Prompt:
+    """What samples continue."""
+
+    row: dict  # {"prompt": text}, and what else stood in its line
+    ids: list[int]  # that the model reads
+    space: str  # what precedes the model's words, and is not printed
+
+
+def as_prompt(row: dict, dialogue: Dialogue, source: FoundModel) -> Prompt:
+    """A dialogue as the model reads it. Raises ValueError where it has no token for a character."""
+    text, space = dialogue.prompt()
+    return Prompt(row, source.encode(text), space)
 
 
 def read_prompts(options: Options) -> list[dict]:
-    """[{"prompt": text, ...}] as the options say. Raises ValueError, naming the line, for JSONL that is not such."""
+    """[{"prompt": text, ...}] as the options say. ValueError, naming the line, for wrong JSONL."""
     if options.prompts:
-        rows = read_json_lines(options.prompts)
-        for where, row in rows:
+        rows = []
+        for where, row in read_json_lines(options.prompts):
             if not isinstance(row.get("prompt"), str):
                 raise ValueError(f'prompts: {where} is not {{"prompt": TEXT}}')
+            rows.append(row)
         if not rows:
             raise ValueError(f"prompts: {options.prompts} holds no prompt")
-        return [row for _, row in rows]
+        return rows
     if options.prompt_file:
         return [{"prompt": read_text(options.prompt_file)}]
-    return [{"prompt": read_text("-") if text == "-" else text} for text in options.prompt or [""]]
+    texts = options.prompt or [""]
+    return [{"prompt": read_text("-") if text == "-" else text} for text in texts]
+
+
+def warn_of_length(prompts: list[Prompt], max_new_tokens: int, config: GPTConfig):
+    """Say what becomes of texts that are longer than the context."""
+    size = config.block_size
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    if longest > size:
+        print(
+            f"a prompt of {longest} tokens exceeds the context of {size}: "
+            f"its last {size // 2} count",
+            file=sys.stderr,
+        )
+    elif longest + max_new_tokens > size:
+        print(
+            f"longer than the context of {size} tokens: when full, its last half is kept",
+            file=sys.stderr,
+        )
+
+
+# -----------------------------------------------------------------------------
+# Samples
+
+
+def most_steps(options: Options, n_prompts: int) -> int:
+    """Decoding steps until all samples have ended, if each is as long as it may be."""
+    batches = math.ceil(n_prompts * options.num_samples / options.batch_size)
+    return options.max_new_tokens * batches
+
+
+def choose_compile(options: Options, n_prompts: int, device: torch.device) -> tuple[bool, str]:
+    """Whether to compile the decoding step, and why."""
+    if device.type != "cuda":
+        return False, "not compiled (decoding gains only on CUDA)"
+    seconds = 0.12 * most_steps(options, n_prompts)  # so that auto compiles from 1,000 steps on
+    return devices.choose_compile(options.compile, device, seconds)
 
 
 @dataclass
 class Sample:
     """One sample while it is made."""
 
-    about: dict  # its prompt, and what else stands in the prompt's row
+    prompt: Prompt
     number: int  # among the samples of this prompt
+    heading: str  # what is printed before it, to stderr
     stream: TextStream
     text: str = ""
-    shown: int = 0  # characters of it that are printed
+    n_shown: int = 0  # characters of it that are printed
     tokens: list[Token] = field(default_factory=list)
     finish_reason: str = ""  # "stop" or "length", once finished
-    seconds: float = 0.0
+    seconds: float = 0.0  # until its last token
 
-    def print_text(self, heading: str):
-        """Print what is new, and before the first of it the heading, to stderr."""
-        text = self.text[self.shown :] + "\n" * bool(self.finish_reason)
-        if text and not self.shown:
-            print(heading, end="", file=sys.stderr, flush=True)
-        print(text, end="", flush=True)
-        self.shown = len(self.text)
+    def add(self, token: Token):
+        self.tokens.append(token)
+        self.text += self.stream.add(token.id)
+
+    def finish(self, reason: str):
+        self.text += self.stream.end()
+        self.finish_reason = reason
+
+    def print_text(self):
+        """Print what is new of it."""
+        new = self.text[self.n_shown :]
+        if self.finish_reason:
+            new += "\n"
+        if new and self.n_shown == 0:
+            print(self.heading, end="", file=sys.stderr, flush=True)
+        print(new, end="", flush=True)
+        self.n_shown = len(self.text)
 
     def print_json(self, options: Options):
-        ids = [token.id for token in self.tokens]
-        row = {**self.about, "sample": self.number, "text": self.text, "ids": ids, "finish_reason": self.finish_reason}
-        row |= {"seed": options.seed, "tokens_per_second": round(len(ids) / self.seconds, 2)}
+        row = {
+            **self.prompt.row,
+            "sample": self.number,
+            "text": self.text,
+            "ids": [token.id for token in self.tokens],
+            "finish_reason": self.finish_reason,
+            "seed": options.seed,
+            "tokens_per_second": round(len(self.tokens) / self.seconds, 2),
+        }
         if options.logprobs:
             row["logprobs"] = [token.logprob for token in self.tokens]
             row["top_logprobs"] = [token.top for token in self.tokens]
@@ -135,51 +253,89 @@ class Sample:
 
 
 def produce(
-    options: Options, source: FoundModel, model: GPT, prompts: list[dict], ids: list[list[int]], compiled: bool, space: str
+    options: Options, source: FoundModel, model: GPT, prompts: list[Prompt], compiled: bool = False
 ) -> list[Sample]:
-    """Generate and print all samples of all prompts, in order, without `space` before them; returns them."""
-    numbers, as_text = range(options.num_samples), options.format == "text"
-    samples = [Sample(row, i, TextStream(source.tokenizer, options.stop, space)) for row in prompts for i in numbers]
-    ends = (*(() if options.ignore_eot else source.ends), *options.stop_ids)
-    headings = sys.stdout.isatty() and not options.interactive
-    unprinted, ended, first = deque(enumerate(samples, 1)), set(), 0.0
+    """Generate and print all samples of all prompts, in order."""
+    samples = begin_samples(options, source, prompts)
+    unprinted = deque(samples)
+    end_ids = tuple(options.stop_ids)
+    if not options.ignore_eot:
+        end_ids = (*source.ends, *end_ids)
+    ended: set[int] = set()
     began = time.perf_counter()
+    first = 0.0
     steps = generate(
-        model, ids, len(numbers), options.max_new_tokens, options, ends, options.batch_size, ended, compiled
+        model,
+        [prompt.ids for prompt in prompts],
+        options.num_samples,
+        options.max_new_tokens,
+        sampling=options,
+        stop_ids=end_ids,
+        batch_size=options.batch_size,
+        ended=ended,
+        compiled=compiled,
     )
-    n_steps = options.max_new_tokens * -(-len(samples) // options.batch_size)
+    show_bar = not sys.stdout.isatty()  # there, a bar would break into the text
     try:
-        for tokens in with_bar(steps, "sampling", n_steps, not sys.stdout.isatty()):  # a bar would break into the text
-            first = first or time.perf_counter() - began
+        for tokens in with_bar(steps, "sampling", most_steps(options, len(prompts)), show_bar):
+            seconds = time.perf_counter() - began
+            first = first or seconds
             for token in tokens:
                 sample = samples[token.row]
-                if token.id not in ends:
-                    sample.tokens.append(token)
-                    sample.text += sample.stream.add(token.id)
+                sample.seconds = seconds
+                if token.id not in end_ids:
+                    sample.add(token)
                 if sample.stream.stopped:
                     ended.add(token.row)
                 if token.row in ended:
-                    sample.text += sample.stream.end()
-                    sample.finish_reason = "stop" if sample.stream.stopped or token.id in ends else "length"
-                sample.seconds = time.perf_counter() - began
-            while unprinted:  # what is ready of the next in line
-                n, sample = unprinted[0]
-                if as_text and (options.stream or sample.finish_reason):
-                    title = f"\n--- sample {n} of {len(samples)}\n" if len(samples) > 1 else ""
-                    sample.print_text(title + sample.about["prompt"] if headings else "")
-                if not sample.finish_reason:
-                    break
-                if not as_text:
-                    sample.print_json(options)
-                unprinted.popleft()
+                    stopped = sample.stream.stopped or token.id in end_ids
+                    sample.finish("stop" if stopped else "length")
+            print_ready(unprinted, options)
     except KeyboardInterrupt:  # a dialogue goes on with what there is
         if not options.interactive:
             raise
         print(file=sys.stderr)
-    made, seconds = sum(len(sample.tokens) for sample in samples), time.perf_counter() - began
-    print(f"{made:,} tokens, {made / seconds:,.1f} tokens/s, first after {1000 * first:.0f} ms", file=sys.stderr)
+    n_made = sum(len(sample.tokens) for sample in samples)
+    speed = n_made / (time.perf_counter() - began)
+    print(
+        f"{n_made:,} tokens, {speed:,.1f} tokens/s, first after {1000 * first:.0f} ms",
+        file=sys.stderr,
+    )
     return samples
 
+
+def begin_samples(options: Options, source: FoundModel, prompts: list[Prompt]) -> list[Sample]:
+    """Samples without a token, in the order of generate's rows."""
+    with_headings = sys.stdout.isatty() and not options.interactive
+    n_samples = len(prompts) * options.num_samples
+    samples = []
+    for prompt in prompts:
+        for number in range(options.num_samples):
+            heading = ""
+            if with_headings and n_samples > 1:
+                heading = f"\n--- sample {len(samples) + 1} of {n_samples}\n"
+            if with_headings:
+                heading += prompt.row["prompt"]
+            stream = TextStream(source.tokenizer, options.stop, prompt.space)
+            samples.append(Sample(prompt, number, heading, stream))
+    return samples
+
+
+def print_ready(unprinted: deque[Sample], options: Options):
+    """Print what is ready of the next in line, and let go of those that are finished."""
+    while unprinted:
+        sample = unprinted[0]
+        if options.format == "text" and (options.stream or sample.finish_reason):
+            sample.print_text()
+        if not sample.finish_reason:
+            return
+        if options.format == "jsonl":
+            sample.print_json(options)
+        unprinted.popleft()
+
+
+# -----------------------------------------------------------------------------
+# A dialogue
 
 HELP = """\
 TEXT          continue this text, or answer it in a chat (end a line with \\ to go on in the next)
@@ -190,52 +346,37 @@ TEXT          continue this text, or answer it in a chat (end a line with \\ to 
 /quit         or Ctrl-D; Ctrl-C stops an answer"""
 
 
-def system_message(options: Options) -> list[dict]:
-    return [{"role": "system", "content": options.system}] if options.system else []
-
-
-def converse(argv: list[str], options: Options, source: FoundModel, model: GPT):
-    """Ask for prompts and continue them, or answer them in a chat that grows, until end of input."""
+def converse(options: Options, argv: list[str], source: FoundModel, model: GPT):
+    """Ask for texts and continue them, or answer them in a chat that grows, until end of input."""
     with suppress(ImportError):  # not on Windows
         import readline  # noqa: F401 - gives input() line editing and history
-    settings = [f.name for f in fields(Sampling)] + ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
-    chat, before, answer = system_message(options), "", ""  # before: what there was of the answer before it went on
-    print(f"a {'message' if source.template in TEMPLATES else 'text to continue'}, or /help", file=sys.stderr)
+    dialogue = Dialogue.new(source.template, options.system)
+    kind = "message" if source.template in TEMPLATES else "text to continue"
+    print(f"a {kind}, or /help", file=sys.stderr)
     while True:
         try:
-            line = input("> ")
-            while line.endswith("\\"):
-                line = line[:-1] + "\n" + input(". ")
+            line = read_line()
             command, _, rest = line.partition(" ")
             name, _, value = rest.strip().partition(" ")
-            asked, so_far = chat, answer
             if command == "/quit":
                 return
-            elif command == "/set" and name:
+            if command == "/set" and name:
                 longer = [*argv, f"--{name}={value.strip()}"]
-                options, argv = cli.parse(Options, longer, **PARSER), longer
-                continue
+                options = cli.parse(Options, longer, **PARSER)
+                argv = longer
             elif command == "/set":
-                print("  ".join(f"{name}={getattr(options, name)}" for name in settings), file=sys.stderr)
-                continue
+                show_settings(options)
             elif command == "/new":
-                chat, before, answer = system_message(options), "", ""
-                continue
+                dialogue = Dialogue.new(source.template, options.system)
             elif command == "/again":
-                so_far, options = before, replace(options, seed=options.seed + 1)
+                options = replace(options, seed=options.seed + 1)
+                dialogue = answer(dialogue.again(), options, source, model)
             elif line.startswith("/"):
                 print(HELP, file=sys.stderr)
-                continue
             elif line:
-                answered = [{"role": "assistant", "content": answer}] if chat and chat[-1]["role"] == "user" else []
-                asked, so_far = [*chat, *answered, {"role": "user", "content": line}], ""
-            prompt, space = chat_prompt(asked, source.template) if asked else ("", "")
-            if so_far:
-                prompt, space = prompt + space + so_far, ""
-            ids = source.encode(prompt)
-            chat, before, answer = asked, so_far, so_far
-            one = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
-            answer += produce(one, source, model, [{"prompt": prompt}], [ids], False, space)[0].text
+                dialogue = answer(dialogue.ask(line), options, source, model)
+            else:
+                dialogue = answer(dialogue.go_on(), options, source, model)
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -246,42 +387,26 @@ def converse(argv: list[str], options: Options, source: FoundModel, model: GPT):
             print(error, file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    return sample(cli.parse(Options, argv, **PARSER), argv)
+def read_line() -> str:
+    line = input("> ")
+    while line.endswith("\\"):
+        line = line[:-1] + "\n" + input(". ")
+    return line
 
 
-def sample(options: Options, argv: list[str]) -> int:
-    """What the options ask for; a dialogue adds its own settings to `argv`, from which they came."""
-    source = find_model(options.model or options.out_dir)
-    if not options.chat:
-        source = replace(source, template="")
-    if options.system and source.template not in TEMPLATES:
-        raise ValueError(f"--system is for chats; {source.name} is asked without a chat template: leave it out")
-    prompts = [] if options.interactive else read_prompts(options)
-    chats = [[*system_message(options), {"role": "user", "content": row["prompt"]}] for row in prompts]
-    ids = [source.encode(chat_prompt(chat, source.template)[0]) for chat in chats]
-    device, why_device = devices.choose_device(options.device)
-    dtype, why_dtype = choose_weights(options.dtype, device)
-    compiled, why_compiled = False, "not compiled (decoding gains only on CUDA)"
-    if device.type == "cuda":
-        steps = options.max_new_tokens * -(-len(ids) * options.num_samples // options.batch_size)
-        compiled, why_compiled = devices.choose_compile(options.compile, device, 0.12 * steps)
-    model = prepare_weights(source.load().to(device), dtype)
-    c, longest = model.config, max(map(len, ids), default=0)
-    about = (f"{c.n_layer} layers, {c.n_embd} wide", why_device, why_dtype, why_compiled)
-    print(f"{source.name}: {', '.join(about)}", file=sys.stderr)
-    size, kept = c.block_size, c.block_size // 2
-    if longest > size:
-        print(f"a prompt of {longest} tokens exceeds the context of {size}: its last {kept} count", file=sys.stderr)
-    elif longest + options.max_new_tokens > size:
-        print(f"longer than the context of {size} tokens: when full, its last half is kept", file=sys.stderr)
-    if options.interactive:
-        converse(argv, options, source, model)
-    else:
-        produce(options, source, model, prompts, ids, compiled, chat_prompt(chats[0], source.template)[1])
-    return 0
+def show_settings(options: Options):
+    names = [f.name for f in fields(Sampling)]
+    names += ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
+    print("  ".join(f"{name}={getattr(options, name)}" for name in names), file=sys.stderr)
+
+
+def answer(dialogue: Dialogue, options: Options, source: FoundModel, model: GPT) -> Dialogue:
+    """The dialogue with the model's answer, which is printed."""
+    prompt = as_prompt({}, dialogue, source)
+    streamed = replace(options, num_samples=1, format="text", stream=True, logprobs=0)
+    (sample,) = produce(streamed, source, model, [prompt])
+    return dialogue.answered(sample.text)
 
 
 if __name__ == "__main__":
-    cli.run(sample, options, sys.argv[1:])
+    cli.run(generate_text, options, sys.argv[1:])

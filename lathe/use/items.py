@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lathe.use.prompts import read_json_lines
+from lathe.use.inputs import read_json_lines
 
 
 @dataclass
