@@ -14,8 +14,6 @@ from typing import Literal
 from lathe import cli
 from lathe.use.sampling import Sampling
 
-DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-
 
 @dataclass(frozen=True)
 class Options(Sampling):
@@ -27,23 +25,30 @@ class Options(Sampling):
     out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
     model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: DType = "auto"  # of the weights; int8: 8 bits each
-    compile: Literal["auto", "true", "false"] = "auto"  # the step; auto: for long jobs on a GPU
+    # of the weights; int8: 8 bits each
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    # torch.compile the decoding step; auto: for long jobs on a GPU
+    compile: Literal["auto", "true", "false"] = "auto"
 
     # --- prompts
-    prompt: list[str] = field(default_factory=list)  # texts; - = stdin; none = begin a document
+    # texts to continue; none = the start of a document, - = stdin
+    prompt: list[str] = field(default_factory=list)
     prompt_file: str = ""  # file with one text to continue
-    prompts: str = ""  # JSONL, {"prompt": TEXT} a line; - = stdin; jsonl output repeats other keys
-    interactive: bool = False  # ask for prompts, continue them, retry them: /help there
-    chat: bool = True  # models of chats get prompts in their chat template; false: as they are
+    # JSONL file, {"prompt": TEXT} a line; - = stdin; other keys are handed through to jsonl output
+    prompts: str = ""
+    # ask for prompts, continue or retry them, change settings: /help there
+    interactive: bool = False
+    # a model trained on chats gets prompts in its chat template; false: as they are
+    chat: bool = True
     system: str = ""  # of a chat: what the model is told before the first prompt
 
     # --- samples
     num_samples: int = 1  # samples of each prompt
     max_new_tokens: int = 500  # longest sample, in tokens
-    batch_size: int = 32  # most samples side by side; in float32 no text depends on it
+    batch_size: int = 32  # most samples decoded side by side; in float32 no text depends on it
     stop: list[str] = field(default_factory=list)  # texts that end a sample; never printed
-    stop_ids: list[int] = field(default_factory=list)  # ids that end one, beside end-of-text
+    # token ids that end a sample, beside end-of-text
+    stop_ids: list[int] = field(default_factory=list)
     ignore_eot: bool = False  # go on after end-of-text
 
     # --- output

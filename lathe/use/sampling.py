@@ -14,13 +14,18 @@ class Sampling:
     # --- choice
     temperature: float = 0.8  # below 1 safer, above 1 wilder; 0 = always the likeliest token
     top_k: int = 0  # choose among this many likeliest tokens; 0 = all
-    top_p: float = 1.0  # choose among the likeliest tokens of this probability together; 1 = all
-    min_p: float = 0.0  # leave out tokens less likely than this share of the likeliest; 0 = none
-    repetition_penalty: float = 1.0  # divides scores of tokens that occurred, in the prompt too
-    frequency_penalty: float = 0.0  # lowers a generated token's score for each time it occurred
-    presence_penalty: float = 0.0  # lowers a generated token's score once it occurred
+    # choose among the likeliest tokens that together have this probability; 1 = all
+    top_p: float = 1.0
+    # leave out tokens less likely than this share of the likeliest one; 0 = none
+    min_p: float = 0.0
+    # divides the scores of tokens that occurred, in the prompt too; 1 = off
+    repetition_penalty: float = 1.0
+    # lowers a generated token's score by this for each time it occurred
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0  # lowers a generated token's score by this once it occurred
     seed: int = 1337  # of the random choices
-    logprobs: int = 0  # jsonl: log-probabilities, unfiltered, of each token and so many likeliest
+    # jsonl: log-probabilities, by the model alone, of each token and of this many likeliest ones
+    logprobs: int = 0
 
     def __post_init__(self):
         allowed = {
