@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # main() imports what takes seconds
     from lathe.use.find_model import FoundModel
     from model import GPT
 
-DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-
 
 @dataclass
 class Options:
@@ -29,16 +27,21 @@ class Options:
 
     out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
     model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
-    dataset: str = ""  # whose validation split is read; empty = the run's own, or none with tasks
-    tasks: list[str] = field(default_factory=list)  # NAME (fetched) or NAME:FILE.jsonl
+    # prepared dataset whose validation split is read; empty = the run's own, or none with tasks
+    dataset: str = ""
+    # NAME (fetched) or NAME:FILE.jsonl, such as hellaswag:val.jsonl
+    tasks: list[str] = field(default_factory=list)
     limit: int = 0  # items of each task, from its beginning; 0 = all
     eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
     block_size: int = 0  # context of each window; 0 = the model's
-    stride: int = 0  # tokens between windows, each scores what no earlier one did; 0 = block_size
-    by_position: bool = False  # also the loss by the number of tokens before the target
+    # windows begin every so many tokens, and score what the one before left out; 0 = block_size
+    stride: int = 0
+    # the loss by the number of tokens before the target in its window, too
+    by_position: bool = False
     micro_batch_size: int = 8  # windows per forward pass, at least; no figure depends on it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    dtype: DType = "auto"  # of the forward pass, or int8 weights
+    # of the forward pass, or int8 weights
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
 
     def __post_init__(self):
         for name in ("limit", "eval_tokens", "block_size", "stride"):

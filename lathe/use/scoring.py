@@ -12,9 +12,9 @@ from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
 
-CACHED_TOKENS = (
-    4096  # contexts in the cache at a time, with padding; off the CPU four times as many
-)
+# So many tokens of contexts are in the cache at a time, with padding; off the CPU four times as
+# many. A forward pass reads a quarter of them.
+CACHED_TOKENS = 4096
 
 # An answer may be longer than the right one by so many tokens: spaces, the same text in other
 # tokens, the end.

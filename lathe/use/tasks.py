@@ -7,7 +7,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lathe.run import devices, ranks
 from lathe.run.parallel import callable_by_method
@@ -29,7 +29,7 @@ from model import GPT
 def open_tasks(
     specs: list[str],
     tokenizer: Tokenizer,
-    begin: list[int],
+    begin: Sequence[int],
     block_size: int,
     limit: int = 0,
     template: str = "",
@@ -55,7 +55,7 @@ class Task:
         self,
         spec: str,
         tokenizer: Tokenizer,
-        begin: list[int],
+        begin: Sequence[int],
         block_size: int,
         limit: int = 0,
         template: str = "",

@@ -90,10 +90,10 @@ class Sums:
     def add_batch(self, losses: Tensor, y: Tensor, byte_lengths: Tensor):
         """losses and y: (B, T); byte_lengths: (vocab_size,), 0 for special tokens."""
         scored = y != IGNORE
-        text_bytes = byte_lengths[y.clamp(min=0)] * scored
-        text_losses = losses * (text_bytes > 0)
+        text_bytes = byte_lengths[y.clamp(min=0)].masked_fill(~scored, 0)
+        is_text = text_bytes > 0
         batch = [  # as __init__ splits it
-            text_losses.sum().view(1),
+            (losses * is_text).sum().view(1),
             text_bytes.sum().view(1),
             losses.sum(dim=0),
             scored.sum(dim=0),
