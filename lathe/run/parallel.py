@@ -1,8 +1,9 @@
 """A model over several devices: DDP, FSDP2, recomputed activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,45 +13,18 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from lathe.run.devices import Runtime
 from lathe.run.process import random_state, set_random_state
 
-# Matrix products and attention: what selective activation checkpointing keeps, since they cost the most to do again.
-KEPT_OPERATIONS = ("mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu",
-                   "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
-                   "_scaled_dot_product_cudnn_attention")  # fmt: skip
 
+def parallelize(
+    model: nn.Module, blocks: list[nn.Module], parallel: str, compiled: bool, run: Runtime
+) -> nn.Module:
+    """Put the model on its device, compiled if asked; returns what to call in training.
 
-def checkpoint_activations(blocks: list[nn.Module], mode: str):
-    """Trade time for memory: in training, blocks forget their activations (mode "full"), or all of them but the results
-    of matrix products and attention ("selective"), and compute them again in the backward pass (arXiv 1604.06174)."""
-    if mode == "none":
-        return
-    extra = {}
-    if mode == "selective":
-        kept = [getattr(torch.ops.aten, name).default for name in KEPT_OPERATIONS]
-        extra = {"context_fn": partial(create_selective_checkpoint_contexts, kept)}
-    for block in blocks:
-        block.forward = partial(recomputed_in_training, block, block.forward, extra)
-
-
-def recomputed_in_training(block: nn.Module, forward: Callable, extra: dict, *args):
-    return recomputed(forward, *args, use_reentrant=False, **extra) if block.training else forward(*args)
-
-
-def parallelize(model: nn.Module, blocks: list[nn.Module], parallel: str, compiled: bool, run: Runtime) -> nn.Module:
-    """Put the model on its device, compiled if asked; returns what to call in training, the model itself or its DDP.
-
-    parallel="fsdp": parameters, their gradients and so the optimizer's state are cut into one shard a rank (FSDP2) and
-    put together block by block as they are needed. Every rank must then call the model whenever one does.
+    That is the model itself or its DDP. parallel="fsdp": parameters, their gradients and so the
+    optimizer's state are cut into one shard a rank (FSDP2) and put together block by block as they
+    are needed. Every rank must then call the model whenever one does.
     """
     if parallel == "fsdp":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(run.device.type, (run.world_size,))
-        for block in blocks:
-            if compiled:
-                block.compile()  # the sharding's hooks stand between the blocks
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)  # what is outside of blocks; moves it all to the device, block by block
+        shard(model, blocks, compiled, run)
         return model
     model.to(run.device)
     if compiled:
@@ -60,26 +34,23 @@ def parallelize(model: nn.Module, blocks: list[nn.Module], parallel: str, compil
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def dry_pass(network: nn.Module, x: Tensor, y: Tensor, run: Runtime):
-    """One forward and backward pass that leaves no trace, so that compiling is done and a lack of memory shows before
-    the first step."""
-    before = random_state(run.device)
-    with run.autocast():
-        loss = network(x, y, reduction="sum")
-    loss.backward()
-    network.zero_grad(set_to_none=True)
-    set_random_state(before, run.device)
+def shard(model: nn.Module, blocks: list[nn.Module], compiled: bool, run: Runtime):
+    """Cut the model into one shard a rank, on the device."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 
-
-def total_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The norm of all gradients together, also where each rank holds a part of them."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    mesh = init_device_mesh(run.device.type, (run.world_size,))
+    for block in blocks:
+        if compiled:
+            block.compile()  # each alone: the sharding's hooks stand between the blocks
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # what is outside of blocks; moves it all, block by block
 
 
 @contextmanager
-def callable_by_method(model: nn.Module, method: str):
-    """Inside, a sharded model puts itself together also for model.method(...), not only for model(...)."""
+def callable_by_method(model: nn.Module, method: str) -> Iterator[None]:
+    """Inside, a sharded model puts itself together also for model.method(...), not only for
+    model(...)."""
     if hasattr(model, "unshard"):
         from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -88,3 +59,66 @@ def callable_by_method(model: nn.Module, method: str):
         yield
     finally:
         vars(model).pop(method, None)
+
+
+def total_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, also where each rank has a part of them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    return norm
+
+
+# -----------------------------------------------------------------------------
+# Recomputed activations
+
+# Matrix products and attention: what selective checkpointing keeps, since it costs most to redo.
+KEPT_OPERATIONS = (
+    "mm",
+    "addmm",
+    "bmm",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+
+
+def checkpoint_activations(blocks: list[nn.Module], mode: str):
+    """Trade time for memory (arXiv 1604.06174): in training, blocks forget their activations and
+    compute them again in the backward pass.
+
+    mode: "none", "full", or "selective", which keeps the results of matrix products and attention.
+    """
+    if mode == "none":
+        return
+    options = {"use_reentrant": False}
+    if mode == "selective":
+        kept = [getattr(torch.ops.aten, name).default for name in KEPT_OPERATIONS]
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
+    for block in blocks:
+        block.forward = partial(recomputed_in_training, block, block.forward, options)
+
+
+def recomputed_in_training(
+    block: nn.Module, forward: Callable, options: dict[str, Any], *args: Any
+) -> Any:
+    if block.training:
+        return recomputed(forward, *args, **options)
+    return forward(*args)
+
+
+# -----------------------------------------------------------------------------
+# Before the first step
+
+
+def dry_pass(network: nn.Module, x: Tensor, y: Tensor, run: Runtime):
+    """One forward and backward pass that leaves no trace: compiling is done then, and a lack of
+    memory shows before the first step. x, y: (B, T)."""
+    before = random_state(run.device)
+    with run.autocast():
+        loss = network(x, y, reduction="sum")
+    loss.backward()
+    network.zero_grad(set_to_none=True)
+    set_random_state(before, run.device)

@@ -4,38 +4,55 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# -----------------------------------------------------------------------------
+# The group
 
-def join_ranks(backend: str, rank: int, world: int, timeout: timedelta):
+
+def join_ranks(backend: str, rank: int, world_size: int, timeout: timedelta):
     """Form the process group. Raises OSError, naming the address, if that fails."""
-    address, attempt = os.environ.get("MASTER_ADDR", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    port, store = os.environ.get("MASTER_PORT", "0"), None
+    address = os.environ.get("MASTER_ADDR", "")
+    port = os.environ.get("MASTER_PORT", "0")
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    on_one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
     try:
-        if attempt != "0" and os.environ.get("LOCAL_WORLD_SIZE") == str(world):
-            # torchrun's store still holds the addresses of the ranks that died: give each attempt names of its own. On
-            # several nodes the counts can differ; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (scripts/slurm.sh).
-            mine = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and rank == 0
-            store = dist.PrefixStore(attempt, dist.TCPStore(address, int(port), world, mine, timeout))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        store = None
+        if attempt != "0" and on_one_node:
+            # torchrun's store still has the addresses of the ranks that died: each attempt gets
+            # names of its own. On several nodes the counts can differ; there
+            # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps (scripts/slurm.sh).
+            torchrun_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            is_server = rank == 0 and not torchrun_serves
+            store = dist.TCPStore(address, int(port), world_size, is_server, timeout)
+            store = dist.PrefixStore(attempt, store)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
     except (dist.DistError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:150]
         raise OSError(
-            f"rank {rank} found no way to the other {world - 1} ranks at MASTER_ADDR={address} MASTER_PORT={port} "
-            f"within {timeout.total_seconds():.0f} s: check that address and that every rank was started ({reason})"
+            f"rank {rank} found no way to the other {world_size - 1} ranks at "
+            f"MASTER_ADDR={address} MASTER_PORT={port} within {timeout.total_seconds():.0f} s: "
+            f"check that address and that every rank was started ({reason})"
         ) from None
 
 
 def stop():
     """Leave the process group, if there is one."""
     if dist.is_initialized():
-        # gloo's threads need Python's lock to let go of the last tensors; the end of the group holds it and waits for
-        # them (seen as a deadlock in torch 2.13), so they get time to do it first.
+        # gloo's threads need Python's lock to let go of the last tensors; the end of the group has
+        # it and waits for them (seen as a deadlock in torch 2.13), so they get time to do it first.
         time.sleep(0.2)
         dist.destroy_process_group()
+
+
+# -----------------------------------------------------------------------------
+# Numbers
 
 
 def sum_over_ranks(*values: float | Tensor) -> list[float]:
@@ -62,10 +79,14 @@ def sum_by_name(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Later:
-    """Numbers that a device may still be computing. read() waits for them, and for nothing begun after them."""
+    """Numbers that a device may still be computing.
+
+    read() waits for them, and for nothing begun after them.
+    """
 
     def __init__(self, numbers: Tensor):
-        self.numbers, self.copied = numbers.detach().to("cpu", non_blocking=numbers.is_cuda), None
+        self.numbers = numbers.detach().to("cpu", non_blocking=numbers.is_cuda)
+        self.copied: torch.cuda.Event | None = None
         if numbers.is_cuda:
             self.copied = torch.cuda.Event()
             self.copied.record()
@@ -77,7 +98,7 @@ class Later:
 
 
 class LaterByName:
-    """The same for numbers that have names: one copy of them all, and read() gives {name: number}."""
+    """The same for numbers that have names: all are copied at once, and read() gives a dict."""
 
     def __init__(self, numbers: dict[str, Tensor]):
         self.names = list(numbers)
@@ -87,8 +108,12 @@ class LaterByName:
         return dict(zip(self.names, self.later.read(), strict=True))
 
 
-def gather(value) -> list:
-    """The values of all ranks, in order, on every rank; value may be anything that can be pickled."""
+# -----------------------------------------------------------------------------
+# Anything else
+
+
+def gather(value: Any) -> list:
+    """The values of all ranks, in order, on every rank: anything that can be pickled."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
@@ -96,8 +121,9 @@ def gather(value) -> list:
     return values
 
 
-def on_main(action: Callable):
-    """Call action() on rank 0; what it returns, or the ValueError or OSError it raises, comes to every rank."""
+def on_main(action: Callable[[], Any]) -> Any:
+    """Call action() on rank 0. What it returns, or the ValueError or OSError it raises, comes to
+    every rank."""
     answer = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
@@ -110,15 +136,21 @@ def on_main(action: Callable):
     return answer
 
 
-def full_copy(value, keep: bool, copy: bool = True):
-    """A nest of dicts with copies of its tensors on the CPU, sharded ones put together. Every rank calls it; only those
-    with `keep` get an answer, the others None. A tensor at a time, so that no device holds more than it must. copy:
-    False spares the memory where the tensors are on the CPU and will not change any more."""
-    if isinstance(value, dict):
-        copies = {key: full_copy(inner, keep, copy) for key, inner in value.items()}
+def full_copy(nest: Any, keep: bool, copy: bool = True) -> Any:
+    """A nest of dicts with copies of its tensors on the CPU, sharded ones put together.
+
+    Every rank calls it; only those with `keep` get an answer, the others None. A tensor at a time,
+    so that no device holds more than it must. copy=False spares the memory where the tensors are on
+    the CPU and will not change any more.
+    """
+    if isinstance(nest, dict):
+        copies = {key: full_copy(inner, keep, copy) for key, inner in nest.items()}
         return copies if keep else None
-    if isinstance(value, Tensor):
-        whole = value.detach()
-        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
-        return whole.to("cpu", copy=copy, memory_format=torch.contiguous_format) if keep else None
-    return value
+    if not isinstance(nest, Tensor):
+        return nest
+    tensor = nest.detach()
+    if hasattr(tensor, "full_tensor"):  # a DTensor: every rank has a shard
+        tensor = tensor.full_tensor()
+    if not keep:
+        return None
+    return tensor.to("cpu", copy=copy, memory_format=torch.contiguous_format)
