@@ -8,28 +8,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 
 from lathe.run.devices import Runtime
+from lathe.settings import Settings
 
-
-@contextmanager
-def memory_levers(settings):
-    """Turn "out of memory" inside into a ValueError that says what would help."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # OutOfMemoryError is a RuntimeError; the CPU raises a plain one
-        told = str(error).lower()
-        if isinstance(error, RuntimeError) and "out of memory" not in told and "allocate memory" not in told:
-            raise
-        reason = str(error).strip().splitlines()[0][:120]
-        raise ValueError(
-            f"out of memory ({reason}): lower --micro_batch_size (now {settings.micro_batch_size or 'automatic'}) or "
-            "--block_size, or try --activation_checkpointing=full, --dtype=bfloat16, --parallel=fsdp on more devices"
-        ) from None
+# -----------------------------------------------------------------------------
+# Random state
 
 
 def seed_everything(seed: int):
@@ -39,10 +28,12 @@ def seed_everything(seed: int):
 
 
 def random_state(device: torch.device) -> dict:
-    """The generators' state, as plain values and tensors that torch.load(weights_only=True) accepts."""
+    """The generators' state, as values and tensors that torch.load(weights_only=True) accepts."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if device.type in ("cuda", "mps"):
-        state[device.type] = getattr(torch, device.type).get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -51,36 +42,76 @@ def set_random_state(state: dict, device: torch.device):
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(state["torch"])
-    if device.type in state:
-        getattr(torch, device.type).set_rng_state(state[device.type])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+# -----------------------------------------------------------------------------
+# Memory
+
+
+@contextmanager
+def memory_levers(settings: Settings) -> Iterator[None]:
+    """Turn "out of memory" inside into a ValueError that says what would help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:120]
+        micro_batch_size = settings.micro_batch_size or "automatic"
+        raise ValueError(
+            f"out of memory ({reason}): lower --micro_batch_size (now {micro_batch_size}) or "
+            "--block_size, or try --activation_checkpointing=full, --dtype=bfloat16, "
+            "--parallel=fsdp on more devices"
+        ) from None
+
+
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    message = str(error).lower()  # a GPU's OutOfMemoryError, or on the CPU a plain RuntimeError
+    return "out of memory" in message or "allocate memory" in message
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: on the device if it keeps count, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if os.name == "nt":
+        return 0  # Windows keeps no such count
+    if sys.platform == "linux":
+        # Here getrusage counts what the parent held when it started this process.
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):  # "VmHWM:   123456 kB"
+                    return 1024 * int(line.split()[1])
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# -----------------------------------------------------------------------------
+# Stopping
 
 
 class StopSignals:
-    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, so that the loop can finish its step and save. Another one, more
-    than a second later, ends the process at once. Use as a context manager; the old handlers come back behind it."""
+    """Remembers that SIGINT, SIGTERM or SIGUSR1 came: the loop can finish its step and save.
+
+    Another one, more than a second later, ends the process at once. A context manager; the old
+    handlers come back after it.
+    """
 
     NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: Slurm's warning before a time limit
 
     def __init__(self, say: Callable[[str], None]):
-        self.say, self.received, self._when = say, None, 0.0
-        self._old = {}
-
-    def __enter__(self) -> "StopSignals":
-        for name in self.NAMES:
-            if hasattr(signal, name):
-                self._old[name] = signal.signal(getattr(signal, name), self._handle)
-        return self
-
-    def __exit__(self, *_):
-        for name, handler in self._old.items():
-            signal.signal(getattr(signal, name), handler)
-
-    def _handle(self, number, _frame):
-        if self.received is None:
-            self.received, self._when = signal.Signals(number), time.monotonic()
-            self.say(f"{self.received.name} received: finishing this step, then saving (again: stop at once)")
-        elif time.monotonic() - self._when > 1:  # Ctrl-C reaches a rank from the terminal and again through torchrun
-            os._exit(128 + number)
+        self.say = say
+        self.received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._old_handlers = {}
 
     @property
     def asked(self) -> bool:
@@ -88,31 +119,67 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        return 128 + self.received if self.received else 0
+        """0, or the one by which a shell knows the signal."""
+        return 0 if self.received is None else 128 + self.received
+
+    def __enter__(self) -> "StopSignals":
+        for name in self.NAMES:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self._old_handlers[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object):
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None):
+        now = time.monotonic()
+        if self.received is None:
+            self.received = signal.Signals(number)
+            self._received_at = now
+            name = self.received.name
+            self.say(f"{name} received: finishing this step, then saving (again: stop at once)")
+        elif now - self._received_at > 1:
+            # Not sooner: Ctrl-C reaches a rank from the terminal and again through torchrun.
+            os._exit(128 + number)
 
 
 class Watchdog:
-    """Ends this process if alive() is not called for `seconds`: says what it was doing, dumps every thread's stack to
-    stderr and exits with 1. A rank that hangs stalls all others in their next exchange, so they all report."""
+    """Ends this process if alive() is not called for `seconds`.
+
+    It says what it was doing, dumps every thread's stack to stderr and exits with 1. A rank that
+    hangs stalls all others in their next exchange, so they all report. A single process is left
+    alone: who waits for it sees it, and may want it to be slow.
+    """
 
     def __init__(self, seconds: float, run: Runtime):
-        self.seconds, self.run, self.doing = seconds, run, "starting"
-        self._armed, self._timer = -math.inf, None
+        self.seconds = seconds
+        self.run = run
+        self.doing = "starting"
+        self._armed_at = -math.inf
+        self._timer: threading.Timer | None = None
 
     def alive(self, doing: str):
         self.doing = doing
-        setting = time.monotonic() - self._armed > min(1.0, self.seconds / 10)  # not each time: it takes 0.1 ms
-        if setting and self.run.world_size > 1:  # who waits for a single process sees it, and may want it to be slow
-            self.off()
-            self._armed = time.monotonic()
-            self._timer = threading.Timer(self.seconds, self._tell)
-            self._timer.daemon = True
-            self._timer.start()
-            # In C, so that it works even where a stuck call keeps Python's lock.
-            faulthandler.dump_traceback_later(self.seconds + 0.5, exit=True)
+        if self.run.world_size == 1:
+            return
+        now = time.monotonic()
+        if now - self._armed_at <= min(1.0, self.seconds / 10):
+            return  # not each time: it takes 0.1 ms
+        self.off()
+        self._armed_at = now
+        self._timer = threading.Timer(self.seconds, self._report)
+        self._timer.daemon = True
+        self._timer.start()
+        # In C, so that it works even where a stuck call keeps Python's lock.
+        faulthandler.dump_traceback_later(self.seconds + 0.5, exit=True)
 
-    def _tell(self):
-        print(f"rank {self.run.rank}: no progress for {self.seconds:g} s while {self.doing}; stacks:", file=sys.stderr)
+    def _report(self):
+        print(
+            f"rank {self.run.rank}: no progress for {self.seconds:g} s while {self.doing}; stacks:",
+            file=sys.stderr,
+        )
 
     def off(self):
         if self._timer is not None:
@@ -123,19 +190,5 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object):
         self.off()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: on the device if it keeps count, else by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if os.name == "nt":
-        return 0  # Windows keeps no such count
-    if sys.platform == "linux":  # where getrusage counts what the parent held when it started this process
-        with open("/proc/self/status") as file:
-            return next((1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:")), 0)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
