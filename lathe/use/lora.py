@@ -1,9 +1,10 @@
-"""Low-rank adaptation (LoRA; Hu et al. 2021, arXiv 2106.09685): train a small correction of each matrix and no more.
+"""Low-rank adaptation (LoRA; Hu et al. 2021, arXiv 2106.09685): train small corrections alone.
 
-A matrix W (out, in) of a block acts as W + alpha/rank B A, with A (rank, in) and B (out, rank). Only A and B learn; B
-begins at zero, so that training begins at the model it was given. A matrix that holds several, such as queries, keys
-and values, is one matrix here. Checkpoints of a run keep W, A and B apart: it resumes exactly, and W is bit for bit
-what it was. Whoever else loads one gets their sum.
+A matrix W (out, in) of a block acts as W + alpha/rank B A, with A (rank, in) and B (out, rank).
+Only A and B learn; B begins at zero, so that training begins at the model it was given. A matrix
+that holds several, such as queries, keys and values, is one matrix here. Checkpoints of a run keep
+W, A and B apart: it resumes exactly, and W is bit for bit what it was. Whoever else loads one gets
+their sum.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-A, B = ".lora_A", ".lora_B"  # endings of the parameters' names, behind that of their layer
+A, B = ".lora_A", ".lora_B"  # endings of the parameters' names, after that of their layer
 
 
 class AdaptedLinear(nn.Module):
@@ -20,36 +21,45 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__()
-        self.weight, self.bias, self.scale = linear.weight, linear.bias, alpha / rank
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.scale = alpha / rank
         rows, columns = linear.weight.shape
-        self.lora_A = nn.Parameter(torch.randn(rank, columns) / math.sqrt(columns))  # A x is about as large as x
+        small = torch.randn(rank, columns) / math.sqrt(columns)  # A x is about as large as x
+        self.lora_A = nn.Parameter(small)
         self.lora_B = nn.Parameter(torch.zeros(rows, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        correction = F.linear(F.linear(x, self.lora_A), self.lora_B)  # (..., in) -> (..., rank) -> (..., out)
+        low = F.linear(x, self.lora_A)  # (..., in) -> (..., rank)
+        correction = F.linear(low, self.lora_B)  # (..., rank) -> (..., out)
         return F.linear(x, self.weight, self.bias) + self.scale * correction
 
 
 def adapt(model: nn.Module, rank: int, alpha: float) -> dict[str, Tensor]:
-    """Freeze a GPT and give each linear layer of its blocks a correction to learn; returns these tensors by name.
+    """Freeze a GPT and give each linear layer of its blocks a correction to learn.
 
-    Raises ValueError for a rank that a matrix cannot have.
+    Returns these tensors by name. Raises ValueError for a rank that a matrix cannot have.
     """
     model.requires_grad_(False)
     blocks = model.transformer.h
-    for name, linear in [(name, m) for name, m in blocks.named_modules() if isinstance(m, nn.Linear)]:
+    linears = [(name, m) for name, m in blocks.named_modules() if isinstance(m, nn.Linear)]
+    for name, linear in linears:
         most = min(linear.weight.shape)
         if rank > most:
-            raise ValueError(f"lora_rank is {rank}, but {name} is a matrix of rank {most} at most: choose less")
+            raise ValueError(
+                f"lora_rank is {rank}, but {name} is a matrix of rank {most} at most: choose less"
+            )
         blocks.set_submodule(name, AdaptedLinear(linear, rank, alpha))
     return {name: tensor for name, tensor in model.state_dict().items() if name.endswith((A, B))}
 
 
 def merge(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Weights by name, each correction added to its matrix: those of the same model without adapters."""
+    """Weights by name, each correction added to its matrix: the same model without adapters."""
     out = {name: tensor for name, tensor in weights.items() if not name.endswith((A, B))}
     for name in weights:
         if name.endswith(A):
-            a, b, layer = weights[name], weights[name.removesuffix(A) + B], name.removesuffix(A) + ".weight"
-            out[layer] = out[layer] + (b @ a) * (alpha / len(a))
+            layer = name.removesuffix(A)
+            a, b = weights[name], weights[layer + B]
+            rank = len(a)
+            out[layer + ".weight"] = out[layer + ".weight"] + (b @ a) * (alpha / rank)
     return out

@@ -1,5 +1,6 @@
-"""The network of a checkpoint."""
+"""The network of a checkpoint: its settings, its tensors, and a GPT that waits for them."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,12 +13,26 @@ from lathe.run.tensor_file import read_tensor, tensor_names
 from lathe.use import lora
 from model import GPT, GPTConfig
 
-# Loading
+
+def model_config(state: dict, path: Path) -> GPTConfig:
+    """The network's settings in the state.json of a checkpoint `path`.
+
+    Settings that came up since have their defaults. Raises ValueError for those that this code does
+    not have.
+    """
+    unknown = set(state["model"]) - {f.name for f in fields(GPTConfig)}
+    if unknown:
+        raise ValueError(
+            f"{path} was written by code that has the setting {min(unknown)}, which this code lacks"
+        )
+    return GPTConfig(**state["model"])
 
 
 def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:
-    """Names and tensors on the CPU; LoRA's are added to what they adapt unless merged is False. Raises ValueError if
-    the file cannot be read."""
+    """Names and tensors on the CPU; LoRA's are added to what they adapt, unless merged is False.
+
+    Raises ValueError if the file cannot be read.
+    """
     file = path / "model.safetensors"
     weights = {name: read_tensor(file, name) for name in tensor_names(file)}
     if merged and any(name.endswith(lora.A) for name in weights):
@@ -25,25 +40,22 @@ def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:
     return weights
 
 
-class NoRandomNumbers(TorchFunctionMode):
-    """Leaves out drawing initial weights; on the meta device, that alone would import half of torch's compiler."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is torch.nn.init.normal_:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
-
-
 def without_weights(config: GPTConfig) -> GPT:
-    """A network of shapes only, for weights that load_state_dict(..., assign=True) puts into place."""
+    """A network of shapes only, for weights that load_state_dict(..., assign=True) puts in it."""
     with torch.device("meta"), NoRandomNumbers():
         return GPT(config)
 
 
-def model_config(state: dict, path: Path) -> GPTConfig:
-    """The network's settings in a state.json; those that came up since have their defaults. Raises ValueError for
-    settings that this code does not have."""
-    if unknown := set(state["model"]) - {f.name for f in fields(GPTConfig)}:
-        raise ValueError(f"{path} was written by code that has the setting {min(unknown)}, which this code lacks")
-    return GPTConfig(**state["model"])
+class NoRandomNumbers(TorchFunctionMode):
+    """Leaves out drawing initial weights.
+
+    On the meta device that draws nothing, but would import half of torch's compiler.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        if function is torch.nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
