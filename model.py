@@ -1,7 +1,8 @@
-"""The network: a decoder-only transformer (Vaswani et al. 2017, arXiv 1706.03762; GPT-2, Radford et al. 2019).
+"""The network: a decoder-only transformer (Vaswani et al. 2017; GPT-2, Radford et al. 2019).
 
-Reading order: GPTConfig, norm, positions, attention, MLP, block, loss, GPT. Sizes: B sequences, T positions, C =
-n_embd, nh query heads, nkv key/value heads, hd = head_dim, V vocabulary. GPT-2's names, so that its weights fit.
+Reading order: config, norm, positions, masks, cache, attention, MLP, block, loss, GPT; at the end,
+faster forms of norm, attention and loss. Sizes: B sequences, T positions, C = n_embd, nh query
+heads, nkv key/value heads, hd = head_dim, V vocabulary. GPT-2's names, so that its weights fit.
 """
 
 import math
@@ -10,29 +11,33 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 IGNORE = -1  # a target with this id is not scored
 LOGITS_AT_ONCE = 1 << 24  # more logits than this are computed in pieces: 64 MB of float32
-SHORT_CONTEXT = {torch.float32: 64, torch.bfloat16: 512}  # up to here a CPU attends faster by plain products
 # GPT-2 as published. The other family, "modern", is the defaults below.
-GPT2 = dict(position="learned", norm="layernorm", norm_weight=True, activation="gelu_tanh", qk_norm=False,
-            bias=True, tie_weights=True, zero_init=False)  # fmt: skip
+GPT2 = dict(
+    position="learned", norm="layernorm", norm_weight=True, activation="gelu_tanh", qk_norm=False,
+    bias=True, tie_weights=True, zero_init=False,
+)  # fmt: skip
 
 
 @dataclass
 class GPTConfig:
-    """Shape and parts of a GPT. Raises ValueError, naming the setting, for values that do not fit together.
+    """Shape and parts of a GPT. Raises ValueError, naming the setting, for values that do not fit.
 
-    A field below `# --- model` is a setting of training, and its comment the setting's help: lathe/settings.py reads
-    them from here. From papers are n_kv_head (arXiv 2305.13245), rope (2104.09864), sinusoidal (1706.03762, 3.5),
-    rmsnorm (1910.07467), swiglu (2002.05202), relu2 (2109.08668), qk_norm (2302.05442; before rope, as in Qwen3),
-    logit_softcap (Gemma 2, 2408.00118) and, from modded-nanogpt's records, bigram_rows.
+    A field below `# --- model` is a setting of training, and its comment the setting's help:
+    lathe/settings.py reads them from here. From papers are n_kv_head (arXiv 2305.13245), rope
+    (2104.09864), sinusoidal (1706.03762, 3.5), rmsnorm (1910.07467), swiglu (2002.05202), relu2
+    (2109.08668), qk_norm (2302.05442; before rope, as in Qwen3), logit_softcap (2408.00118) and,
+    from modded-nanogpt's records, bigram_rows.
     """
 
     # --- what the data decides
     vocab_size: int = 50257
-    document_token: int = -1  # id that begins a document, whose tokens then see none before it; -1 = off
+    # id that begins a document, whose tokens then see none before it; -1 = off
+    document_token: int = -1
 
     # --- model
     block_size: int = 1024  # context length, in tokens
@@ -42,7 +47,8 @@ class GPTConfig:
     head_dim: int = 0  # width of one head; 0 = n_embd / n_head
     n_embd: int = 768  # width of the residual stream
     n_hidden: int = 0  # width of the MLP; 0 = 4 n_embd, for swiglu 8/3 n_embd up to a multiple of 32
-    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"  # how a token knows its place
+    # how a token knows its place
+    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # normalisation before attention, MLP and head
     norm_weight: bool = False  # learned gains in the norms
@@ -59,57 +65,61 @@ class GPTConfig:
     dropout: float = 0.0  # probability of dropping an activation in training
 
     def __post_init__(self):
-        self.n_kv_head = self.n_kv_head or self.n_head
-        gated = self.activation == "swiglu"
-        self.n_hidden = self.n_hidden or (math.ceil(self.n_embd / 12) * 32 if gated else 4 * self.n_embd)
-        uneven = self.head_dim == 0 and self.n_head > 0 and self.n_embd % self.n_head
-        self.head_dim = self.head_dim or max(1, self.n_embd // max(1, self.n_head))
-        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_hidden")
-        for wrong, name, rule in (
-            *((getattr(self, name) < 1, name, "be 1 or more") for name in sizes),
-            *((getattr(self, name) not in of, name, f"be one of {', '.join(of)}") for name, of in CHOICES.items()),
-            (uneven, "n_embd", f"be a multiple of n_head ({self.n_head}), or head_dim be given"),
-            (self.n_head % (self.n_kv_head or 1), "n_kv_head", f"divide n_head ({self.n_head})"),
-            (self.position == "rope" and self.head_dim % 2, "head_dim", "be even with position=rope"),
-            (self.position == "sinusoidal" and self.n_embd % 2, "n_embd", "be even with position=sinusoidal"),
-            (not 0 <= self.dropout < 1, "dropout", "be at least 0 and below 1"),
-            (not 0 <= self.logit_softcap < math.inf, "logit_softcap", "be 0 (off) or more"),
-            (self.bigram_rows < 0, "bigram_rows", "be 0 (off) or more"),
-            *((not getattr(self, name) > 0, name, "be above 0") for name in ("norm_eps", "rope_theta")),
-        ):
-            if wrong:
+        def check(fits: bool, name: str, rule: str):
+            if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must {rule}")
+
+        for name, choices in CHOICES.items():
+            check(getattr(self, name) in choices, name, f"be one of {', '.join(choices)}")
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            check(getattr(self, name) >= 1, name, "be 1 or more")
+
+        # Zeros stand for the usual sizes
+        if self.n_kv_head == 0:
+            self.n_kv_head = self.n_head
+        if self.head_dim == 0:
+            rule = f"be a multiple of n_head ({self.n_head}), or head_dim be given"
+            check(self.n_embd % self.n_head == 0, "n_embd", rule)
+            self.head_dim = self.n_embd // self.n_head
+        if self.n_hidden == 0 and self.activation == "swiglu":
+            self.n_hidden = 32 * math.ceil(
+                self.n_embd / 12
+            )  # three matrices, where others have two
+        elif self.n_hidden == 0:
+            self.n_hidden = 4 * self.n_embd
+
+        for name in ("n_kv_head", "head_dim", "n_hidden"):
+            check(getattr(self, name) >= 1, name, "be 1 or more")
+        check(self.n_head % self.n_kv_head == 0, "n_kv_head", f"divide n_head ({self.n_head})")
+        if self.position == "rope":
+            check(self.head_dim % 2 == 0, "head_dim", "be even with position=rope")
+        if self.position == "sinusoidal":
+            check(self.n_embd % 2 == 0, "n_embd", "be even with position=sinusoidal")
+        check(self.norm_eps > 0, "norm_eps", "be above 0")
+        check(self.rope_theta > 0, "rope_theta", "be above 0")
+        check(0 <= self.dropout < 1, "dropout", "be at least 0 and below 1")
+        check(0 <= self.logit_softcap < math.inf, "logit_softcap", "be 0 (off) or more")
+        check(self.bigram_rows >= 0, "bigram_rows", "be 0 (off) or more")
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding table: a multiple of 64, which tensor cores like; small tables would get slower."""
-        return -(-self.vocab_size // 64) * 64 if self.vocab_size >= 1024 else self.vocab_size
+        """Rows of the embedding table: a multiple of 64, which tensor cores like."""
+        if self.vocab_size < 1024:
+            return self.vocab_size  # small tables would get slower
+        return 64 * math.ceil(self.vocab_size / 64)
 
 
 CHOICES = {f.name: get_args(f.type) for f in fields(GPTConfig) if get_args(f.type)}
 
 
-class RMSNormFunction(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps), gradient by hand: on a CPU F.rms_norm is many small kernels, and far slower."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        y, scale = ctx.saved_tensors
-        along = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(y.shape[-1])
-        return torch.addcmul(grad, y, along, value=-1).mul_(scale), None
+# -----------------------------------------------------------------------------
+# Norm
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x (..., D) over its root mean square; weight (D,) or None."""
+    """x / sqrt(mean(x^2) + eps), the mean over the last dimension, times weight (D,) if any."""
     if x.is_cpu and not torch.compiler.is_compiling():
-        y = RMSNormFunction.apply(x, eps)
+        y = RMSNormOnCPU.apply(x, eps)  # the same, in fewer kernels: see fast paths
         return y if weight is None else y * weight
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
@@ -125,243 +135,372 @@ def make_norm(c: GPTConfig) -> nn.Module:
     return RMSNorm(c.n_embd, c.norm_eps, elementwise_affine=c.norm_weight)
 
 
-def rope_table(length: int, head_dim: int, theta: float) -> Tensor:
-    """(2, length, 1, hd), cosines and signed sines of rotary embeddings: pair i turns by theta^(-2i/hd) a step."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency).unsqueeze(1)
-    return torch.stack((angle.cos().repeat(1, 1, 2), torch.cat((-angle.sin(), angle.sin()), dim=-1))).float()
+# -----------------------------------------------------------------------------
+# Positions: sinusoidal and rope. Tables are computed on a CPU in float64, alike for every device.
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn feature i together with feature i + hd/2 (the half-split form of Llama's published weights)."""
-    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, dims=-1), sin.to(x.dtype))
+def angles(length: int, width: int, theta: float) -> Tensor:
+    """(length, width / 2): pos / theta^(2i / width), by which feature pair i is turned at pos."""
+    even = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")  # 2i
+    pos = torch.arange(length, dtype=torch.float64, device="cpu")
+    return torch.outer(pos, theta ** -(even / width))
 
 
 def sinusoidal_table(length: int, n_embd: int) -> Tensor:
-    """(length, C): sin(pos / 10000^(2i/C)) in feature 2i, the cosine in 2i + 1 (arXiv 1706.03762, section 3.5)."""
-    cos, sin = rope_table(length, n_embd, 10000.0)[:, :, 0, n_embd // 2 :]
-    return torch.stack((sin, cos), dim=-1).flatten(1)
+    """(length, C): sin(pos / 10000^(2i/C)) in feature 2i, and the cosine in feature 2i + 1."""
+    angle = angles(length, n_embd, 10000.0)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
 
 
-class KVCache:
-    """Keys and values of the tokens so far, allocated once: k and v are (n_layer, B, nkv, length, hd), of which the
-    first `pos` positions are filled; last (B, 1) are the newest tokens, for pairs. ValueError beyond block_size."""
-
-    def __init__(self, config: GPTConfig, batch_size: int, length: int, device=None, dtype: torch.dtype | None = None):
-        if length > config.block_size:
-            raise ValueError(f"a cache of {length} positions is longer than block_size ({config.block_size})")
-        shape = (config.n_layer, batch_size, config.n_kv_head, length, config.head_dim)
-        self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.pos, self.mask, self.last = 0, None, torch.zeros(batch_size, 1, dtype=torch.long, device=device)
-
-    def advance(self, T: int) -> slice:
-        """Make room for T tokens; returns their positions. Only several behind earlier ones need a mask written out."""
-        begin, end, limit = self.pos, self.pos + T, self.k.shape[3]
-        if end > limit:
-            raise ValueError(f"{end} tokens are more than the context of {limit} (block_size)")
-        self.pos, self.mask = end, causal_mask(T, end, self.k.device) if begin and T > 1 else None
-        return slice(begin, end)
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a layer's k, v (B, nkv, T, hd) into the room made; returns views of all up to there."""
-        begin, end = self.pos - k.shape[2], self.pos
-        self.k[layer, :, :, begin:end], self.v[layer, :, :, begin:end] = k, v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+def rope_table(length: int, head_dim: int, theta: float) -> Tensor:
+    """(2, length, 1, hd): cosines and signed sines for rotate, the same for every head."""
+    angle = angles(length, head_dim, theta).unsqueeze(1)  # (length, 1, hd / 2)
+    cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
+    sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
+    return torch.stack((cos, sin)).float()
 
 
-def causal_mask(T: int, total: int, device) -> Tensor:
-    """(T, total) booleans: the last T of `total` positions may look at themselves and at everything before them."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of features i and i + hd/2 (the half-split form of Llama's published weights).
+
+    x (B, T, heads, hd), cos and sin (T, 1, hd) or (B, T, 1, hd).
+    """
+    other = x.roll(x.shape[-1] // 2, dims=-1)  # the other feature of each pair
+    return torch.addcmul(x * cos.to(x.dtype), other, sin.to(x.dtype))  # x cos + other sin
+
+
+# -----------------------------------------------------------------------------
+# Masks: who may look at whom
+
+
+def causal_mask(T: int, total: int, device: torch.device | str) -> Tensor:
+    """(T, total) booleans: the last T of `total` positions see themselves and all before them."""
     return torch.ones(T, total, dtype=torch.bool, device=device).tril(total - T)
 
 
-def documents(idx: Tensor, token: int) -> tuple[Tensor, Tensor]:
-    """ids (B, T), `token` where documents begin -> places in them (B, T), who may look at whom (B, 1, T, T)."""
-    place = torch.arange(idx.shape[1], device=idx.device)
-    begin = torch.where(idx == token, place, 0).cummax(dim=1).values
-    same = begin.unsqueeze(2) == begin.unsqueeze(1)
-    return place - begin, (same & causal_mask(len(place), len(place), idx.device)).unsqueeze(1)
+def document_begins(idx: Tensor, document_token: int) -> Tensor:
+    """ids (B, T) -> (B, T), for each token the index at which its document begins."""
+    index = torch.arange(idx.shape[1], device=idx.device)
+    return torch.where(idx == document_token, index, 0).cummax(dim=1).values
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, steps: dict | None) -> Tensor:
-    """softmax(q k^T / sqrt(hd)) v where mask, (T, S) or (B, 1, T, S), allows it; None is the causal one.
-    q (B, nh, T, hd), k and v (B, nkv, S, hd) -> (B, nh, T, hd). The fused kernel never holds (B, nh, T, S) products;
-    plain ones are faster for short contexts on a CPU (bench/LOG.md). A dict for `steps` gets them."""
-    (nh, T, hd), (nkv, S) = q.shape[1:], k.shape[1:3]
-    short = q.is_cpu and T == S and 1 < T <= SHORT_CONTEXT.get(v.dtype, 0)
-    if not short and steps is None:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, T > 1 and mask is None, enable_gqa=nkv != nh)
-    keys, values = (x.unsqueeze(2).expand(-1, -1, nh // nkv, -1, -1).flatten(1, 2) for x in (k, v))  # a group's
-    scaled = (q * (1 / math.sqrt(hd))) @ keys.mT  # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
-    barred = ~(causal_mask(T, S, q.device) if mask is None else mask)
-    masked = scaled + torch.zeros_like(barred, dtype=scaled.dtype).masked_fill_(barred, float("-inf"))
+def document_mask(begins: Tensor) -> Tensor:
+    """document_begins (B, T) -> (B, 1, T, T) booleans: the causal mask within each document."""
+    T = begins.shape[1]
+    same = begins.unsqueeze(2) == begins.unsqueeze(1)  # (B, T, T)
+    return (same & causal_mask(T, T, begins.device)).unsqueeze(1)
+
+
+# -----------------------------------------------------------------------------
+# Cache
+
+
+def check_length(n_tokens: int, limit: int):
+    if n_tokens > limit:
+        raise ValueError(f"{n_tokens} tokens are more than the context of {limit} (block_size)")
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, so that each forward pass reads only new ones.
+
+    What is asked of a cache in a pass over ids (B, T); lathe/use/caches.py has two more kinds:
+    - advance(T) -> positions, mask. GPT.features calls it once, first: make room for T more tokens
+      in each row. positions, (T,) or (B, T): theirs in the tables of positions. mask, booleans
+      (T, S) or (B, 1, T, S): which of the S positions that `append` will return each of them may
+      look at. None: all up to its own, where the new ones are the last T.
+    - last, (B, 1). GPT.pairs, if there is a table by pairs, reads here which token stands before
+      the new ones of each row, and writes the last of the new ones.
+    - append(layer, k, v) -> k, v. Attention calls it in each layer: keep the new tokens' keys and
+      values, (B, nkv, T, hd); return those of all S positions, (B, nkv, S, hd).
+
+    In this kind all rows are equally long: k and v are (n_layer, B, nkv, length, hd), allocated
+    once, of which `pos` positions are filled. Raises ValueError beyond block_size or length.
+    """
+
+    def __init__(
+        self, config: GPTConfig, batch_size: int, length: int,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        if length > config.block_size:
+            limit = f"block_size ({config.block_size})"
+            raise ValueError(f"a cache of {length} positions is longer than {limit}")
+        shape = (config.n_layer, batch_size, config.n_kv_head, length, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = length
+        self.pos = 0
+        self.last = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+
+    def advance(self, T: int) -> tuple[Tensor, Tensor | None]:
+        begin = self.pos
+        end = begin + T
+        check_length(end, self.length)
+        self.pos = end
+        positions = torch.arange(begin, end, device=self.k.device)
+        mask = None
+        if begin > 0 and T > 1:  # a token alone may look at all before it
+            mask = causal_mask(T, end, self.k.device)
+        return positions, mask
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.pos
+        begin = end - k.shape[2]
+        self.k[layer, :, :, begin:end] = k
+        self.v[layer, :, :, begin:end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+# -----------------------------------------------------------------------------
+# Attention
+
+
+def repeat_heads(x: Tensor, n: int) -> Tensor:
+    """(B, nkv, S, hd) -> (B, nkv n, S, hd): n query heads side by side share a key/value head."""
+    return x.unsqueeze(2).expand(-1, -1, n, -1, -1).flatten(1, 2)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, steps: dict | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(hd)) v, where mask allows it: q (B, nh, T, hd), k and v (B, nkv, S, hd).
+
+    mask: (T, S) or (B, 1, T, S) booleans; None: causal, for the last T of S positions. Returns
+    (B, nh, T, hd). A dict for `steps` gets q, k, v, scores, scaled, masked and weights.
+    """
+    nh, T, hd = q.shape[1:]
+    nkv, S = k.shape[1:3]
+    keys = repeat_heads(k, nh // nkv)
+    values = repeat_heads(v, nh // nkv)
+    if mask is None:
+        mask = causal_mask(T, S, q.device)
+    # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
+    scaled = (q * (1 / math.sqrt(hd))) @ keys.mT
+    # 0 or -inf is added, since masked_fill of the scores is slower going back
+    barrier = torch.zeros_like(mask, dtype=scaled.dtype).masked_fill_(~mask, float("-inf"))
+    masked = scaled + barrier
     weights = masked.softmax(dim=-1)
     if steps is not None:
-        steps.update(q=q, k=k, v=v, scores=scaled * math.sqrt(hd), scaled=scaled, masked=masked, weights=weights)
-    return F.dropout(weights, dropout, dropout > 0).to(v.dtype) @ values
+        scores = scaled * math.sqrt(hd)
+        steps.update(q=q, k=k, v=v, scores=scores, scaled=scaled, masked=masked, weights=weights)
+    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
+    # (B, nh, T, S) x (B, nh, S, hd) -> (B, nh, T, hd)
+    return weights @ values
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
-        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
-        self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
-        self.qk_norm, self.norm_eps, self.dropout = config.qk_norm, config.norm_eps, config.dropout
-        gains = config.qk_norm and config.norm_weight
-        self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) if gains else None for _ in range(2))
+        self.config = config
+        heads = config.n_head + 2 * config.n_kv_head  # queries, keys and values as one matrix
+        self.c_attn = nn.Linear(config.n_embd, heads * config.head_dim, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
+        self.q_norm = None
+        self.k_norm = None
+        if config.qk_norm and config.norm_weight:
+            self.q_norm = nn.Parameter(torch.ones(config.head_dim))
+            self.k_norm = nn.Parameter(torch.ones(config.head_dim))
 
-    def forward(self, x: Tensor, rope, mask, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
-        nh, nkv = self.n_head, self.n_kv_head
-        qk, v = self.c_attn(x).unflatten(-1, (nh + 2 * nkv, -1)).split((nh + nkv, nkv), dim=2)  # (B, T, heads, hd)
-        if self.qk_norm:  # of queries and keys together: half the kernels
-            qk = rms_norm(qk, None, self.norm_eps)
-            if self.q_norm is not None:
-                qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
-        q, k = (qk if rope is None else rotate(qk, *rope)).split((nh, nkv), dim=2)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, T, heads, hd) -> (B, heads, T, hd)
+    def forward(
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None,
+        layer: int, steps: dict | None,
+    ) -> Tensor:  # fmt: skip
+        c = self.config
+        nh = c.n_head
+        nkv = c.n_kv_head
+        qkv = self.c_attn(x).unflatten(-1, (nh + 2 * nkv, c.head_dim))  # (B, T, heads, hd)
+        qk, v = qkv.split((nh + nkv, nkv), dim=2)  # what both need is done together: fewer kernels
+        if c.qk_norm:
+            qk = rms_norm(qk, None, c.norm_eps)
+        if self.q_norm is not None:
+            qk = qk * torch.cat((self.q_norm.expand(nh, -1), self.k_norm.expand(nkv, -1)))
+        if rope is not None:
+            qk = rotate(qk, rope[0], rope[1])
+        q, k = qk.split((nh, nkv), dim=2)
+        # (B, T, heads, hd) -> (B, heads, T, hd)
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        v = v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.append(layer, k, v)
-        y = attention(q, k, v, mask, self.dropout * self.training, trace)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))  # heads side by side
+            k, v = cache.append(layer, k, v)  # of earlier tokens, too: (B, nkv, S, hd)
+        dropout = c.dropout if self.training else 0.0
+        if steps is None and fused_attention_wins(q, v):
+            y = fused_attention(q, k, v, mask, dropout)
+        else:
+            y = attention(q, k, v, mask, dropout, steps)
+        y = y.transpose(1, 2).flatten(2)  # heads side by side: (B, nh, T, hd) -> (B, T, nh hd)
+        return self.resid_dropout(self.c_proj(y))
+
+
+# -----------------------------------------------------------------------------
+# MLP and block
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = config.activation
-        self.c_fc = nn.Linear(config.n_embd, config.n_hidden * (1 + (self.activation == "swiglu")), bias=config.bias)
+        width = config.n_hidden
+        if config.activation == "swiglu":
+            width = 2 * config.n_hidden  # gate and value as one matrix: one kernel in place of two
+        self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
         if self.activation == "swiglu":
-            gate, value = x.chunk(2, dim=-1)  # computed as one: fewer kernels
+            gate, value = x.chunk(2, dim=-1)
             x = F.silu(gate) * value
         elif self.activation == "relu2":
             x = F.relu(x).square()
+        elif self.activation == "gelu":
+            x = F.gelu(x)
         else:
-            x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+            x = F.gelu(x, approximate="tanh")
         return self.dropout(self.c_proj(x))
 
 
 class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.ln_1, self.attn = make_norm(config), CausalSelfAttention(config)
-        self.ln_2, self.mlp = make_norm(config), MLP(config)
+        self.ln_1 = make_norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = make_norm(config)
+        self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope, mask, cache: KVCache | None, layer: int, trace: dict | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rope, mask, cache, layer, trace)
+    def forward(
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None,
+        layer: int, steps: dict | None,
+    ) -> Tensor:  # fmt: skip
+        x = x + self.attn(self.ln_1(x), rope, mask, cache, layer, steps)
         return x + self.mlp(self.ln_2(x))
 
 
+# -----------------------------------------------------------------------------
+# Loss
+
+
 def softcapped(logits: Tensor, cap: float) -> Tensor:
-    return cap * torch.tanh(logits / cap) if cap else logits
+    if cap == 0:
+        return logits
+    return cap * torch.tanh(logits / cap)
 
 
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of x W^T against targets, some rows of logits at a time; exact, summed in float32.
-    x (N, C), weight (V padded, C), targets (N,). The gradient is known as soon as the logits are, so it is computed in
-    the same pass: nothing is done twice, and no more than 4 LOGITS_AT_ONCE logits exist at any time."""
+def cross_entropy_loss(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """logits (N, V), targets (N,) -> their cross-entropy in nats, 0 where the target is IGNORE.
 
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float, dtype: torch.dtype):
-        rows, w = max(1, 4 * LOGITS_AT_ONCE // weight.shape[0]), weight.to(dtype)
-        dx, dw, total = torch.empty_like(x), None, torch.zeros((), device=x.device)
-        for begin in range(0, len(x), rows):
-            xs, ts = x[begin : begin + rows].to(dtype), targets[begin : begin + rows].unsqueeze(1)
-            logits = softcapped((xs @ w.T).float(), cap)
-            slope = 1 - (logits / cap).square() if cap else None  # derivative of the cap
-            logits[:, vocab_size:] = float("-inf")
-            logits = logits.log_softmax(dim=-1)
-            scored, index = ts != IGNORE, ts.clamp(min=0)
-            total = total - (logits.gather(1, index) * scored).sum()  # torch 2.11 miscompiles -=
-            # The gradient of the logits is softmax minus one-hot.
-            grad = logits.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=logits.dtype))
-            grad = (grad if slope is None else grad.mul_(slope)).to(dtype)
-            dx[begin : begin + rows] = (grad @ w) * scored
-            if ctx.needs_input_grad[1]:
-                part = grad.T @ (xs * scored)
-                dw = part.to(weight.dtype) if dw is None else dw.add_(part)
-        ctx.save_for_backward(dx, dw)
-        return total
+    reduction: "none" (N,), or "sum".
+    """
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction)
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        dx, dw = ctx.saved_tensors
-        return dx * grad, None if dw is None else dw * grad, None, None, None, None
+
+# -----------------------------------------------------------------------------
+# GPT
 
 
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config = c = config
-        modules = {"wte": nn.Embedding(c.padded_vocab_size, c.n_embd)}
-        if c.position == "learned":
-            modules["wpe"] = nn.Embedding(c.block_size, c.n_embd)
-        if c.bigram_rows:
-            modules["bigram"] = nn.Embedding(min(c.bigram_rows, c.vocab_size**2), c.n_embd)
-        blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
-        modules |= {"drop": nn.Dropout(c.dropout), "h": blocks, "ln_f": make_norm(c)}
+        self.config = config
+        modules = {"wte": nn.Embedding(config.padded_vocab_size, config.n_embd)}
+        if config.position == "learned":
+            modules["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        if config.bigram_rows:
+            rows = min(config.bigram_rows, config.vocab_size**2)
+            modules["bigram"] = nn.Embedding(rows, config.n_embd)
+        modules["drop"] = nn.Dropout(config.dropout)
+        modules["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        modules["ln_f"] = make_norm(config)
         self.transformer = nn.ModuleDict(modules)
-        self.lm_head = None if c.tie_weights else nn.Linear(c.n_embd, c.padded_vocab_size, bias=False)
-        if c.position == "rope":
-            self.register_buffer("table", rope_table(c.block_size, c.head_dim, c.rope_theta), persistent=False)
-        elif c.position == "sinusoidal":
-            self.register_buffer("table", sinusoidal_table(c.block_size, c.n_embd), persistent=False)
+        self.lm_head = None  # the head is the embedding table
+        if not config.tie_weights:
+            self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        if config.position == "sinusoidal":
+            table = sinusoidal_table(config.block_size, config.n_embd)
+            self.register_buffer("sinusoids", table, persistent=False)
+        if config.position == "rope":
+            table = rope_table(config.block_size, config.head_dim, config.rope_theta)
+            self.register_buffer("rope", table, persistent=False)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
-        """GPT-2's scheme; or, with zero_init, matrices at std 0.5/sqrt(fan in), embeddings at 0.2 (bench/LOG.md) and
-        output projections at zero, so that every block begins as the identity (Fixup, arXiv 1901.09321)."""
-        c, std = self.config, 0.2 if self.config.zero_init and not self.config.tie_weights else 0.02
+        """GPT-2's scheme; or, with zero_init, matrices at std 0.5 / sqrt(fan in), embeddings at 0.2
+        (bench/LOG.md), and output projections at zero, so that every block begins as the identity
+        (Fixup, arXiv 1901.09321)."""
+        c = self.config
         for name, p in self.named_parameters():
-            output = name.endswith("c_proj.weight")  # 2 n_layer of them add up in the residual stream
-            if p.dim() < 2:
-                p.fill_(0.0 if name.endswith("bias") else 1.0)
-            elif name.endswith(("wte.weight", "wpe.weight")) or not c.zero_init:
-                nn.init.normal_(p, std=std / math.sqrt(2 * c.n_layer) if output else std)
+            output = name.endswith("c_proj.weight")
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() < 2:  # gains
+                nn.init.ones_(p)
+            elif not c.zero_init and output:  # 2 n_layer of them add up in the residual stream
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
+            elif not c.zero_init:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith(("wte.weight", "wpe.weight")):
+                nn.init.normal_(p, std=0.02 if c.tie_weights else 0.2)
             elif output or name.endswith(("bigram.weight", "lm_head.weight")):
                 nn.init.zeros_(p)
             else:
                 nn.init.normal_(p, std=0.5 / math.sqrt(p.shape[1]))
 
     @property
-    def head_weight(self) -> Tensor:  # (V padded, C), the matrix that turns features into logits
-        return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+    def head_weight(self) -> Tensor:
+        """(V padded, C), the matrix that turns features into logits."""
+        if self.lm_head is None:
+            return self.transformer.wte.weight
+        return self.lm_head.weight
 
     def pairs(self, idx: Tensor, cache: KVCache | None) -> Tensor:
-        """ids (B, T) -> the row of the bigram table for each with the one before it; in a small table pairs share."""
-        before = F.pad(idx, (1, -1))
-        if cache is not None:
-            before[:, :1], cache.last[:] = cache.last, idx[:, -1:]
-        n, V = self.transformer.bigram.num_embeddings, self.config.vocab_size  # behind `else`: a prime
-        return (before.masked_fill(idx == self.config.document_token, 0) * (V if n == V * V else 0x9E3779B1) + idx) % n
-
-    def features(self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None) -> Tensor:
-        """(B, T) token ids -> (B, T, C), normed, ready for the head.
-        With a cache, idx holds only the new tokens, and the cache grows by them; all in it is one document. With a
-        trace (an empty list), attention runs step by step and one dict a layer is appended: q, k, v, scores, scaled,
-        masked, weights, and `residual`, the stream behind the block. ValueError for more tokens than the context."""
+        """ids (B, T) -> (B, T), the row of the table by pairs for each with the one before it."""
         c = self.config
-        if cache is None and idx.shape[1] > c.block_size:
-            raise ValueError(f"{idx.shape[1]} tokens are more than the context of {c.block_size} (block_size)")
-        where = slice(0, idx.shape[1]) if cache is None else cache.advance(idx.shape[1])
-        mask = cache and cache.mask
-        if cache is None and c.document_token >= 0:
-            where, mask = documents(idx, c.document_token)
+        before = F.pad(idx, (1, -1))  # each id one place on; 0 as none is before the first
+        if cache is not None:
+            before[:, :1] = cache.last
+            cache.last[:] = idx[:, -1:]
+        before = before.masked_fill(idx == c.document_token, 0)  # nor before a document
+        rows = self.transformer.bigram.num_embeddings
+        if rows == c.vocab_size**2:
+            return before * c.vocab_size + idx  # a row for each pair
+        return (before * 0x9E3779B1 + idx) % rows  # pairs share rows; the factor is a prime
+
+    def features(
+        self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None
+    ) -> Tensor:
+        """(B, T) token ids -> (B, T, C), normed, ready for the head.
+
+        With a cache, idx holds only the new tokens, and the cache grows by them; all in it is one
+        document. With a trace (an empty list), attention runs step by step and one dict a layer is
+        appended: q, k, v, scores, scaled, masked, weights, and `residual`, the stream after the
+        block. Raises ValueError for more tokens than the context.
+        """
+        c = self.config
+        T = idx.shape[1]
+        # positions: (T,) or (B, T), each token's in its document; mask: as in attention
+        if cache is not None:
+            positions, mask = cache.advance(T)
+        else:
+            check_length(T, c.block_size)
+            positions = torch.arange(T, device=idx.device)
+            mask = None
+            if c.document_token >= 0:
+                begins = document_begins(idx, c.document_token)
+                positions = positions - begins
+                mask = document_mask(begins)
         x = self.transformer.wte(idx)
         if c.bigram_rows:
             x = x + self.transformer.bigram(self.pairs(idx, cache))
+        rope = None
         if c.position == "learned":
-            x = x + self.transformer.wpe.weight[where]
-        elif c.position == "sinusoidal":
-            x = x * math.sqrt(c.n_embd) + self.table[where].type_as(x)  # the factor is the paper's (section 3.4)
+            x = x + self.transformer.wpe(positions)
+        elif c.position == "sinusoidal":  # the factor is the paper's (section 3.4)
+            x = x * math.sqrt(c.n_embd) + self.sinusoids[positions].type_as(x)
+        elif c.position == "rope":  # in attention
+            rope = self.rope[:, positions]  # (2, T, 1, hd) or (2, B, T, 1, hd)
         x = self.transformer.drop(x)
-        rope = self.table[:, where] if c.position == "rope" else None
         for layer, block in enumerate(self.transformer.h):
             steps = None if trace is None else {}
             x = block(x, rope, mask, cache, layer, steps)
@@ -370,44 +509,204 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Features (..., C) -> float32 logits (..., V) of the real vocabulary: padded ids have none."""
-        logits = F.linear(x, self.head_weight) if self.lm_head is None else self.lm_head(x)
-        return softcapped(logits[..., : self.config.vocab_size].float(), self.config.logit_softcap)
+        """Features (..., C) -> float32 logits (..., V) of the real vocabulary: no padded ids."""
+        if self.lm_head is None:
+            logits = F.linear(x, self.head_weight)
+        else:
+            logits = self.lm_head(x)
+        logits = logits[..., : self.config.vocab_size].float()
+        return softcapped(logits, self.config.logit_softcap)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
-        """idx (B, T) -> logits (B, T, V); with targets (B, T), their cross-entropy in nats. reduction: "mean" or "sum"
-        over the targets that are not -1; or "none": (B, T), 0 where the target is -1."""
-        c, x = self.config, self.features(idx)
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean"
+    ) -> Tensor:
+        """idx (B, T) -> logits (B, T, V); with targets (B, T), their loss in nats.
+
+        reduction: "mean" or "sum" over the targets that are not -1; or "none": (B, T), 0 where the
+        target is -1.
+        """
+        x = self.features(idx)
         if targets is None:
             return self.logits(x)
-        x, t, rows = x.flatten(0, 1), targets.flatten(), max(1, LOGITS_AT_ONCE // c.padded_vocab_size)
-        if reduction != "none" and len(t) > rows and torch.is_grad_enabled():
-            kind = x.device.type
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-            with torch.autocast(kind, enabled=False):
-                total = ChunkedCrossEntropy.apply(x, self.head_weight, t, c.vocab_size, c.logit_softcap, dtype)
-        else:
-            how, parts = "none" if reduction == "none" else "sum", zip(x.split(rows), t.split(rows), strict=True)
-            losses = [F.cross_entropy(self.logits(a), b, ignore_index=IGNORE, reduction=how) for a, b in parts]
-            if how == "none":
-                return torch.cat(losses).view_as(targets)
-            total = sum(losses[1:], losses[0])
-        return total if reduction == "sum" else total / (t != IGNORE).sum()
+        x = x.flatten(0, 1)  # (B, T, C) -> (N, C)
+        t = targets.flatten()  # (B, T) -> (N,)
+        if reduction == "none":
+            return self.loss(x, t, "none").view_as(targets)
+        total = self.loss(x, t, "sum")
+        if reduction == "sum":
+            return total
+        return total / (t != IGNORE).sum()
 
-    def n_params(self) -> int:  # embedding tables included, tied ones once
+    def plain_loss(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """cross_entropy_loss of features (N, C) and targets (N,)."""
+        return cross_entropy_loss(self.logits(x), targets, reduction)
+
+    def loss(self, x: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """plain_loss, with no more than LOGITS_AT_ONCE logits at a time."""
+        rows = max(1, LOGITS_AT_ONCE // self.config.padded_vocab_size)
+        if len(x) <= rows:
+            return self.plain_loss(x, targets, reduction)
+        training = torch.is_grad_enabled()
+        if training and reduction == "sum":
+            return chunked_cross_entropy(x, self.head_weight, targets, self.config)
+        losses = []
+        for a, b in zip(x.split(rows), targets.split(rows), strict=True):
+            losses.append(self.plain_loss(a, b, reduction))
+        if reduction == "none":
+            return torch.cat(losses)
+        return sum(losses)
+
+    def n_params(self) -> int:
+        """How many numbers are learned: embedding tables included, tied ones once."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, context: int | None = None, training: bool = True) -> int:
-        """Operations in matrix products for one token at `context` tokens (default block_size), by PaLM's convention
-        (arXiv 2204.02311, appendix B): the masked half of attention counts; a backward pass costs twice a forward."""
+        """Operations in matrix products for one token at `context` tokens (default block_size).
+
+        By PaLM's convention (arXiv 2204.02311, appendix B) the masked half of attention counts; a
+        backward pass costs twice a forward one.
+        """
         c = self.config
-        weights = sum(p.numel() for p in self.transformer.h.parameters() if p.dim() == 2) + self.head_weight.numel()
-        forward = 2 * weights + 4 * c.n_layer * (context or c.block_size) * c.n_head * c.head_dim
+        matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
+        weights = sum(p.numel() for p in matrices) + self.head_weight.numel()
+        # Scores and weighted sums: two products of hd for each head and token of the context
+        attention = 4 * c.n_layer * (context or c.block_size) * c.n_head * c.head_dim
+        forward = 2 * weights + attention
         return 3 * forward if training else forward
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """{name: rows of each} for parameters that hold several matrices, one above the other."""
-        c, kv = self.config, self.config.n_kv_head * self.config.head_dim
-        rows = {f"transformer.h.{i}.attn.c_attn.weight": (c.n_head * c.head_dim, kv, kv) for i in range(c.n_layer)}
-        gated = range(c.n_layer) if c.activation == "swiglu" else ()
-        return rows | {f"transformer.h.{i}.mlp.c_fc.weight": (c.n_hidden, c.n_hidden) for i in gated}
+        c = self.config
+        q = c.n_head * c.head_dim
+        kv = c.n_kv_head * c.head_dim
+        rows = {}
+        for i in range(c.n_layer):
+            rows[f"transformer.h.{i}.attn.c_attn.weight"] = (q, kv, kv)
+            if c.activation == "swiglu":
+                rows[f"transformer.h.{i}.mlp.c_fc.weight"] = (c.n_hidden, c.n_hidden)
+        return rows
+
+
+# -----------------------------------------------------------------------------
+# Fast paths: each computes what its plain form above does, and is taken where that is slower. Tests
+# hold both equal; figures are from bench/LOG.md, "Kernels on a CPU", forward and backward.
+
+
+class RMSNormOnCPU(torch.autograd.Function):
+    """Plain form: rms_norm, which is many small kernels on a CPU. y = x / sqrt(mean(x^2) + eps).
+
+    24 x 128 x 128 numbers take 0.3 ms in place of 1.4.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        mean_square = norm.square_().div_(x.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        mean_product = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(y.shape[-1])
+        dx = torch.addcmul(grad, y, mean_product, value=-1)  # grad - y mean(grad y)
+        return dx.mul_(scale), None
+
+
+# Up to this many positions a CPU attends faster plainly: 24 x 128 positions with 4 heads of 32 in
+# bfloat16 take 4.8 ms in place of 17.3; but 4 x 512 with 12 heads of 64 in float32, 152, not 82.
+SHORT_CONTEXT = {torch.float32: 64, torch.bfloat16: 512}
+
+
+def fused_attention_wins(q: Tensor, v: Tensor) -> bool:
+    T = q.shape[2]
+    S = v.shape[2]
+    plain_wins = q.is_cpu and T == S and 1 < T <= SHORT_CONTEXT.get(v.dtype, 0)
+    return not plain_wins
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Plain form: attention. One kernel, which never holds the products, (B, nh, T, S)."""
+    causal = mask is None and q.shape[2] > 1
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
+
+
+def cross_entropy_and_gradient(
+    scores: Tensor, targets: Tensor, vocab_size: int, cap: float
+) -> tuple[Tensor, Tensor]:
+    """The loss summed over targets (N, 1), and its gradient in scores (N, V padded), by hand.
+
+    Plain form: cross_entropy_loss(softcapped(scores[:, :vocab_size])). Rows of the gradient whose
+    target is IGNORE are not 0 yet.
+    """
+    logits = softcapped(scores, cap)
+    slope = None
+    if cap:
+        slope = 1 - (logits / cap).square()  # derivative of cap tanh(scores / cap)
+    logits[:, vocab_size:] = float("-inf")
+    logprobs = logits.log_softmax(dim=-1)
+    index = targets.clamp(min=0)
+    own = logprobs.gather(1, index)
+    loss = -(own * (targets != IGNORE)).sum()
+    # The gradient of the logits is softmax minus one-hot.
+    one = torch.ones_like(index, dtype=logprobs.dtype)
+    grad = logprobs.exp_().scatter_add_(1, index, -one)
+    if slope is not None:
+        grad = grad.mul_(slope)
+    return loss, grad
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Plain form: GPT.plain_loss with reduction="sum". One pass over the logits, in pieces.
+
+    x (N, C), weight (V padded, C), targets (N,); products are in `dtype`, sums in float32. The
+    gradient is known as soon as the logits are, so it is computed at once: no product is done
+    twice, and no more than 4 LOGITS_AT_ONCE logits exist at any time. 1,024 rows over 50,304 ids
+    take 976 ms in bfloat16, 650 of them in the three products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        rows = max(1, 4 * LOGITS_AT_ONCE // weight.shape[0])
+        w = weight.to(dtype)
+        dx = torch.empty_like(x)
+        dw = None
+        total = torch.zeros((), device=x.device)
+        for begin in range(0, len(x), rows):
+            piece = slice(begin, begin + rows)
+            xs = x[piece].to(dtype)  # (rows, C)
+            ts = targets[piece].unsqueeze(1)  # (rows, 1)
+            scored = ts != IGNORE
+            # (rows, C) x (C, V) -> (rows, V), without a name that would keep its memory
+            loss, grad = cross_entropy_and_gradient((xs @ w.T).float(), ts, vocab_size, cap)
+            total = total + loss  # torch 2.11 miscompiles +=
+            grad = grad.to(dtype)
+            dx[piece] = (grad @ w) * scored
+            if ctx.needs_input_grad[1]:
+                part = grad.T @ (xs * scored)  # (V, rows) x (rows, C) -> (V, C)
+                dw = part.to(weight.dtype) if dw is None else dw.add_(part)
+        ctx.save_for_backward(dx, dw)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw = ctx.saved_tensors
+        if dw is not None:
+            dw = dw * grad
+        return dx * grad, dw, None, None, None, None
+
+
+def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, c: GPTConfig) -> Tensor:
+    """ChunkedCrossEntropy, with products in autocast's type where that is on."""
+    kind = x.device.type
+    dtype = x.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, enabled=False):
+        return ChunkedCrossEntropy.apply(x, weight, targets, c.vocab_size, c.logit_softcap, dtype)

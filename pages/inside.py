@@ -383,13 +383,13 @@ def positions(model: GPT, T: int) -> tuple[dict, dict[str, np.ndarray]]:
     n = c.block_size if c.position == "learned" else min(c.block_size, max(64, T))
     chosen = torch.linspace(0, n - 1, min(n, 96)).round().long()
     if c.position == "rope":
-        cosines, sines = model.table[:, chosen, 0, c.head_dim // 2 :].float()  # (positions, hd / 2)
+        cosines, sines = model.rope[:, chosen, 0, c.head_dim // 2 :].float()  # (positions, hd / 2)
         picture = cosines
         vectors = torch.cat((cosines, sines), dim=-1)
         frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2) / c.head_dim)
         about["wavelengths"] = (2 * np.pi / frequency.double()).tolist()  # tokens per full turn
     else:
-        table = model.transformer.wpe.weight if c.position == "learned" else model.table
+        table = model.transformer.wpe.weight if c.position == "learned" else model.sinusoids
         vectors = table.detach()[chosen].float()
         features = torch.linspace(0, c.n_embd - 1, min(c.n_embd, 160)).round().long()
         picture = vectors[:, features]

@@ -23,9 +23,11 @@ from model import (
     ChunkedCrossEntropy,
     GPTConfig,
     KVCache,
-    RMSNormFunction,
+    RMSNormOnCPU,
     attention,
     causal_mask,
+    fused_attention,
+    fused_attention_wins,
     rms_norm,
     rope_table,
     rotate,
@@ -172,7 +174,7 @@ def test_rms_norm_equals_torchs_in_value_and_gradient(weighted):
 @pytest.mark.parametrize("size", (1.0, 1e-3))  # at 1e-3 the eps weighs more than the square of x
 def test_rms_norms_gradient_by_hand_is_its_numerical_one(size):
     x = (size * torch.randn(4, 6, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: RMSNormFunction.apply(x, 1e-5), (x,), eps=1e-6 * size)
+    assert torch.autograd.gradcheck(lambda x: RMSNormOnCPU.apply(x, 1e-5), (x,), eps=1e-6 * size)
 
 
 def test_rms_norm_of_zeros_is_zero_with_a_finite_gradient():
@@ -383,14 +385,14 @@ def test_explicit_attention_behind_earlier_keys_sees_all_of_them():
     q, k, v = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 7, 8), torch.randn(1, 2, 7, 8)
     steps = {}
     y = attention(q, k, v, None, 0.0, steps)
-    whole = attention(torch.cat((torch.randn(1, 4, 4, 8), q), dim=2), k, v, None, 0.0, {})
+    whole = attention(torch.cat((torch.randn(1, 4, 4, 8), q), dim=2), k, v, None, 0.0)
     torch.testing.assert_close(y, whole[:, :, 4:])
     assert (steps["weights"] > 0).sum(-1).unique(dim=1).tolist() == [[[5, 6, 7]]]
 
 
 @pytest.mark.parametrize("dtype", SHORT_CONTEXT)
 @pytest.mark.parametrize("T", (2, 16, 64))
-def test_short_contexts_by_plain_products_equal_the_fused_kernel(T, dtype, monkeypatch):
+def test_short_contexts_by_plain_products_equal_the_fused_kernel(T, dtype):
     """Values and gradients, with a causal and with a document's mask, for grouped heads."""
     qkv = [torch.randn(2, heads, T, 8).to(dtype).requires_grad_() for heads in (4, 2, 2)]
     out = torch.randn(2, 4, T, 8).to(dtype)
@@ -399,14 +401,22 @@ def test_short_contexts_by_plain_products_equal_the_fused_kernel(T, dtype, monke
         torch.arange(T) >= T // 2
     )
     for mask in (None, apart.expand(2, 1, T, T)):
-        found = []
-        for short in (SHORT_CONTEXT, {}):
-            monkeypatch.setattr("model.SHORT_CONTEXT", short)
-            y = attention(*qkv, mask, 0.0, None)
-            found.append([y, *torch.autograd.grad(y, qkv, out)])
-        assert found[0][0].grad_fn.name() != found[1][0].grad_fn.name()
-        for a, b in zip(*found, strict=True):
+        plain = attention(*qkv, mask, 0.0)
+        fused = fused_attention(*qkv, mask, 0.0)
+        torch.testing.assert_close(plain, fused, **near)
+        plain_grads = torch.autograd.grad(plain, qkv, out)
+        fused_grads = torch.autograd.grad(fused, qkv, out)
+        for a, b in zip(plain_grads, fused_grads, strict=True):
             torch.testing.assert_close(a, b, **near)
+
+
+def test_the_fused_kernel_is_left_aside_where_plain_products_are_faster():
+    for dtype, longest in SHORT_CONTEXT.items():
+        for T, wins in ((1, True), (2, False), (longest, False), (longest + 1, True)):
+            q = torch.empty(1, 2, T, 8, dtype=dtype)
+            assert fused_attention_wins(q, q) == wins
+    new, all_keys = torch.empty(1, 2, 3, 8), torch.empty(1, 2, 7, 8)
+    assert fused_attention_wins(new, all_keys)  # after earlier tokens
 
 
 def test_dropout_acts_in_training_only():
@@ -427,7 +437,7 @@ def test_dropout_falls_on_embeddings_weights_of_attention_and_both_outputs():
         assert seen[name].eq(0).float().mean().item() == pytest.approx(0.5, abs=0.1), name
     block.attn.resid_dropout.eval()
     x = torch.randn(2, T, 32)
-    rope = model.table[:, :T]
+    rope = model.rope[:, :T]
     assert not torch.equal(
         block.attn(x, rope, None, None, 0, None), block.attn(x, rope, None, None, 0, None)
     )

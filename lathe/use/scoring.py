@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.caches import BehindContexts, cache_dtype
+from lathe.use.caches import ContinuationCache, cache_dtype
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
@@ -75,7 +75,7 @@ def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[Score]:
         context_of_row = [tuple(pairs[i][0]) for i in batch]
         ids_of_row = [pairs[i][1] for i in batch]
         source = [number[context] for context in context_of_row]
-        view = BehindContexts(cache, lengths, source, model.config.block_size)
+        view = ContinuationCache(cache, lengths, source, model.config.block_size)
         rows = [  # what is read to predict the ids
             [context[-1], *ids[:-1]]
             for context, ids in zip(context_of_row, ids_of_row, strict=True)
