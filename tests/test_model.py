@@ -1,9 +1,13 @@
 """What model.py promises, over the grid of its settings: small random models in float32 on one CPU thread."""
 
 import dataclasses
+import importlib.util
 import itertools
 import math
 import shutil
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import model
 from model import (
     CHOICES,
     GPT,
@@ -28,6 +33,7 @@ from model import (
     causal_mask,
     fused_attention,
     fused_attention_wins,
+    loss_is_as_derived,
     rms_norm,
     rope_table,
     rotate,
@@ -607,6 +613,106 @@ def test_chunked_loss_trains_a_head_over_frozen_features():
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+# What somebody who tries another loss may do to model.py: a line of it, and what it becomes.
+SCORED = "return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction)"
+CAPPED = "return softcapped(logits, self.config.logit_softcap)"
+CHANGES = {
+    "label smoothing": (SCORED, SCORED.replace("reduction=", "label_smoothing=0.1, reduction=", 1)),
+    "z-loss": (
+        SCORED,
+        "losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction='none')",
+        "losses = losses + 1e-4 * logits.logsumexp(-1).square() * (targets != IGNORE)",
+        "return losses.sum() if reduction == 'sum' else losses",
+    ),
+    "scaled logits": (CAPPED, "return 0.25 * " + CAPPED.removeprefix("return ")),
+    "a learned scale": (CAPPED, CAPPED + " * self.transformer.wte.weight[0, 0]"),
+    "a part that only a whole model has": (
+        CAPPED,
+        CAPPED + " + self.transformer.h[0].ln_1(x).mean()",
+    ),
+}
+
+
+def edited_model(tmp_path: Path, line: str, *lines: str):
+    """model.py as a module of its own, with one line become another."""
+    before, found, after = Path(model.__file__).read_text(encoding="utf-8").partition(line)
+    assert found, f"model.py has no line {line}"
+    indent = before.rpartition("\n")[2]
+    path = tmp_path / "edited_model.py"
+    path.write_text(before + f"\n{indent}".join(lines) + after, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_pieces_train_as_the_whole(net: GPT, patch: pytest.MonkeyPatch, module: str):
+    idx, targets = tokens(2, T), tokens(2, T + 1)[:, 1:].clone()
+    targets[0, 3:9] = IGNORE
+    whole = net(idx, targets)
+    patch.setattr(f"{module}.LOGITS_AT_ONCE", 200)
+    pieces = net(idx, targets)
+    torch.testing.assert_close(pieces, whole)
+    expected, found = gradients(net, whole), gradients(net, pieces)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        each = net(idx, targets, "none")
+    torch.testing.assert_close(each.sum() / (targets != IGNORE).sum(), whole.detach())
+
+
+@pytest.mark.parametrize("tie_weights", (False, True), ids=("untied", "tied"))
+@pytest.mark.parametrize("change", CHANGES)
+def test_gradients_follow_a_loss_that_was_changed_in_one_line(
+    change, tie_weights, tmp_path, monkeypatch
+):
+    """Though the gradient of the loss as it was is written by hand, far below that line."""
+    edited = edited_model(tmp_path, *CHANGES[change])
+    config = edited.GPTConfig(**dict(MODERN, tie_weights=tie_weights, logit_softcap=3.0))
+    with pytest.warns(UserWarning, match="the loss was changed"):
+        net = edited.GPT(config)
+    assert_pieces_train_as_the_whole(randomized(net), monkeypatch, "edited_model")
+
+
+def test_gradients_follow_a_subclass_and_a_replaced_function(monkeypatch):
+    class Louder(GPT):
+        def logits(self, x):
+            return 2 * super().logits(x)
+
+    with pytest.warns(UserWarning, match="the loss was changed"):
+        net = Louder(GPTConfig(**MODERN))
+    with monkeypatch.context() as patch:
+        assert_pieces_train_as_the_whole(randomized(net), patch, "model")
+    plain = model.cross_entropy_loss
+    monkeypatch.setattr("model.cross_entropy_loss", lambda *inputs: 0.5 * plain(*inputs))
+    with pytest.warns(UserWarning, match="the loss was changed"):
+        net = GPT(GPTConfig(**MODERN))
+    assert_pieces_train_as_the_whole(randomized(net), monkeypatch, "model")
+
+
+@over_the_grid
+@given(configs)
+def test_the_loss_as_it_is_has_its_gradient_by_hand(config):
+    """Wherever and however a model is made; asking for it draws no random numbers."""
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert GPT(config).fast_loss
+        torch.set_rng_state(before)
+        with torch.autocast("cpu", torch.bfloat16):
+            net = GPT(config)
+        after = torch.get_rng_state()
+        with torch.device("meta"):
+            assert GPT(config).fast_loss
+        with torch.inference_mode():
+            assert GPT(config).fast_loss
+    assert net.fast_loss
+    torch.set_rng_state(after)
+    assert loss_is_as_derived(net)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes how many elements the largest tensor has that any operation gives back, forward or backward."""
 
@@ -619,10 +725,12 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_full_logits_never_exist_in_training(monkeypatch):
+@pytest.mark.parametrize("fast", (True, False), ids=("by-hand", "changed"))
+def test_full_logits_never_exist_in_training(fast, monkeypatch):
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 1 << 20)
     config = GPTConfig(vocab_size=32768, block_size=1024, n_layer=1, n_head=1, n_embd=8)
     model, idx = GPT(config), tokens(1, 1024, vocab_size=32768)
+    model.fast_loss = fast
     with LargestTensor() as largest:
         model(idx, idx).backward()
     assert largest.numel <= 4 << 20 < 1024 * 32768
@@ -864,8 +972,9 @@ def test_modern_models_are_exportable(transformers, family, parts, norm_weight, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fast", (True, False), ids=("by-hand", "changed"))
 @pytest.mark.parametrize("family", (MODERN, dict(SMALL, **GPT2)), ids=("modern", "gpt2"))
-def test_the_training_graph_has_no_breaks(family, monkeypatch):
+def test_the_training_graph_has_no_breaks(family, fast, monkeypatch):
     """fullgraph raises at a break. The backend runs the graph as it is, so no compiler is needed."""
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 200)  # with the loss in pieces
     torch._dynamo.reset()
@@ -874,6 +983,7 @@ def test_the_training_graph_has_no_breaks(family, monkeypatch):
         tokens(2, T),
         tokens(2, T + 1)[:, 1:],
     )
+    model.fast_loss = fast
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     plain, traced = model(idx, targets), compiled(idx, targets)
     torch.testing.assert_close(traced, plain, rtol=0, atol=1e-5)

@@ -16,7 +16,7 @@ def cache_dtype(model: GPT) -> torch.dtype:
 
 
 class RaggedCache(KVCache):
-    """Rows of different lengths, for decoding: each row's new tokens come after its own earlier ones.
+    """Rows of different lengths, for decoding: a row's new tokens come after its own earlier ones.
 
     `filled` (B,) says how many positions each row has. Attention looks at the first `view`
     positions of every row (S = view), masked. Shapes and addresses stay the same from step to step,
