@@ -1,42 +1,50 @@
 """A folder that one process at a time may write to."""
 
 import os
+import socket
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
-def lock_folder(setting, folder):
-    """Hold the folder that a setting names, inside the context or until the process ends, however it ends.
+def lock_folder(setting: str, folder: Path) -> Iterator[Path]:
+    """Hold the folder that a setting names, inside the context or until the process ends.
 
-    OSError, naming the holder, if another process has it, or if it cannot be written. The file `lock` stays: if each
-    holder removed its own, a second and a third could hold two different ones.
+    OSError, naming the holder, if another process has it, or if it cannot be written. The file
+    `lock` stays: if each holder removed its own, a second and a third could hold two other ones.
     """
-    import socket
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "a+", encoding="utf-8")
     except OSError as error:
-        text = f"{setting} {folder} cannot be written ({error.strerror}): choose another --{setting}"
-        raise OSError(text) from None
+        reason = f"cannot be written ({error.strerror})"
+        raise OSError(f"{setting} {folder} {reason}: choose another --{setting}") from None
     with file:
         try:
-            if os.name == "nt":
-                import msvcrt
-
-                file.seek(1 << 30)  # a byte far behind the text, so that others can still read who holds it
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            text = f"{setting} {folder} is in use by {holder}: wait, stop it, or choose another --{setting}"
-            raise OSError(text) from None
+            fix = f"wait, stop it, or choose another --{setting}"
+            raise OSError(f"{setting} {folder} is in use by {holder}: {fix}") from None
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
         file.flush()
         yield folder
+
+
+def lock(file: TextIO):
+    """Lock an open file until it is closed; OSError if another process has."""
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(1 << 30)  # a byte far after the text, so that others can still read who holds it
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
