@@ -27,7 +27,7 @@ from typing import Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hi
 
 from lathe import ROOT
 from lathe.aliases import did_you_mean
-from lathe.fields import comments
+from lathe.fields import read_comments
 
 PRESET_DIR = ROOT / "config"
 BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -58,20 +58,17 @@ def parse(
         line = read_words(sys.argv[1:] if argv is None else argv, types)
         if line.wants_help:
             if is_rank_0():
-                bare_words = ""
+                bare_words = f"{positional} ... " if positional else ""
                 if presets:
                     bare_words = "[PRESET.toml ...] "
-                elif positional:
-                    bare_words = f"{positional} ... "
-                print(f"usage: {prog} {bare_words}[--name=value ...]\n")
-                if description:
-                    print(description.rstrip() + "\n")
-                print(describe(cls), flush=True)
+                usage = f"usage: {prog} {bare_words}[--name=value ...]\n"
+                print(f"{usage}\n{description}".rstrip() + f"\n\n{describe(cls)}", flush=True)
             sys.exit(0)
         given = {}
         if presets:
-            default_presets = [default_preset] if default_preset else []
-            for preset in line.bare_words or default_presets:
+            if default_preset and not line.bare_words:
+                line.bare_words = [default_preset]
+            for preset in line.bare_words:
                 given |= read_preset(preset, types)
         elif positional and line.bare_words:
             line.given[positional] = Given(line.bare_words, positional)
@@ -208,14 +205,12 @@ def build(cls: type[Options], given: dict[str, Given]) -> Options:
                 (text,) = setting.values
                 values[name] = convert(text, types[name])
         except ValueError as error:
-            help = comments(cls)[name].help
+            help = read_comments(cls)[name].help
             raise ValueError(f"{setting.source}: {error} (help: {help})") from None
     try:
         return cls(**values)
-    except (
-        ValueError
-    ) as error:  # of __post_init__, which begins with a name: "batch_size is 0; ..."
-        name = str(error).partition(" ")[0]
+    except ValueError as error:
+        name = str(error).partition(" ")[0]  # __post_init__ says "batch_size is 0; ..."
         if name not in given:
             raise
         raise ValueError(f"{given[name].source}: {error}") from None
@@ -275,11 +270,11 @@ def describe(cls: type) -> str:
     width = max(60, shutil.get_terminal_size().columns)
     indent = " " * 24
     types = get_type_hints(cls)
-    its_comments = comments(cls)
+    comments = read_comments(cls)
     lines = []
     section = None
     for setting in fields(cls):
-        comment = its_comments[setting.name]
+        comment = comments[setting.name]
         if comment.section != section:
             section = comment.section
             title = f"{section} options".strip()
@@ -325,11 +320,11 @@ def default_name(value: object) -> str:
 
 def to_toml(settings: object) -> str:
     """All settings as a preset that repeats them, with their sections and help as comments."""
-    its_comments = comments(type(settings))
+    comments = read_comments(type(settings))
     lines = []
     section = ""
     for setting in fields(settings):
-        comment = its_comments[setting.name]
+        comment = comments[setting.name]
         if comment.section != section:
             section = comment.section
             if lines:

@@ -27,7 +27,7 @@ class FieldSource:
 def read_fields(source: str, class_name: str) -> list[FieldSource]:
     """The fields of a dataclass in `source`, the text of a file or of the class, in its order."""
     lines = source.splitlines()
-    fields = []
+    in_order = []
     section = ""
     done = 0  # lines
     for node in find_class(source, class_name).body:
@@ -43,8 +43,8 @@ def read_fields(source: str, class_name: str) -> list[FieldSource]:
         done = node.end_lineno
         beside = lines[done - 1].encode()[node.end_col_offset :].decode()
         help = beside.strip().removeprefix("# ") or " ".join(above)
-        fields.append(FieldSource(node.target.id, node.annotation, node.value, help, section))
-    return fields
+        in_order.append(FieldSource(node.target.id, node.annotation, node.value, help, section))
+    return in_order
 
 
 def find_class(source: str, class_name: str) -> ast.ClassDef:
@@ -62,16 +62,15 @@ class Comment:
     section: str
 
 
-def comments(cls: type) -> dict[str, Comment]:
+def read_comments(cls: type) -> dict[str, Comment]:
     """The comment of each field of a dataclass, of those too that it has from another.
 
     A field that make_dataclass made has it as "help" and "section" in its metadata.
     """
-    found = {}
+    comments = {}
     for field in fields(cls):
-        found[field.name] = Comment(
-            field.metadata.get("help", ""), field.metadata.get("section", "")
-        )
+        about = field.metadata
+        comments[field.name] = Comment(about.get("help", ""), about.get("section", ""))
     section = ""
     for base in reversed(cls.__mro__):
         try:
@@ -79,8 +78,6 @@ def comments(cls: type) -> dict[str, Comment]:
         except (OSError, TypeError):  # made by make_dataclass, or Python's own
             continue
         for field in read_fields(source, base.__name__):
-            section = (
-                field.section or section
-            )  # a class goes on in the section of the one it extends
-            found[field.name] = Comment(field.help, section)
-    return found
+            section = field.section or section  # a class goes on in the section of its base
+            comments[field.name] = Comment(field.help, section)
+    return comments

@@ -14,7 +14,7 @@ import pytest
 from lathe import ROOT
 from lathe.aliases import ALIASES
 from lathe.cli import parse, to_toml
-from lathe.fields import comments
+from lathe.fields import read_comments
 from lathe.settings import Settings
 
 NAMES = [f.name for f in fields(Settings)]
@@ -311,7 +311,7 @@ def test_help_shows_every_setting_with_type_default_and_help_as_plain_text():
     assert done.stdout.startswith("usage: train.py [PRESET.toml ...] [--name=value ...]\n")
     assert "\x1b" not in done.stdout
     shown = " ".join(done.stdout.split())
-    for name, comment in comments(Settings).items():
+    for name, comment in read_comments(Settings).items():
         kind = r"(STR|INT|FLOAT|STR \.\.\.|{[\w,]+})"
         pattern = rf"--{name} {kind} {re.escape(comment.help)} \(default: "
         assert re.search(pattern, shown), name
@@ -339,15 +339,15 @@ def test_help_stands_beside_a_setting_or_above_it(capsys):
     class Draft(Letter):
         lines: list[int] = field(default_factory=list)  # those that are kept
 
-    found = {name: (c.help, c.section) for name, c in comments(Letter).items()}
+    found = {name: (c.help, c.section) for name, c in read_comments(Letter).items()}
     assert found == {
         "to": ("where it goes, by post", "address"),
         "post_code": ('5 digits, "# 7" for abroad', "address"),
         "lines": ("numbers of lines", "text"),
     }
-    assert comments(Draft)["to"] == comments(Letter)["to"]
-    assert comments(Draft)["lines"].help == "those that are kept"
-    assert comments(Draft)["lines"].section == "text"
+    assert read_comments(Draft)["to"] == read_comments(Letter)["to"]
+    assert read_comments(Draft)["lines"].help == "those that are kept"
+    assert read_comments(Draft)["lines"].section == "text"
 
 
 def test_help_of_a_command_without_sections_is_one_box(capsys):

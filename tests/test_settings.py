@@ -15,7 +15,7 @@ from lathe import ROOT
 from lathe.aliases import ALIASES, ELSEWHERE
 from lathe.cli import parse, to_toml
 from lathe.corpus import build
-from lathe.fields import comments
+from lathe.fields import read_comments
 from lathe.settings import Settings
 from model import GPTConfig
 from pages.options import ModelOptions, RunOptions
@@ -42,11 +42,11 @@ def test_settings_of_the_network_are_gptconfigs():
     for setting, field in zip(ours, network, strict=True):
         assert (setting.name, setting.type) == (field.name, field.type)
         assert setting.default == field.default and type(setting.default) is type(field.default)
-        assert comments(Settings)[setting.name] == comments(GPTConfig)[field.name]
+        assert read_comments(Settings)[setting.name] == read_comments(GPTConfig)[field.name]
 
 
 def test_every_setting_has_one_line_of_help():
-    for name, comment in comments(Settings).items():
+    for name, comment in read_comments(Settings).items():
         assert comment.help and comment.section, name
         assert len(comment.help) <= 100, name
 
@@ -152,7 +152,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_every_option_of_a_command_has_help(command):
-    for name, comment in comments(OPTIONS[command]).items():
+    for name, comment in read_comments(OPTIONS[command]).items():
         assert comment.help, name
 
 
