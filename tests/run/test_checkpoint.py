@@ -5,8 +5,6 @@ import os
 import random
 import resource
 import subprocess
-import threading
-from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from safetensors.torch import load_file
 from tiny_run import ROOT, command, finished
 
 from lathe.run import checkpoint
-from lathe.run.background import BackgroundWriter
 from lathe.run.files import write_json_with_checksum
 from lathe.text.tokenizer import load_tokenizer
 from lathe.use.network import load_weights
@@ -279,38 +276,7 @@ def test_a_small_disk_that_fills_up(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-# In the background
-
-
-def test_writing_goes_on_in_the_background_one_at_a_time():
-    order, go_on = [], threading.Event()
-
-    def first():
-        assert go_on.wait(30)
-        order.append("first")
-
-    with BackgroundWriter() as writer:
-        writer.start(first)
-        assert order == []
-        threading.Timer(0.1, go_on.set).start()
-        writer.start(lambda: order.append("second"))  # waits for the first
-        assert order[0] == "first"
-    assert order == ["first", "second"] and not writer.failed
-
-
-def test_a_failure_in_the_background_is_known_and_raised_once(tmp_path):
-    def write():
-        raise OSError("no space")
-
-    writer = BackgroundWriter()
-    writer.start(write)
-    wait([writer.last])
-    assert writer.failed
-    with pytest.raises(OSError, match="no space"):
-        writer.wait()
-    writer.wait()
-    with pytest.raises(OSError, match="no space"), BackgroundWriter() as writer:
-        writer.start(write)
+# For people
 
 
 def test_state_is_json_that_people_can_read(tmp_path):
