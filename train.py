@@ -1,7 +1,8 @@
-"""Train a GPT: `python train.py [PRESET.toml] [--name=value ...]`, or the same behind torchrun.
+"""Train a GPT: `python train.py [PRESET.toml] [--name=value ...]`, or the same after torchrun.
 
-Read top to bottom: what must survive a restart, the set-up and the loop, then what the loop calls. Without a preset it
-trains config/quickstart.toml on the source of the Python standard library, and prepares that if it is missing.
+Read top to bottom: what must survive a restart, the set-up, the loop, and what the loop calls.
+Without a preset it trains config/quickstart.toml on the source of the Python standard library, and
+prepares that if it is missing.
 """
 
 import time
@@ -11,9 +12,11 @@ STARTED = time.time()  # here: importing torch takes seconds, too
 from lathe import cli
 from lathe.settings import Settings
 
-PARSER = dict(prog="train.py", description="Train a GPT.", presets=True, default_preset="quickstart")
+ABOUT = "Train a GPT."
+PARSER = dict(prog="train.py", description=ABOUT, presets=True, default_preset="quickstart")
 if __name__ == "__main__":
-    settings = cli.parse_before_imports(Settings, **PARSER)  # torch takes seconds; --help and mistakes need not wait
+    # Before torch is imported, which takes seconds: --help and mistakes need not wait for that.
+    settings = cli.parse_before_imports(Settings, **PARSER)
 
 import gc
 import json
@@ -22,19 +25,22 @@ import os
 import shutil
 import statistics
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from lathe import cli
 from lathe.corpus.own import prepare_own
 from lathe.data.batches import TrainBatches, val_windows
 from lathe.data.dataset import Dataset, open_dataset
 from lathe.optim.build import build_optimizers, load_optimizer_state, optimizer_state
+from lathe.optim.optimizer import Optimizer
 from lathe.optim.schedule import lr_factor, set_rates
-from lathe.run import checkpoint, devices, plan, ranks
+from lathe.run import checkpoint, devices, dry_run, ranks
 from lathe.run.background import BackgroundWriter
 from lathe.run.farewell import farewell, resume_command
 from lathe.run.gpus import peak_flops
@@ -48,6 +54,7 @@ from lathe.run.parallel import (
     parallelize,
     total_norm,
 )
+from lathe.run.plan import RESUMING, Plan, resolve
 from lathe.run.process import (
     StopSignals,
     Watchdog,
@@ -59,424 +66,732 @@ from lathe.run.process import (
 )
 from lathe.run.progress import Progress
 from lathe.run.provenance import log_start
-from lathe.use import lora
+from lathe.use.find_model import FoundModel
 from lathe.use.generation import generate
-from lathe.use.hf import find as hf_find
-from lathe.use.hf import weights as hf_weights
-from lathe.use.network import load_weights, model_config
 from lathe.use.sampling import Sampling
-from lathe.use.tasks import open_tasks
+from lathe.use.start import (
+    build_model,
+    check_tokenizer,
+    choose_network,
+    find_start,
+    open_start,
+    without_weights,
+)
+from lathe.use.tasks import Task, open_tasks
 from lathe.use.validation import validation
-from model import GPT, GPTConfig
+from model import GPT
 
 
 @dataclass
 class TrainState:
-    """Where a run is. With weights, optimizer state and random state, this is all that a restart needs."""
+    """Where a run is. With weights, optimizer state and random state, all that a restart needs."""
 
     step: int = 0  # updates done
-    samples: int = 0  # sequences read: the place in the order of samples
+    samples: int = 0  # sequences read: the position in the order of samples
     best_val_loss: float = math.inf
-    evaluation: dict = field(default_factory=dict)  # the last one: step, val_loss, val_bits_per_byte
+    evaluation: dict = field(default_factory=dict)  # the last: step, val_loss, val_bits_per_byte
     skipped: int = 0  # steps left out because their gradient was not finite, or a spike
     grad_norms: list = field(default_factory=list)  # of the last 100 updates: what is usual
     wandb_run_id: str = ""
 
 
-def main(argv: list[str] | None = None) -> int:
-    return plan_or_train(cli.parse(Settings, argv, **PARSER))
+@dataclass
+class Update:
+    """An update whose numbers a device may still be computing."""
+
+    step: int
+    samples: int  # read so far, its own included
+    lr: float
+    numbers: ranks.LaterByName
 
 
-def plan_or_train(s: Settings) -> int:
-    return plan.dry_run(s, build_model) if s.dry_run else train(s)
+@dataclass
+class Run:
+    """What set_up has built, and what the loop keeps in mind. It ends with the process."""
 
+    plan: Plan
+    runtime: devices.Runtime
+    state: TrainState
 
-def train(s: Settings) -> int:
-    """Train as the settings say; returns the exit code: 0, or 128 + signal after stopping early and saving. Raises
-    ValueError or OSError, naming the setting or file, for what a user can put right."""
-    with ExitStack() as held:  # what is let go in order however this ends: bar, signals, writer, lock
-        return train_holding(held, s)
+    dataset: Dataset
+    batches: TrainBatches
+    tasks: dict[str, Task]
+    model: GPT
+    network: nn.Module  # what training calls: the model, or DDP around it
+    parameters: list[nn.Parameter]  # those that are trained
+    optimizers: list[Optimizer]
+    scaler: torch.amp.GradScaler
 
+    log: MetricsLog | None  # on rank 0
+    mirrors: Mirrors | None  # on rank 0
+    progress: Progress
+    writer: BackgroundWriter
+    watchdog: Watchdog
+    signals: StopSignals
 
-def train_holding(held: ExitStack, s: Settings) -> int:
-    if s.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", 1)) < 2:
-        raise ValueError("parallel is fsdp, which shards over processes: torchrun --nproc-per-node=2 train.py ...")
-    run = devices.start(s.device, s.dtype, s.rank_timeout, training=True)
-    s = replace(s, device=run.device.type, dtype=str(run.dtype).split(".")[1])
-    say, out = Progress(s.max_steps, enabled=run.is_main), Path(s.out_dir)
-    dataset = find_dataset(s)
-    # Rank 0 holds the folder and decides where all begin.
-    start = ranks.on_main(lambda: held.enter_context(lock_folder("out_dir", out)) and find_start(s, say))
-    resumed = start is not None and s.init_from in ("resume", "auto")
-    state = read_position(start, s, dataset) if resumed else TrainState(wandb_run_id=os.urandom(4).hex())
-    held.enter_context(memory_levers(s))
+    updates: deque[Update] = field(default_factory=deque)  # begun, and not looked at yet
+    stopping: bool = False
+    skipped_in_a_row: int = 0
+    saved_step: int | None = None
+    row_tokens: int = 0  # since the last row of metrics
+    row_began: float = 0.0
 
-    # Model, optimizer, order of samples
-    seed_everything(s.seed)
-    model, eot = build_model(s, dataset, start), dataset.tokenizer().eot_id
-    tasks = open_tasks(s.eval_tasks, dataset.tokenizer(), [eot], model.config.block_size, 0, dataset.template)
-    rules = plan.derive(s, model)
-    s.micro_batch_size = s.micro_batch_size or plan.auto_micro_batch(s, model, run)
-    place = run.device, run.rank, run.world_size
-    batches = TrainBatches(dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed, *place)
-    peak, tokens_per_step = peak_flops(run.device, run.dtype), s.batch_size * s.block_size
-    flops_per_token = model.flops_per_token(s.block_size, training=False) * (2 if s.lora_rank else 3)
-    compiled = run.decide_compile(s.compile, (s.max_steps - state.step) * tokens_per_step * flops_per_token)
-    s.compile = str(compiled).lower()
-    checkpoint_activations(model.transformer.h, s.activation_checkpointing)
-    network = parallelize(model.train(), model.transformer.h, s.parallel, compiled, run)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizers = build_optimizers(
-        model.named_parameters(), s.optimizer, s.learning_rate, s.muon_learning_rate, s.weight_decay,
-        (s.beta1, s.beta2), s.muon_momentum, model.fused_rows(),
-    )  # fmt: skip
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-    seed_everything(s.seed + 1 + run.rank)  # dropout differs between ranks
-    if resumed:
-        restore(start, s, optimizers, scaler, run, say)
+    @property
+    def settings(self) -> Settings:
+        return self.plan.settings
 
-    say.print("\n".join([run.describe(), *rules]))
-    n_params, trained = model.n_params(), sum(p.numel() for p in parameters)
-    share = f" ({trained:,} of them trained, {trained / n_params:.2%})" if s.lora_rank else ""
-    say.print(
-        f"{n_params:,} parameters{share}, {dataset.train.n_tokens:,} training tokens; a step is "
-        f"{tokens_per_step:,} tokens: {s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
-        f"{batches.micro_steps} accumulated x {run.world_size} device{'s' if run.world_size > 1 else ''}"
-    )
-    if batches.n_longer:
-        say.print(f"{batches.n_longer:,} documents exceed block_size: the beginnings of their prompts are left out")
-    log = mirrors = None
-    if run.is_main:
-        if not resumed:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # with --overwrite, and only now that all else fits
-        if state.step < s.max_steps:
-            (out / "settings.toml").write_text(cli.to_toml(replace(s, overwrite=False)), encoding="utf-8")
-        log = held.enter_context(MetricsLog(out / "metrics.jsonl", state.step))
-        mirrors = Mirrors(s, state.wandb_run_id, state.step, say.print)
-        held.callback(mirrors.close)
-        keep_samples(out / "samples.jsonl", state.step)
-        log_start(out / "starts.jsonl", state.step, run.device_name, run.world_size, {"torch": torch.__version__},
-                  parameters=n_params, flops_per_token=flops_per_token)  # fmt: skip
-    progress = held.enter_context(Progress(s.max_steps, state.step, run.is_main))
-    writer = held.enter_context(BackgroundWriter())
-    watchdog = held.enter_context(Watchdog(s.rank_timeout, run))
-    stop = held.enter_context(StopSignals(say.print))
-    saved_step = state.step if resumed else None
+    @property
+    def out(self) -> Path:
+        return Path(self.settings.out_dir)
 
-    def stop_asked() -> bool:
+    def stop_asked(self) -> bool:
         """Whether a signal reached any rank; all ranks ask at the same time."""
-        watchdog.alive(f"evaluating step {state.step}")
-        return bool(ranks.sum_over_ranks(stop.asked)[0])
+        self.watchdog.alive(f"evaluating step {self.state.step}")
+        (asked,) = ranks.sum_over_ranks(self.signals.asked)
+        return asked > 0
 
-    def save(best: bool = False):
-        """Copy all that a restart needs to rank 0's memory; from there it is written while training goes on. Raises
-        OSError, on every rank, if the save before this one failed."""
-        nonlocal saved_step
-        if saved_step == state.step:
-            return
-        watchdog.alive(f"saving step {state.step}")
-        began, saved_step = time.perf_counter(), state.step
-        ranks.on_main(writer.wait)
-        kept = run.is_main, state.step < s.max_steps  # after the last update nothing changes: no copy is needed
-        weights = ranks.full_copy(model.state_dict(), *kept)
-        rest = {"optimizer": ranks.full_copy(optimizer_state(optimizers), *kept), "scaler": scaler.state_dict()}
-        rest["random"] = ranks.gather(random_state(run.device))
-        about = checkpoint.describe(s, state, model.config, dataset, run.world_size)
-        copied = time.perf_counter()
 
-        def write():
-            said = checkpoint.publish(out, weights, rest, about, dataset.tokenizer(), best, s.keep_checkpoints)
-            progress.print(f"{said}; training waited {copied - began:.2f} s")
+# -----------------------------------------------------------------------------
+# Set-up
 
-        if run.is_main:
-            writer.start(write)
 
-    def evaluate_and_sample() -> bool:
-        """False if a signal asked to stop; if it came during the evaluation itself, that is left undone."""
-        nonlocal saved_step
-        found = validation(model, dataset, run, s.micro_batch_size, s.eval_tokens, interrupted=stop_asked)
-        if found is None:
-            return False
-        row = {"step": state.step, "val_loss": found["loss"], "val_bits_per_byte": found["bits_per_byte"]}
-        for name, task in tasks.items():
-            scores = task.measure(model, run, (eot,), s.parallel == "fsdp", stop_asked)
-            if scores is None:
-                return False
-            row |= {f"{name}/{key}": scores[key] for key in ("acc", "acc_norm", "perplexity") if key in scores}
-        better = found["loss"] < state.best_val_loss
-        state.best_val_loss, state.evaluation = min(state.best_val_loss, found["loss"]), row
-        report({**row, "elapsed": round(time.time() - STARTED, 3)}, progress.evaluation)
-        if better or not s.checkpoint_interval or state.step == s.max_steps:
-            saved_step = None  # also where this step was saved before it was evaluated
-            save(better)
-        if s.sample_tokens and (run.is_main or s.parallel == "fsdp"):  # of whose ranks none has the whole network
-            ask = stop_asked if s.parallel == "fsdp" else lambda: stop.asked
-            write_samples(s, state.step, model, dataset, run, out, progress, mirrors, interrupted=ask)
-        if run.is_main:
-            write_page(out, progress)
-            if state.step >= s.max_steps:
-                mirrors.log({"step": state.step, "report": out / "report.html"})
-        return not stop_asked()
+def set_up(settings: Settings, contexts: ExitStack) -> Run:
+    """Decide, build and open all that training needs; contexts gets what must be closed again."""
+    if settings.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        raise ValueError(
+            "parallel is fsdp, which shards over processes: "
+            "torchrun --nproc-per-node=2 train.py ..."
+        )
+    runtime = devices.start(settings.device, settings.dtype, settings.rank_timeout, training=True)
+    say = Progress(settings.max_steps, enabled=runtime.is_main).print
 
-    def report(row: dict, show):
-        if run.is_main:
-            log.log(row)
-            mirrors.log(row)
-            show(row)
+    # What is learned from, and what is begun with: rank 0 holds the folder and decides for all.
+    dataset = find_dataset(settings)
+    tokenizer = dataset.tokenizer()
+    ranks.on_main(lambda: claim_folder(settings, contexts))
+    start = open_start(ranks.on_main(lambda: find_start(settings, say)), settings.block_size)
+    resumed = start is not None and settings.init_from in RESUMING
+    state = TrainState(wandb_run_id=os.urandom(4).hex())
+    if resumed:
+        state = read_position(start, settings, dataset)
+    if start is not None:
+        check_tokenizer(dataset, start)
 
-    def settle(keep: int):
-        """Read the results of the updates begun, of all but the newest `keep`: was it skipped, is it time to stop?"""
-        nonlocal stopping, skipped_in_a_row, row_tokens, clock
-        while len(begun) > keep:
-            step, samples, factor, results = begun.popleft()
-            mean_loss, stops, failures, norm, skipped, own_loss = results.read()
-            stopping |= stops > 0
-            if failures:
-                ranks.on_main(writer.wait)  # raises what went wrong
-            skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-            if skipped:
-                state.skipped += 1
-                bad = [r for r, ok in enumerate(ranks.gather(math.isfinite(own_loss))) if not ok]
-                why = f"loss {mean_loss:.4g} from ranks {bad or 'all'}"
-                if math.isfinite(mean_loss + norm):
-                    why = f"{norm / statistics.median(state.grad_norms):.0f} times the usual"
-                progress.print(f"step {step} skipped: gradient norm {norm:.4g}, {why}; weights are as before")
-            else:
-                state.grad_norms = [*state.grad_norms[-99:], norm]
-            row_tokens += tokens_per_step
-            progress.step(step)
-            if skipped_in_a_row >= s.max_skipped_steps:
-                newest = ranks.on_main(lambda: [writer.wait(), checkpoint.newest_checkpoint(out)[0]])[1] or "none yet"
-                raise ValueError(
-                    f"{skipped_in_a_row} steps in a row were skipped, up to step {step} (samples "
-                    f"{samples - s.batch_size} to {samples - 1}): lower learning_rate, or look at these; "
-                    f"the last good checkpoint is {newest}"
-                )
-            if step % s.log_interval == 0 or step == s.max_steps or step == 1:
-                now = time.perf_counter()
-                speed = row_tokens / (now - clock)
-                row = {
-                    "step": step, "tokens": samples * s.block_size, "loss": mean_loss, "lr": factor * s.learning_rate,
-                    "grad_norm": norm, "tokens_per_second": round(speed, 1),
-                    "elapsed": round(time.time() - STARTED, 3), "memory": peak_memory(run.device),
-                }  # fmt: skip
-                if state.skipped:
-                    row["skipped"] = state.skipped
-                if peak:
-                    row["mfu"] = round(speed * flops_per_token / (peak * run.world_size), 4)
-                report(row, progress.train)
-                clock, row_tokens = now, 0
+    # What the settings leave open
+    config = choose_network(settings, dataset.vocab_size, tokenizer.eot_id, start)
+    shapes = without_weights(config, settings)
+    plan = resolve(settings, runtime, shapes, start.state if resumed else None)
+    s = plan.settings
+    contexts.enter_context(memory_levers(s))
 
-    # The loop: evaluate and save where it is time, then one update
-    if resumed and state.step >= s.max_steps:
-        say.print(f"{out} is complete at step {state.step}; --max_steps=N with a larger N goes on")
-    else:
-        watchdog.alive("trying one forward and backward pass")
-        dry_pass(network, *batches.fetch(state.samples, 0), run)
-    begun, stopping, skipped_in_a_row = deque(), False, 0
-    row_tokens, clock = 0, time.perf_counter()  # since the last row
-    while True:
-        at_end = state.step >= s.max_steps
-        at_eval = at_end or state.step > 0 and state.step % s.eval_interval == 0
-        at_save = s.checkpoint_interval and state.step > 0 and state.step % s.checkpoint_interval == 0
-        settle(0 if at_eval or at_save else run.lag)
-        paused = time.perf_counter()
-        stopping |= at_eval and state.evaluation.get("step") != state.step and not evaluate_and_sample()
-        if at_save:
-            save()
-        clock += time.perf_counter() - paused
-        if at_end or stopping:
-            break
+    # The network and its optimizers
+    seed_everything(s.seed)
+    model = build_model(plan, start)
+    tasks = open_tasks(
+        s.eval_tasks, tokenizer, [tokenizer.eot_id], config.block_size, 0, dataset.template
+    )
+    batches = TrainBatches(
+        dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed,
+        runtime.device, runtime.rank, runtime.world_size,
+    )  # fmt: skip
+    blocks = model.transformer.h
+    checkpoint_activations(blocks, s.activation_checkpointing)
+    network = parallelize(model.train(), blocks, s.parallel, plan.compiled, runtime)
+    optimizers = build_optimizers(
+        model.named_parameters(), s.optimizer, s.learning_rate, s.muon_learning_rate,
+        s.weight_decay, (s.beta1, s.beta2), s.muon_momentum, model.fused_rows(),
+    )  # fmt: skip
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+    seed_everything(s.seed + 1 + runtime.rank)  # dropout differs between ranks
+    if resumed:
+        changes = restore(start, plan, optimizers, scaler, runtime)
+        changed = f"; changed: {', '.join(changes)}" if changes else ""
+        say(f"resuming from {start.folder}{changed}")
+    announce(plan, dataset, batches, say)
 
-        factor = lr_factor(state.step, s.max_steps, s.lr_schedule, s.warmup_steps, s.decay_fraction, s.min_lr_fraction)
-        set_rates(optimizers, factor)
-        # Each target weighs the same, whichever micro-batch or rank it is in; DDP and FSDP average over the ranks.
-        scale = run.world_size / batches.targets(state.samples)
-        loss = torch.zeros((), device=run.device)
-        for micro in range(batches.micro_steps):
-            watchdog.alive(f"training step {state.step + 1}")
-            x, y = batches.fetch(state.samples, micro)
-            # DDP adds up over ranks once a step; FSDP each time, since no rank has room for a whole gradient.
-            last = micro == batches.micro_steps - 1 or not hasattr(network, "no_sync")
-            with nullcontext() if last else network.no_sync():
-                with run.autocast():
-                    part = network(x, y, reduction="sum") * scale
-                scaler.scale(part).backward()
-            loss += part.detach()
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        norm = total_norm(parameters)
-        # The only exchange between ranks beside gradients: the loss, is it time to stop, did a save fail?
-        asked = (torch.full_like(loss, flag) for flag in (stop.asked, writer.failed))
-        told = ranks.add_ranks(torch.stack((loss / run.world_size, *asked)))
-        usual = statistics.median(state.grad_norms) if len(state.grad_norms) >= 20 else 0.0
-        limit = s.skip_spikes * usual or math.inf
-        skip = ~(told[0].isfinite() & norm.isfinite() & (norm <= limit))  # the same on every rank
-        if s.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, norm, foreach=True)
-        for optimizer in optimizers:
-            optimizer.step(skip)
-            optimizer.zero_grad()
-        scaler.update()
-        state.step += 1
-        state.samples += s.batch_size
-        results = ranks.Later(torch.cat((told, torch.stack((norm, skip, loss)))))
-        begun.append((state.step, state.samples, factor, results))
-        if state.step == 1:
-            gc.collect()
-            gc.freeze()  # what lives now lives to the end: the collector need not look at it again
-    settle(0)
-    save()
-    watchdog.off()
-    ranks.on_main(writer.wait)
-    stop.received = next(filter(None, ranks.gather(stop.received)), None)  # all ranks exit alike
-
-    if run.is_main:
-        if state.evaluation.get("step") == state.step >= s.max_steps:
-            say.print(farewell(s, state.evaluation, time.time() - STARTED))
-        else:
-            write_page(out, say)
-            say.print(f"stopped and saved at step {state.step}; to continue: {resume_command(s)}")
-    ranks.stop()
-    return stop.exit_code
+    # What is written to, and what watches
+    log, mirrors = None, None
+    if runtime.is_main:
+        log, mirrors = open_logs(plan, state, runtime, contexts, say)
+    return Run(
+        plan=plan,
+        runtime=runtime,
+        state=state,
+        dataset=dataset,
+        batches=batches,
+        tasks=tasks,
+        model=model,
+        network=network,
+        parameters=[p for p in model.parameters() if p.requires_grad],
+        optimizers=optimizers,
+        scaler=scaler,
+        log=log,
+        mirrors=mirrors,
+        progress=contexts.enter_context(Progress(s.max_steps, state.step, runtime.is_main)),
+        writer=contexts.enter_context(BackgroundWriter()),
+        watchdog=contexts.enter_context(Watchdog(s.rank_timeout, runtime)),
+        signals=contexts.enter_context(StopSignals(say)),
+        saved_step=state.step if resumed else None,
+    )
 
 
 def find_dataset(s: Settings) -> Dataset:
     """Open the dataset; one that any machine can make by itself is prepared if it is missing."""
     ranks.on_main(lambda: prepare_own(s.dataset))
     dataset = open_dataset(s.dataset)
-    dataset.tokenizer()  # what evaluations need is better missed now than then
+    # What evaluations need is better missed now than then.
+    dataset.tokenizer()
     next(val_windows(dataset.val, s.block_size, 1, 1))
     return dataset
 
 
-def find_start(s: Settings, say: Progress) -> Path | None:
-    """The checkpoint to begin from, None for scratch. Raises ValueError or OSError where init_from cannot be met."""
+def claim_folder(s: Settings, contexts: ExitStack):
+    """Hold out_dir while this process runs. Raises OSError or ValueError if it is another run's."""
     out = Path(s.out_dir)
+    contexts.enter_context(lock_folder("out_dir", out))
     checkpoint.sweep(out)
-    if s.init_from in ("resume", "auto"):
-        path, faults = checkpoint.newest_checkpoint(out)
-        for fault in faults:
-            say.print(f"skipped: {fault}")
-        if path is None and (faults or s.init_from == "resume"):
-            what = "no whole checkpoint" if faults else "no checkpoint"
-            raise FileNotFoundError(f"init_from={s.init_from}, but {out} holds {what}: --init_from=scratch starts anew")
-        return path
-    if checkpoint.list_checkpoints(out) and not s.overwrite:
+    if s.init_from not in RESUMING and checkpoint.list_checkpoints(out) and not s.overwrite:
         raise ValueError(
-            f"out_dir {out} already holds a run: --init_from=resume continues it, --overwrite=true starts over, "
-            "another --out_dir keeps both"
+            f"out_dir {out} already holds a run: --init_from=resume continues it, "
+            "--overwrite=true starts over, another --out_dir keeps both"
         )
-    if s.init_from.startswith("hf:") or s.init_from == "scratch":
-        return hf_find.find(s.init_from) if s.init_from != "scratch" else None
-    start = checkpoint.find_checkpoint(s.init_from)
-    if out.resolve() in start.resolve().parents:
-        raise ValueError(f"init_from {start} lies in out_dir {out}, which is written over: choose another --out_dir")
-    return start
 
 
-def build_model(s: Settings, dataset: Dataset, start: Path | None) -> GPT:
-    """A new network, or the one in a checkpoint, whose shape then replaces the settings' (fine-tuning)."""
-    names = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
-    token = dataset.tokenizer().eot_id if s.document_mask else -1
-    if start is None and s.lora_rank:
-        raise ValueError(f"lora_rank is {s.lora_rank} without a model to adapt: add --init_from=RUN or hf:NAME")
-    if start is None:
-        return GPT(GPTConfig(dataset.vocab_size, document_token=token, **{name: getattr(s, name) for name in names}))
-    resumed = s.init_from in ("resume", "auto")
-    if s.init_from.startswith("hf:"):
-        state, weights = hf_weights.as_checkpoint(start, s.block_size)
+def announce(plan: Plan, dataset: Dataset, batches: TrainBatches, say: Callable[[str], None]):
+    """Say what was decided, and why."""
+    say("\n".join([plan.describe_choices(), *plan.rules]))
+    trained = ""
+    if plan.settings.lora_rank:
+        share = plan.n_trained / plan.n_params
+        trained = f" ({plan.n_trained:,} of them trained, {share:.2%})"
+    say(
+        f"{plan.n_params:,} parameters{trained}, {dataset.train.n_tokens:,} training tokens; "
+        f"a step is {plan.tokens_per_step:,} tokens: {plan.describe_step()}"
+    )
+    if batches.n_longer:
+        say(
+            f"{batches.n_longer:,} documents exceed block_size: "
+            "the beginnings of their prompts are left out"
+        )
+
+
+def open_logs(
+    plan: Plan,
+    state: TrainState,
+    runtime: devices.Runtime,
+    contexts: ExitStack,
+    say: Callable[[str], None],
+) -> tuple[MetricsLog, Mirrors]:
+    """Bring the run's folder to where the run is, and open what its rows go to."""
+    s = plan.settings
+    out = Path(s.out_dir)
+    if not plan.resumed:  # with --overwrite, and only now that all else fits
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    if state.step < s.max_steps:
+        preset = cli.to_toml(replace(s, overwrite=False))
+        (out / "settings.toml").write_text(preset, encoding="utf-8")
+    log = contexts.enter_context(MetricsLog(out / "metrics.jsonl", state.step))
+    mirrors = Mirrors(s, state.wandb_run_id, state.step, say)
+    contexts.callback(mirrors.close)
+    keep_samples(out / "samples.jsonl", state.step)
+    log_start(
+        out / "starts.jsonl", state.step, runtime.device_name, runtime.world_size,
+        {"torch": torch.__version__},
+        parameters=plan.n_params, flops_per_token=plan.flops_per_token,
+    )  # fmt: skip
+    return log, mirrors
+
+
+# -----------------------------------------------------------------------------
+# The loop
+
+
+def train(settings: Settings) -> int:
+    """Train as the settings say; returns the exit code: 0, or 128 + signal after stopping early.
+
+    Raises ValueError or OSError, naming the setting or file, for what a user can put right.
+    """
+    with ExitStack() as contexts:  # closed however this ends: signals, writer, bar, logs, lock
+        run = set_up(settings, contexts)
+        s = run.settings
+        state = run.state
+        begin(run)
+        while state.step < s.max_steps and not run.stopping:
+            factor = lr_factor(
+                state.step, s.max_steps, s.lr_schedule,
+                s.warmup_steps, s.decay_fraction, s.min_lr_fraction,
+            )  # fmt: skip
+            set_rates(run.optimizers, factor)
+            numbers = ranks.LaterByName(train_step(run))
+            lr = factor * s.learning_rate
+            run.updates.append(Update(state.step, state.samples, lr, numbers))
+            report(run, keep=run.runtime.lag)
+            if evaluation_is_due(run):
+                pause_for(evaluate, run)
+            if save_is_due(run):
+                pause_for(save, run)
+        return finish(run)
+
+
+def begin(run: Run):
+    """Try one pass, and make up for an evaluation that a signal broke off."""
+    state = run.state
+    if run.plan.resumed and state.step >= run.settings.max_steps:
+        longer = "--max_steps=N with a larger N goes on"
+        run.progress.print(f"{run.out} is complete at step {state.step}; {longer}")
     else:
-        state, weights = checkpoint.read_state(start), load_weights(start, merged=not resumed)
-    if state["tokenizer"]["fingerprint"] != dataset.tokenizer_fingerprint:
+        run.watchdog.alive("trying one forward and backward pass")
+        x, y = run.batches.fetch(state.samples, 0)
+        dry_pass(run.network, x, y, run.runtime)
+    if evaluation_is_due(run):
+        evaluate(run)
+    run.row_began = time.perf_counter()
+
+
+def train_step(run: Run) -> dict[str, Tensor]:
+    """One update, on the next batch_size samples. Returns what it measured: numbers on the device.
+
+    A training metric more is one key more here: metrics.jsonl, its mirrors and the line on the
+    screen have it then. What is summed over ranks goes through sum_by_name, their only exchange
+    beside gradients.
+    """
+    s = run.settings
+    state = run.state
+    runtime = run.runtime
+    # Each target weighs the same, whichever micro-batch or rank it is in; the ranks are averaged.
+    scale = runtime.world_size / run.batches.targets(state.samples)
+    loss = torch.zeros((), device=runtime.device)
+    # DDP adds up over ranks once a step; FSDP each time, since no rank has room for all gradients.
+    no_sync = getattr(run.network, "no_sync", nullcontext)
+    for micro in range(run.plan.micro_steps):
+        run.watchdog.alive(f"training step {state.step + 1}")
+        x, y = run.batches.fetch(state.samples, micro)
+        is_last = micro == run.plan.micro_steps - 1
+        with nullcontext() if is_last else no_sync():
+            with runtime.autocast():
+                part = run.network(x, y, reduction="sum") * scale
+            run.scaler.scale(part).backward()
+        loss += part.detach()
+
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    grad_norm = total_norm(run.parameters)
+    shared = ranks.sum_by_name(
+        {
+            "loss": loss / runtime.world_size,
+            "stops_asked": torch.full_like(loss, run.signals.asked),
+            "saves_failed": torch.full_like(loss, run.writer.failed),
+        }
+    )
+    fits = shared["loss"].isfinite() & grad_norm.isfinite() & (grad_norm <= largest_norm(run))
+    skipped = ~fits  # the same on every rank
+    if s.grad_clip:
+        nn.utils.clip_grads_with_norm_(run.parameters, s.grad_clip, grad_norm, foreach=True)
+    for optimizer in run.optimizers:
+        optimizer.step(skipped)
+        optimizer.zero_grad()
+    run.scaler.update()
+
+    state.step += 1
+    state.samples += s.batch_size
+    if state.step == 1:  # what lives now lives to the end: the collector need not look at it again
+        gc.collect()
+        gc.freeze()
+    return {**shared, "grad_norm": grad_norm, "skipped": skipped, "loss_of_rank": loss}
+
+
+def largest_norm(run: Run) -> float:
+    """A gradient with a larger norm is a spike. Before the usual norm is known there are none."""
+    norms = run.state.grad_norms
+    if not run.settings.skip_spikes or len(norms) < 20:
+        return math.inf
+    return run.settings.skip_spikes * statistics.median(norms) or math.inf
+
+
+def evaluation_is_due(run: Run) -> bool:
+    step = run.state.step
+    if step == 0 or step == run.state.evaluation.get("step"):
+        return False
+    return step % run.settings.eval_interval == 0 or step >= run.settings.max_steps
+
+
+def save_is_due(run: Run) -> bool:
+    interval = run.settings.checkpoint_interval
+    return interval > 0 and run.state.step % interval == 0
+
+
+def pause_for(work: Callable[[Run], None], run: Run):
+    """Do it once all numbers are known, and leave its time out of tokens_per_second."""
+    report(run, keep=0)
+    began = time.perf_counter()
+    work(run)
+    run.row_began += time.perf_counter() - began
+
+
+# -----------------------------------------------------------------------------
+# Looking at what was measured
+
+
+def report(run: Run, keep: int):
+    """Look at the numbers of the updates begun, all but the newest `keep`, and log what is due."""
+    s = run.settings
+    while len(run.updates) > keep:
+        update = run.updates.popleft()
+        numbers = update.numbers.read()
+        if numbers.pop("stops_asked"):
+            run.stopping = True
+        if numbers.pop("saves_failed"):
+            ranks.on_main(run.writer.wait)  # raises what went wrong
+        count_skipped(run, update, numbers)
+        run.row_tokens += run.plan.tokens_per_step
+        run.progress.step(update.step)
+        if run.skipped_in_a_row >= s.max_skipped_steps:
+            give_up(run, update)
+        if update.step % s.log_interval == 0 or update.step in (1, s.max_steps):
+            log_row(run, training_row(run, update, numbers), run.progress.train)
+
+
+def count_skipped(run: Run, update: Update, numbers: dict[str, float]):
+    """Where an update was skipped, say why; else its gradient's norm is one of the usual ones."""
+    state = run.state
+    skipped = numbers.pop("skipped")
+    loss_of_rank = numbers.pop("loss_of_rank")
+    loss = numbers["loss"]
+    norm = numbers["grad_norm"]
+    if not skipped:
+        run.skipped_in_a_row = 0
+        state.grad_norms = [*state.grad_norms[-99:], norm]
+        return
+    run.skipped_in_a_row += 1
+    state.skipped += 1
+    finite = ranks.gather(math.isfinite(loss_of_rank))  # of each rank
+    if math.isfinite(loss + norm):
+        why = f"{norm / statistics.median(state.grad_norms):.0f} times the usual"
+    else:
+        bad = [rank for rank, is_finite in enumerate(finite) if not is_finite]
+        why = f"loss {loss:.4g} from ranks {bad or 'all'}"
+    run.progress.print(
+        f"step {update.step} skipped: gradient norm {norm:.4g}, {why}; weights are as before"
+    )
+
+
+def give_up(run: Run, update: Update):
+    """Raises ValueError, with the samples to look at and the checkpoint to go back to."""
+    ranks.on_main(run.writer.wait)
+    newest = ranks.on_main(lambda: checkpoint.newest_checkpoint(run.out)[0])
+    first = update.samples - run.settings.batch_size
+    raise ValueError(
+        f"{run.skipped_in_a_row} steps in a row were skipped, up to step {update.step} "
+        f"(samples {first} to {update.samples - 1}): lower learning_rate, or look at these; "
+        f"the last good checkpoint is {newest or 'none yet'}"
+    )
+
+
+def training_row(run: Run, update: Update, numbers: dict[str, float]) -> dict:
+    """A row of metrics.jsonl; lathe/run/metrics.py says what stands in it."""
+    plan = run.plan
+    now = time.perf_counter()
+    speed = run.row_tokens / (now - run.row_began)
+    run.row_tokens = 0
+    run.row_began = now
+    row = {
+        "step": update.step,
+        "tokens": update.samples * run.settings.block_size,
+        "loss": numbers.pop("loss"),
+        "lr": update.lr,
+        **numbers,
+        "tokens_per_second": round(speed, 1),
+        "elapsed": elapsed(),
+        "memory": peak_memory(run.runtime.device),
+    }
+    if run.state.skipped:
+        row["skipped"] = run.state.skipped
+    peak = peak_flops(run.runtime.device, run.runtime.dtype)
+    if peak:
+        row["mfu"] = round(speed * plan.flops_per_token / (peak * plan.world_size), 4)
+    return row
+
+
+def log_row(run: Run, row: dict, show: Callable[[dict], None]):
+    """Write a row to metrics.jsonl and its mirrors, and show it."""
+    if run.runtime.is_main:
+        run.log.log(row)
+        run.mirrors.log(row)
+        show(row)
+
+
+def elapsed() -> float:
+    """Seconds since the process began."""
+    return round(time.time() - STARTED, 3)
+
+
+# -----------------------------------------------------------------------------
+# Evaluating
+
+
+def evaluate(run: Run):
+    """Losses, scores, samples and the page; save if it is time. A signal breaks it off."""
+    s = run.settings
+    state = run.state
+    scores = measure(run)
+    if scores is None:
+        run.stopping = True
+        return
+    is_best = scores["val_loss"] < state.best_val_loss
+    if is_best:
+        state.best_val_loss = scores["val_loss"]
+    state.evaluation = {"step": state.step, **scores}
+    log_row(run, {**state.evaluation, "elapsed": elapsed()}, run.progress.evaluation)
+    if is_best or not s.checkpoint_interval or state.step == s.max_steps:
+        run.saved_step = None  # also where this step was saved before it was evaluated
+        save(run, is_best)
+    if s.sample_tokens:
+        write_samples(run)
+    if run.runtime.is_main:
+        write_page(run)
+        if state.step >= s.max_steps:
+            run.mirrors.log({"step": state.step, "report": run.out / "report.html"})
+    if run.stop_asked():
+        run.stopping = True
+
+
+def measure(run: Run) -> dict[str, float] | None:
+    """Validation loss and the scores in tasks, by name; None if a signal came meanwhile."""
+    s = run.settings
+    losses = validation(
+        run.model, run.dataset, run.runtime, s.micro_batch_size, s.eval_tokens,
+        interrupted=run.stop_asked,
+    )  # fmt: skip
+    if losses is None:
+        return None
+    scores = {"val_loss": losses["loss"], "val_bits_per_byte": losses["bits_per_byte"]}
+    ends = (run.dataset.tokenizer().eot_id,)
+    for name, task in run.tasks.items():
+        figures = task.measure(run.model, run.runtime, ends, s.parallel == "fsdp", run.stop_asked)
+        if figures is None:
+            return None
+        for key in ("acc", "acc_norm", "perplexity"):
+            if key in figures:
+                scores[f"{name}/{key}"] = figures[key]
+    return scores
+
+
+def write_samples(run: Run):
+    """Sample from the same prompt with the same seed each time, unless a signal comes meanwhile.
+
+    The texts go to samples.jsonl, the mirrors and, the first lines, to the screen.
+    """
+    s = run.settings
+    step = run.state.step
+    together = s.parallel == "fsdp"  # of whose ranks none has the whole network
+    if not run.runtime.is_main and not together:
+        return
+    texts = draw_samples(run, together)
+    if texts is None or not run.runtime.is_main:
+        return
+    named = {f"sample {i + 1}": s.sample_prompt + text for i, text in enumerate(texts)}
+    run.mirrors.log({"step": step, **named})
+    with open(run.out / "samples.jsonl", "a", encoding="utf-8") as file:
+        for i, text in enumerate(texts):
+            row = {"step": step, "sample": i, "prompt": s.sample_prompt, "text": text}
+            file.write(json.dumps(row) + "\n")
+    if step < s.max_steps:  # a glimpse; the last ones are shown whole
+        lines = (s.sample_prompt + texts[0]).strip().splitlines()[:4]
+        run.progress.print("\n".join("    " + line for line in lines))
+
+
+def draw_samples(run: Run, together: bool) -> list[str] | None:
+    """Texts that continue the prompt; None if a signal came. together: every rank calls this."""
+    s = run.settings
+    tokenizer = run.dataset.tokenizer()
+    prompts = [run.dataset.prompt_ids(s.sample_prompt)]
+    sampling = Sampling(top_k=200, seed=s.seed)
+    ends = (tokenizer.eot_id,)
+    rows: list[list[int]] = [[] for _ in range(s.num_samples)]
+    run.model.eval()
+    stopped = False
+    with run.runtime.autocast(), callable_by_method(run.model, "features"):
+        for tokens in generate(run.model, prompts, s.num_samples, s.sample_tokens, sampling, ends):
+            for token in tokens:
+                rows[token.row].append(token.id)
+            stopped = run.stop_asked() if together else run.signals.asked
+            if stopped:
+                break
+    run.model.train()
+    if stopped:
+        return None
+    return [tokenizer.decode(ids) for ids in rows]
+
+
+def write_page(run: Run):
+    """Write or refresh report.html; that it cannot be written does not end a run."""
+    from pages.run_page import write_report  # its libraries need not delay the first step
+
+    fault = write_report(run.out)
+    if fault:
+        run.progress.print(fault)
+
+
+# -----------------------------------------------------------------------------
+# Saving, and going on from what was saved
+
+
+def save(run: Run, best: bool = False):
+    """Copy all that a restart needs to rank 0's memory; it is written while training goes on.
+
+    Raises OSError, on every rank, if the save before this one failed.
+    """
+    state = run.state
+    is_main = run.runtime.is_main
+    if run.saved_step == state.step:
+        return
+    run.saved_step = state.step
+    run.watchdog.alive(f"saving step {state.step}")
+    began = time.perf_counter()
+    ranks.on_main(run.writer.wait)
+    copy = state.step < run.settings.max_steps  # after the last update nothing changes any more
+    weights = ranks.full_copy(run.model.state_dict(), is_main, copy)
+    rest = {
+        "optimizer": ranks.full_copy(optimizer_state(run.optimizers), is_main, copy),
+        "scaler": run.scaler.state_dict(),
+        "random": ranks.gather(random_state(run.runtime.device)),
+    }
+    about = checkpoint.describe(
+        run.settings, state, run.plan.config, run.dataset, run.runtime.world_size
+    )
+    waited = time.perf_counter() - began
+    if is_main:
+        run.writer.start(partial(write_checkpoint, run, weights, rest, about, best, waited))
+
+
+def write_checkpoint(run: Run, weights: dict, rest: dict, about: dict, best: bool, waited: float):
+    """What the writer's thread does with the copies."""
+    tokenizer = run.dataset.tokenizer()
+    keep = run.settings.keep_checkpoints
+    line = checkpoint.publish(run.out, weights, rest, about, tokenizer, best, keep)
+    run.progress.print(f"{line}; training waited {waited:.2f} s")
+
+
+def read_position(start: FoundModel, s: Settings, dataset: Dataset) -> TrainState:
+    """Where the run in a checkpoint was.
+
+    Raises ValueError if dataset or seed are others, so that a position has no meaning.
+    """
+    was = start.state["dataset"]
+    seed = start.state["settings"]["seed"]
+    change = ""
+    if was["fingerprint"] != dataset.fingerprint:
+        before = f"{was['path']} ({was['fingerprint'][:12]})"
+        change = f"dataset was {before}, is now {s.dataset} ({dataset.fingerprint[:12]})"
+    elif seed != s.seed:
+        change = f"seed was {seed}, is now {s.seed}"
+    if change and not s.new_data:
         raise ValueError(
-            f"dataset {s.dataset} has tokenizer {dataset.tokenizer_name}, the checkpoint {start} "
-            f"{state['tokenizer']['name']} (or another version of it): prepare the data with --tokenizer={start}"
+            f"cannot resume {s.out_dir}: {change}, so other samples would follow; "
+            "put it back, or accept a new order of samples with --new_data=true"
         )
-    was = asdict(model_config(state, start))
-    held = {name: was[name] for name in names - {"dropout"}}
-    asked = asdict(GPTConfig(vocab_size=dataset.vocab_size, **{name: getattr(s, name) for name in names}))
-    for name in ("lora_rank", "lora_alpha") if resumed else ():
-        held[name], asked[name] = state["settings"].get(name, getattr(Settings, name)), getattr(s, name)
-    differ = [f"{name} {held[name]} -> {asked[name]}" for name in sorted(held) if held[name] != asked[name]]
-    if differ and resumed:
-        raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(differ)}")
-    vars(s).update(held)
-    model = GPT(GPTConfig(**{**was, "dropout": s.dropout, "document_token": token}))
-    if s.lora_rank:
-        s.optimizer = "adamw"  # Muon is for whole matrices
-        weights = lora.adapt(model, s.lora_rank, s.lora_alpha) | weights
-    model.load_state_dict(weights)
-    return model
-
-
-def read_position(start: Path, s: Settings, dataset: Dataset) -> TrainState:
-    """Where the run in a checkpoint was. Raises ValueError if dataset or seed are others, so that it has no meaning."""
-    about = checkpoint.read_state(start)
-    of = about["dataset"]
-    for name, was, now in (
-        ("dataset", f"{of['path']} ({of['fingerprint'][:12]})", f"{s.dataset} ({dataset.fingerprint[:12]})"),
-        ("seed", about["settings"]["seed"], s.seed),
-    ):
-        if was != now and not s.new_data and (name == "seed" or of["fingerprint"] != dataset.fingerprint):
-            raise ValueError(
-                f"cannot resume {s.out_dir}: {name} was {was}, is now {now}, so other samples would follow; put it "
-                "back, or accept a new order of samples with --new_data=true"
-            )
-    state = TrainState(**about["train"])
-    state.best_val_loss = min(state.best_val_loss, checkpoint.best_val_loss(s.out_dir))  # may be of a later step
+    state = TrainState(**start.state["train"])
+    best_val_loss = checkpoint.best_val_loss(s.out_dir)  # may be of a later step
+    state.best_val_loss = min(state.best_val_loss, best_val_loss)
     return state
 
 
-def restore(start: Path, s: Settings, optimizers, scaler, run: devices.Runtime, say: Progress):
-    """Bring optimizer, loss scale, random state and how the run began back, and print which settings changed."""
-    saved, was = checkpoint.load_optimizer(start), checkpoint.read_state(start)["settings"]
+def restore(
+    start: FoundModel,
+    plan: Plan,
+    optimizers: list[Optimizer],
+    scaler: torch.amp.GradScaler,
+    runtime: devices.Runtime,
+) -> list[str]:
+    """Bring optimizer, loss scale and random state back. Returns what has changed, in words."""
+    saved = checkpoint.load_optimizer(start.folder)
     load_optimizer_state(optimizers, saved["optimizer"])
     if saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
-    now = {k: v for k, v in asdict(s).items() if k not in ("init_from", "out_dir", "overwrite", "new_data")}
-    changed = [f"{name} {was[name]} -> {value}" for name, value in now.items() if was.get(name, value) != value]
-    if len(saved["random"]) == run.world_size:
-        set_random_state(saved["random"][run.rank], run.device)
+    changed = changed_settings(start.state["settings"], plan.settings)
+    n_ranks = len(saved["random"])
+    if n_ranks == runtime.world_size:
+        set_random_state(saved["random"][runtime.rank], runtime.device)
     else:
-        changed.append(f"processes {len(saved['random'])} -> {run.world_size} (dropout by new random numbers)")
-    s.init_from = was["init_from"]
-    say.print(f"resuming from {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
+        why = "dropout by new random numbers"
+        changed.append(f"processes {n_ranks} -> {runtime.world_size} ({why})")
+    return changed
 
 
-def write_samples(s: Settings, step: int, model: GPT, dataset, run, out: Path, progress, mirrors, interrupted):
-    """Sample from the same prompt with the same seed each time: to samples.jsonl, the mirrors and, the first lines, to
-    the screen. Nothing is written if interrupted() becomes true."""
-    tokenizer, ids = dataset.tokenizer(), dataset.prompt_ids(s.sample_prompt)
-    model.eval()
-    steps = []
-    with run.autocast(), callable_by_method(model, "features"):
-        for tokens in generate(
-            model, [ids], s.num_samples, s.sample_tokens, Sampling(top_k=200, seed=s.seed), (tokenizer.eot_id,)
-        ):
-            steps += tokens
-            if interrupted():
-                break
-    model.train()
-    if interrupted() or not run.is_main:
-        return
-    texts = [tokenizer.decode([token.id for token in steps if token.row == i]) for i in range(s.num_samples)]
-    mirrors.log({"step": step} | {f"sample {i + 1}": s.sample_prompt + text for i, text in enumerate(texts)})
-    with open(out / "samples.jsonl", "a", encoding="utf-8") as file:
-        for i, text in enumerate(texts):
-            file.write(json.dumps({"step": step, "sample": i, "prompt": s.sample_prompt, "text": text}) + "\n")
-    if step < s.max_steps:  # a glimpse; the last ones are shown whole
-        progress.print("\n".join("    " + line for line in (s.sample_prompt + texts[0]).strip().splitlines()[:4]))
+def changed_settings(was: dict, s: Settings) -> list[str]:
+    """Settings that differ from a checkpoint's, but for those that say how to go on from it."""
+    changed = []
+    for name, value in asdict(s).items():
+        if name in ("init_from", "out_dir", "overwrite", "new_data"):
+            continue
+        if name in was and was[name] != value:
+            changed.append(f"{name} {was[name]} -> {value}")
+    return changed
 
 
-def write_page(out: Path, progress: Progress):
-    """Write or refresh report.html; that it cannot be written does not end a run."""
-    from pages.run_page import (
-        write_report,  # imports what a run of seconds need not wait for before its first step
-    )
+def finish(run: Run) -> int:
+    """Save what is not saved, and say how it went and what to type next. Returns the exit code."""
+    s = run.settings
+    state = run.state
+    report(run, keep=0)
+    save(run)
+    run.watchdog.off()
+    ranks.on_main(run.writer.wait)
+    received = [signal for signal in ranks.gather(run.signals.received) if signal]
+    run.signals.received = received[0] if received else None  # all ranks exit alike
+    if run.runtime.is_main:
+        if state.evaluation.get("step") == state.step >= s.max_steps:
+            run.progress.print(farewell(s, state.evaluation, time.time() - STARTED))
+        else:
+            write_page(run)
+            go_on = f"to continue: {resume_command(s)}"
+            run.progress.print(f"stopped and saved at step {state.step}; {go_on}")
+    ranks.stop()
+    return run.signals.exit_code
 
-    if fault := write_report(out):
-        progress.print(fault)
+
+# -----------------------------------------------------------------------------
+# The command
+
+
+def print_plan(settings: Settings) -> int:
+    """Print what the run would take, a line a figure; nothing is trained or written.
+
+    Raises ValueError or OSError where the run would, as far as that shows before it starts.
+    """
+    target = dry_run.find_target(settings)
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    say = Progress(settings.max_steps, enabled=is_main).print
+    start = open_start(find_start(settings, say), settings.block_size)
+    dataset = None
+    vocab_size = dry_run.assumed_vocab_size(settings.dataset)
+    eot_id = 0
+    try:
+        dataset = open_dataset(settings.dataset)
+        vocab_size = dataset.vocab_size
+        eot_id = dataset.tokenizer().eot_id
+    except FileNotFoundError:
+        if start is not None:  # whose tokenizer it must share
+            raise
+    if start is not None:
+        check_tokenizer(dataset, start)
+    model = without_weights(choose_network(settings, vocab_size, eot_id, start), settings)
+    resumed = None
+    if start is not None and settings.init_from in RESUMING:
+        resumed = start.state
+    plan = resolve(settings, target.runtime, model, resumed, target.absent_memory)
+    if is_main:
+        for name, figure in dry_run.describe(plan, target, model, dataset):
+            print(f"{name:<16}{figure}")
+    return 0
+
+
+def plan_or_train(settings: Settings) -> int:
+    return print_plan(settings) if settings.dry_run else train(settings)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return plan_or_train(cli.parse(Settings, argv, **PARSER))
 
 
 if __name__ == "__main__":

@@ -1,297 +1,252 @@
-"""What a run takes, known before it is trained: compute, memory, hours, cost (`python train.py --dry_run`); how much of
-a step goes through the network at a time; and the settings that follow from its size and the number of tokens."""
+"""What is decided before a run: each setting that was left open, with the reason.
+
+Settings say what a user asked for, and stay as they are. `resolve` makes a Plan of them, which both
+training and the dry run go by, so that what is planned is what is run.
+"""
 
 import math
-import os
-import re
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from lathe.data.batches import even_split
-from lathe.data.dataset import open_dataset
-from lathe.optim.build import build_optimizers
-from lathe.optim.muon import Muon
-from lathe.run import checkpoint, devices, ranks
-from lathe.run.gpus import GPUS, known_gpu
-from lathe.run.process import peak_memory
-from lathe.use.hf import find as hf_find
-from lathe.use.validation import TOKENS_PER_PASS
-from model import GPT, LOGITS_AT_ONCE, SHORT_CONTEXT
+from lathe.run import devices, ranks
+from lathe.run.gpus import peak_flops
+from lathe.run.memory import step_memory
+from lathe.settings import Settings
+from model import GPT, GPTConfig
 
-# The run that the rules below pass through, config/modern_124m.toml's: tokens in all, tokens a step, width, and rates.
-TOKENS, STEP_TOKENS, WIDTH, ADAMW_RATE, MUON_RATE, DECAY = 2.5e9, 2**19, 768, 0.004, 0.02, 0.1
+RESUMING = ("resume", "auto")  # init_from: go on in out_dir, auto only if there is something
 
-
-def derive(s, model: GPT) -> list[str]:
-    """Fill in the settings that are left to published rules (0; weight_decay: -1); returns a line about each."""
-    said = []
-
-    def put(name: str, value: float, rule: str):
-        setattr(s, name, float(f"{value:.3g}") if isinstance(value, float) else value)
-        said.append(f"{name} {getattr(s, name):,}: {rule}")
-
-    if not s.tokens and not s.max_steps:  # Chinchilla's rule; a table that is only looked up in does not count
-        weights = sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2) + model.head_weight.numel()
-        put("tokens", 20 * weights, f"20 for each of {weights:,} weights in matrix products (arXiv 2203.15556)")
-    if not s.batch_size:  # where max_steps are given, tokens = max_steps batch: solved for the batch
-        power = 0.383
-        share = (s.tokens or s.max_steps * STEP_TOKENS) / TOKENS
-        share **= power if s.tokens else power / (1 - power)
-        sequences = 2 ** max(0, round(math.log2(share * STEP_TOKENS / s.block_size)))
-        put("batch_size", sequences, "~ tokens^0.383 (arXiv 2505.13738), the nearest power of two")
-    step_tokens = s.batch_size * s.block_size
-    if s.tokens:
-        put("max_steps", math.ceil(s.tokens / step_tokens), f"{s.tokens:,} tokens, {step_tokens:,} a step")
-        s.tokens = 0  # max_steps says it from here on, also in settings.toml
-    tokens, batch = s.max_steps * step_tokens, math.sqrt(step_tokens / STEP_TOKENS)
-    if not s.learning_rate and s.optimizer == "adamw":
-        flops = tokens * model.flops_per_token(s.block_size)
-        put("learning_rate", 0.3118 * flops**-0.125, "0.3118 FLOPs^-0.125 (DeepSeek LLM, arXiv 2401.02954)")
-    if not s.learning_rate:
-        rate = ADAMW_RATE * batch * math.sqrt(WIDTH / s.n_embd)
-        put("learning_rate", rate, "~ sqrt(batch) (arXiv 2205.10287) / sqrt(width) (nanochat's sweeps)")
-    if not s.muon_learning_rate:
-        put("muon_learning_rate", MUON_RATE * batch, "~ sqrt(batch), for any width (arXiv 2409.20325)")
-    if s.weight_decay < 0:  # so that weights forget over the same share of the run
-        put("weight_decay", DECAY * batch * TOKENS / tokens, "~ sqrt(batch) / tokens (arXiv 2405.13698)")
-    return said
+# Settings that are fields of GPTConfig, too. Another model's weights bring all but dropout.
+NETWORK = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
+SHAPE = sorted(NETWORK - {"dropout"})
 
 
-def kept_by_block(s, c, device: str, half: bool) -> float:
-    """Bytes per token that a block keeps for its backward pass (s: activation_checkpointing, block_size; c: GPTConfig).
+@dataclass(frozen=True)
+class Plan:
+    """What a run goes by."""
 
-    half: matrix products take and give 16-bit numbers (autocast); the norms and the residual stream stay in float32.
-    """
-    size = 2 if half else 4
-    q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-    c_fc = c.n_hidden * (2 if c.activation == "swiglu" else 1)
-    if s.activation_checkpointing == "full":  # its input
-        return 4 * c.n_embd
-    if s.activation_checkpointing == "selective":  # and the results of matrix products and attention
-        return 4 * c.n_embd + size * (q + 2 * kv + q + c_fc + 2 * c.n_embd)
-    # A norm keeps its input or output, the product behind it its own input: one tensor where model.py's RMSNorm runs.
-    shared = c.norm == "rmsnorm" and not c.norm_weight and device == "cpu" and not half
-    norms = 2 * c.n_embd * (4 if shared else 4 + size)
-    attention = size * ((q + kv) * c.qk_norm + q)  # normed queries and keys; the result
-    if device == "cpu" and s.block_size <= SHORT_CONTEXT[torch.bfloat16 if half else torch.float32]:
-        # Plain products: q, and keys and values for each of its heads; the weights, dropout's mask and what is left.
-        attention += size * (3 * q + (3 if c.dropout else 1) * c.n_head * s.block_size)
-    elif device == "cpu" and c.dropout:  # which the fused kernel does not have there: its steps, in float32
-        attention += 4 * (q + 2 * kv) + 3 * 4 * c.n_head * s.block_size
-    else:
-        attention += size * (q + 2 * kv + (q + kv) * (c.position == "rope"))
-    mlp = size * 2 * c_fc
-    masks = 2 * c.n_embd * (size if device == "cpu" else 1) if c.dropout else 0
-    return norms + attention + mlp + masks + 4 * (2 + 2 * c.n_head + c.n_kv_head)  # the last: a scale for each norm
-
-
-@dataclass
-class Memory:
-    """Bytes on one device during a training step, or, on a CPU, of one process."""
-
-    weights: float
-    gradients: float
-    muon: float  # its momentum
-    adamw: float  # its two moments
-    activations: float  # of one micro-batch: what the backward pass needs
-    logits: float  # pieces of them, and the head's gradient
-    updates: float  # what Muon computes beside its momentum
-    copy: float  # of weights and optimizer state, in the CPU's memory, while a checkpoint is written
-    process: float = 0.0  # CPU: the interpreter with its libraries
-    evaluation: float = 0.0  # CPU: what an evaluation holds
-    saved_midway: bool = False  # whether the copy is ever made: the last save needs none
-    carried: bool = False  # whether gradients stay from one micro-batch to the next
+    settings: Settings  # as decided: no "auto" is left, and no 0 that stands for a rule
+    config: GPTConfig  # of the network
+    resumed: bool  # a checkpoint of this run is gone on from
+    world_size: int
+    micro_steps: int  # micro-batches that a device reads for one update
+    compiled: bool
+    n_params: int
+    n_trained: int  # of them
+    flops_per_token: int  # forward and backward pass
+    choices: tuple[str, ...]  # device, dtype, micro_batch_size, compile: what was chosen, and why
+    rules: tuple[str, ...]  # a line about each setting that a published rule decided
 
     @property
-    def peak(self) -> float:
-        """The most at any time: at a loss, in Muon's step or, on a CPU, in an evaluation."""
-        holes = HOLES if self.process else 1
-        at_loss = holes * self.activations + self.logits + self.gradients * self.carried
-        most = max(at_loss, holes * (self.gradients + self.updates), holes * self.evaluation)
-        still = COPY_LEFT * self.copy if self.process and self.saved_midway else 0
-        return self.process + self.weights + self.muon + self.adamw + most + still
+    def tokens_per_step(self) -> int:
+        return self.settings.batch_size * self.settings.block_size
+
+    def describe_choices(self) -> str:
+        """What runs where, and why."""
+        line = ", ".join(self.choices)
+        if self.world_size > 1:
+            line += f", {self.world_size} processes"
+        return line
+
+    def describe_step(self) -> str:
+        """How a step is cut up."""
+        s = self.settings
+        devices = "1 device" if self.world_size == 1 else f"{self.world_size} devices"
+        return (
+            f"{s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x "
+            f"{self.micro_steps} accumulated x {devices}"
+        )
 
 
-# Of a CPU's process, measured: its heap against what is in use, since glibc keeps gaps between tensors; and
-# the share of a checkpoint's copy that is not on the disk yet at the next peak.
-HOLES, COPY_LEFT = 1.4, 0.55
-LOADED_LATER = 60e6  # libraries that a run loads after its start, the page's for one
+def resolve(
+    settings: Settings,
+    runtime: devices.Runtime,
+    model: GPT,
+    resumed: dict | None = None,
+    device_memory: float = 0.0,
+) -> Plan:
+    """Decide what the settings leave open.
 
+    model: the network that will be trained, of which shapes are enough (the meta device).
+    resumed: state.json of the checkpoint that the run goes on from, if it does.
+    device_memory: bytes of a device that is not here; 0 = what is free on this one.
 
-def memory(s, model: GPT, device: str, half: bool, world_size: int, val_tokens: int = TOKENS_PER_PASS) -> Memory:
-    """What a step of micro-batches of s.micro_batch_size holds. The model may be on the meta device.
-
-    val_tokens: how many an evaluation reads.
+    Every rank calls it and gets the same. Raises ValueError for a batch that is not even.
     """
-    c, shards = model.config, world_size if s.parallel == "fsdp" else 1
-    state = {True: 0, False: 0}  # is it Muon's: bytes of its parameters
-    for o in build_optimizers(model.named_parameters(), s.optimizer, 0, 0, 0, (0.9, 0.95), 0.9, model.fused_rows()):
-        state[isinstance(o, Muon)] += 4 * sum(p.numel() for group in o.param_groups for p in group["params"])
-    size, weights, tokens = 2 if half else 4, 4 * model.n_params(), s.micro_batch_size * s.block_size
-    c_fc = c.n_hidden * (2 if c.activation == "swiglu" else 1)
-    # In the backward pass one block's gradients exist too, and what checkpointing had left out of it.
-    again = kept_by_block(replace(s, activation_checkpointing="none"), c, device, half)
-    working = size * (2 * c_fc + c.n_embd) + again * (s.activation_checkpointing != "none")
-    activations = tokens * (c.n_layer * kept_by_block(s, c, device, half) + 4 * c.n_embd + working)
-    if half:  # 16-bit copies of the matrices
-        activations += 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    logits = 3 * 4 * tokens * c.padded_vocab_size
-    if tokens * c.padded_vocab_size > LOGITS_AT_ONCE:  # in pieces; the forward pass makes the head's gradient then
-        logits = 2 * 4 * min(tokens * c.padded_vocab_size, 4 * LOGITS_AT_ONCE)
-        logits += 2 * 4 * model.head_weight.numel() + tokens * c.n_embd * size
-    found = Memory(
-        weights / shards, sum(state.values()) / shards, state[True] / shards, 2 * state[False] / shards,
-        activations, logits, 3 * state[True] / shards, weights + state[True] + 2 * state[False],
-        saved_midway=min(s.eval_interval, s.checkpoint_interval or s.eval_interval) < s.max_steps,
-        carried=s.batch_size > s.micro_batch_size,
-    )  # fmt: skip
-    if device == "cpu":
-        wide, vocabulary = c_fc + 2 * c.n_hidden + 3 * c.n_embd, 2 * c.padded_vocab_size
-        at_once = min(val_tokens, TOKENS_PER_PASS)
-        found.evaluation = 4 * max(at_once * wide, min(at_once * vocabulary, 2 * LOGITS_AT_ONCE))
-    return found
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    s = replace(settings, device=runtime.device.type, dtype=dtype)
+    steps_done = 0
+    if resumed is not None:
+        steps_done = resumed["step"]
+        was = resumed["settings"]
+        kept = {name: was[name] for name in ["init_from", *SHAPE] if name in was}
+        s = replace(s, **kept)  # how it began; its shape is the same, in the words of then
+    elif settings.init_from not in ("scratch", *RESUMING):
+        s = replace(s, **{name: getattr(model.config, name) for name in SHAPE})
+    if s.lora_rank:
+        s = replace(s, optimizer="adamw")  # Muon is for whole matrices
+    s, rules = follow_rules(s, model)
+
+    choices = list(runtime.reasons)
+    if not s.micro_batch_size:
+        size, reason = choose_micro_batch(s, model, runtime, device_memory)
+        s = replace(s, micro_batch_size=size)
+        choices.append(reason)
+    micro_steps = even_split(s.batch_size, s.micro_batch_size, runtime.world_size)
+
+    # A backward pass costs two forward ones, or one where weights need no gradients.
+    passes = 2 if s.lora_rank else 3
+    flops_per_token = passes * model.flops_per_token(s.block_size, training=False)
+    tokens_left = (s.max_steps - steps_done) * s.batch_size * s.block_size
+    compiled, reason = decide_compile(s, runtime, tokens_left * flops_per_token)
+    s = replace(s, compile=str(compiled).lower())
+    choices.append(reason)
+
+    return Plan(
+        settings=s,
+        config=model.config,
+        resumed=resumed is not None,
+        world_size=runtime.world_size,
+        micro_steps=micro_steps,
+        compiled=compiled,
+        n_params=model.n_params(),
+        n_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        flops_per_token=flops_per_token,
+        choices=tuple(choices),
+        rules=tuple(rules),
+    )
 
 
-def auto_micro_batch(s, model: GPT, run: devices.Runtime, room: float = 0) -> int:
-    """The most sequences that a forward and backward pass should hold: within memory, and no more than helps speed.
+def decide_compile(s: Settings, runtime: devices.Runtime, flops_left: float) -> tuple[bool, str]:
+    """Whether to compile, and why."""
+    if s.dry_run:  # whether a compiler works is tried where it is used
+        return s.compile == "true", ""
+    seconds = 0.0  # not known
+    peak = peak_flops(runtime.device, runtime.dtype)
+    if peak:
+        seconds = flops_left / (0.3 * peak * runtime.world_size)
+    return devices.choose_compile(s.compile, runtime.device, seconds)
 
-    room: bytes of the device; 0 = those free now. The answer divides each rank's share of s.batch_size, and is the same
-    on all ranks.
+
+# -----------------------------------------------------------------------------
+# Micro-batches
+
+
+def choose_micro_batch(
+    s: Settings, model: GPT, runtime: devices.Runtime, device_memory: float = 0.0
+) -> tuple[int, str]:
+    """The most sequences that a pass should hold, within memory and as far as it helps; and why.
+
+    The answer divides each rank's share of s.batch_size, and is the same on all ranks.
     """
-    device, half = run.device.type, run.dtype != torch.float32
-    one, two = (memory(replace(s, micro_batch_size=n), model, device, half, run.world_size) for n in (1, 2))
-    if device == "cuda":
-        room = 0.8 * (room or torch.cuda.mem_get_info(run.device)[0]) - (one.peak - one.activations + one.gradients)
+    one = step_memory(replace(s, micro_batch_size=1), model, runtime.world_size)
+    two = step_memory(replace(s, micro_batch_size=2), model, runtime.world_size)
+    per_sequence = two.activations - one.activations
+    if runtime.device.type == "cuda":
+        free = device_memory or torch.cuda.mem_get_info(runtime.device)[0]
+        room = 0.8 * free - (one.peak - one.activations + one.gradients)
     else:
         room = 1.3e9  # more is no faster there
-    most = max(1, min(int(room / (two.activations - one.activations)), 65536 // s.block_size))
-    share = max(1, s.batch_size // run.world_size)
-    fitting = min(ranks.gather(max(m for m in range(1, share + 1) if share % m == 0 and m <= most)))
+    most = max(1, min(int(room / per_sequence), 65536 // s.block_size))
+    share = max(1, s.batch_size // runtime.world_size)
+    fitting = max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
+    fitting = min(ranks.gather(fitting))
     why = "all of a step" if fitting == share else "the most that memory and speed suggest"
-    run.reasons.append(f"micro_batch_size {fitting} ({why})")
-    return fitting
+    return fitting, f"micro_batch_size {fitting} ({why})"
 
 
-@dataclass
-class Unprepared:
-    """Stands in for a dataset that is not there yet."""
+# -----------------------------------------------------------------------------
+# Published rules
 
-    path: str
+# The run that they pass through, config/modern_124m.toml's.
+TOKENS = 2.5e9
+STEP_TOKENS = 2**19
+WIDTH = 768
+ADAMW_RATE = 0.004
+MUON_RATE = 0.02
+WEIGHT_DECAY = 0.1
 
-    @property
-    def vocab_size(self) -> int:
-        """GPT-2's, or that of prepare/python_stdlib.py or prepare/shakespeare_char.py."""
-        return {"python_stdlib": 1024, "shakespeare_char": 66}.get(Path(self.path).name, 50257)
+
+def follow_rules(s: Settings, model: GPT) -> tuple[Settings, list[str]]:
+    """Fill in the settings that are left to rules (0; weight_decay: -1), with a line about each."""
+    lines = []
+    tokens = s.tokens
+    if not tokens and not s.max_steps:
+        weights = matrix_weights(model)
+        tokens = 20 * weights  # Chinchilla's rule
+        why = f"20 for each of {weights:,} weights in matrix products (arXiv 2203.15556)"
+        lines.append(f"tokens {tokens:,}: {why}")
+
+    batch_size = s.batch_size
+    if not batch_size:
+        batch_size = batch_by_rule(tokens, s.max_steps, s.block_size)
+        why = "~ tokens^0.383 (arXiv 2505.13738), the nearest power of two"
+        lines.append(f"batch_size {batch_size:,}: {why}")
+    step_tokens = batch_size * s.block_size
+
+    max_steps = s.max_steps
+    if tokens:
+        max_steps = math.ceil(tokens / step_tokens)
+        lines.append(f"max_steps {max_steps:,}: {tokens:,} tokens, {step_tokens:,} a step")
+    run_tokens = max_steps * step_tokens
+    batch = math.sqrt(step_tokens / STEP_TOKENS)
+
+    learning_rate = s.learning_rate
+    if not learning_rate:
+        if s.optimizer == "adamw":
+            flops = run_tokens * model.flops_per_token(s.block_size)
+            learning_rate = rounded(0.3118 * flops**-0.125)
+            why = "0.3118 FLOPs^-0.125 (DeepSeek LLM, arXiv 2401.02954)"
+        else:
+            learning_rate = rounded(ADAMW_RATE * batch * math.sqrt(WIDTH / s.n_embd))
+            why = "~ sqrt(batch) (arXiv 2205.10287) / sqrt(width) (nanochat's sweeps)"
+        lines.append(f"learning_rate {learning_rate:,}: {why}")
+
+    muon_learning_rate = s.muon_learning_rate
+    if not muon_learning_rate:
+        muon_learning_rate = rounded(MUON_RATE * batch)
+        why = "~ sqrt(batch), for any width (arXiv 2409.20325)"
+        lines.append(f"muon_learning_rate {muon_learning_rate:,}: {why}")
+
+    weight_decay = s.weight_decay
+    if weight_decay < 0:  # so that weights forget over the same share of the run
+        weight_decay = rounded(WEIGHT_DECAY * batch * TOKENS / run_tokens)
+        why = "~ sqrt(batch) / tokens (arXiv 2405.13698)"
+        lines.append(f"weight_decay {weight_decay:,}: {why}")
+
+    settled = replace(
+        s,
+        tokens=0,  # max_steps says it from here on, also in settings.toml
+        batch_size=batch_size,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        muon_learning_rate=muon_learning_rate,
+        weight_decay=weight_decay,
+    )
+    return settled, lines
 
 
-def dry_run(s, build_model: Callable) -> int:
-    """Print what the run would take, a line a figure; nothing is trained or written. build_model: train.py's.
+def matrix_weights(model: GPT) -> int:
+    """Weights in matrix products; a table that is only looked up in does not count."""
+    blocks = sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2)
+    return blocks + model.head_weight.numel()
 
-    Raises ValueError or OSError where the run itself would, as far as that shows before it starts.
+
+def batch_by_rule(tokens: int, max_steps: int, block_size: int) -> int:
+    """Sequences in a step: tokens of a step grow as tokens^0.383 of the run.
+
+    Where max_steps are given, tokens = max_steps batch, which is solved for the batch.
     """
-    run, gpu = planned(s)
-    process = peak_memory(torch.device("cpu")) + LOADED_LATER if run.device.type == "cpu" else 0
-    dataset, start = Unprepared(s.dataset), None
-    if s.init_from in ("resume", "auto"):
-        start = checkpoint.newest_checkpoint(s.out_dir)[0]
-    elif s.init_from != "scratch":
-        of_hf = s.init_from.startswith("hf:")
-        start = hf_find.find(s.init_from) if of_hf else checkpoint.find_checkpoint(s.init_from)
-    try:
-        dataset = open_dataset(s.dataset)
-    except FileNotFoundError:
-        if start is not None:  # whose vocabulary it must share
-            raise
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weights that are loaded do not reach a network without memory
-        model = build_model(s, dataset, start)
-    rules = derive(s, model)
-    s.micro_batch_size = s.micro_batch_size or auto_micro_batch(s, model, run, gpu[3] * 1e9 if gpu else 0)
-    micro_steps = even_split(s.batch_size, s.micro_batch_size, run.world_size)
-
-    c, tokens = model.config, s.max_steps * s.batch_size * s.block_size
-    per_token = model.flops_per_token(s.block_size, training=False) * (2 if s.lora_rank else 3)
-    blocks = sum(p.numel() for p in model.transformer.h.parameters())
-    vocabulary = f"{dataset.vocab_size:,}, assumed: dataset {s.dataset} is not prepared"
-    val_tokens = s.eval_tokens or TOKENS_PER_PASS
-    if not isinstance(dataset, Unprepared):
-        val_tokens = min(val_tokens, dataset.val.n_tokens)
-        epochs = tokens / dataset.train.n_tokens
-        vocabulary = f"{dataset.vocab_size:,}; {dataset.train.n_tokens:,} training tokens, read {epochs:.3g} times"
-    devices = f"{run.world_size} device{'s' if run.world_size > 1 else ''}"
-    held = memory(s, model, run.device.type, run.dtype != torch.float32, run.world_size, val_tokens)
-    held.process = process
-    lines = [
-        ("parameters", f"{model.n_params():,}; {blocks:,} in {c.n_layer} blocks of width {c.n_embd}"),
-        ("vocabulary", vocabulary),
-        *(("derived", rule) for rule in rules),
-        ("tokens", f"{tokens:,} in {s.max_steps:,} steps; {tokens / model.n_params():.3g} per parameter"),
-        ("step", f"{s.batch_size} sequences of {s.block_size} = {s.micro_batch_size} at a time x {micro_steps} "
-                 f"accumulated x {devices}"),
-        ("FLOPs", f"{per_token:,} per token, {tokens * per_token:.4g} in all"),
-        *memory_lines(held, gpu),
-        *time_lines(s, run, gpu, tokens * per_token),
-    ]  # fmt: skip
-    if int(os.environ.get("RANK", 0)) == 0:
-        print("\n".join(f"{name:<16}{figure}" for name, figure in lines))
-    return 0
-
-
-def planned(s) -> tuple[devices.Runtime, tuple | None]:
-    """The devices that a plan is for: those of s.gpus, such as 8xH100, or else this process's; and of the GPU, if
-    it is known, its name, TFLOP/s in 16 and in 32 bits, and GB."""
-    if not s.gpus:
-        device, _ = devices.choose_device(s.device)
-        dtype, _ = devices.choose_dtype(s.dtype, device, training=True)
-        world_size = int(os.environ.get("WORLD_SIZE", 1))
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    power = 0.383
+    if tokens:
+        growth = (tokens / TOKENS) ** power
     else:
-        count, name = re.fullmatch(r"(?:(\d+) *x *)?(.*)", s.gpus.strip(), re.IGNORECASE).groups("1")
-        name = next((gpu.name for gpu in GPUS if gpu.name.lower() == name.lower()), None)
-        if name is None or int(count) < 1:
-            names = ", ".join(gpu.name for gpu in GPUS)
-            raise ValueError(f"gpus is {s.gpus!r}: write how many and which, 8xH100; known: {names}")
-        device, world_size = torch.device("cuda"), int(count)
-        dtype = torch.bfloat16 if s.dtype == "auto" else devices.DTYPES[s.dtype]
-    if s.parallel == "fsdp" and world_size < 2:
-        raise ValueError("parallel is fsdp, which shards over devices: plan for several, --gpus=8xH100")
-    gpu = known_gpu(name)
-    figures = (name, gpu.half_tflops, gpu.single_tflops, gpu.memory_gb) if gpu else None
-    return devices.Runtime(device, dtype, world_size=world_size), figures
+        growth = (max_steps * STEP_TOKENS / TOKENS) ** (power / (1 - power))
+    return 2 ** max(0, round(math.log2(growth * STEP_TOKENS / block_size)))
 
 
-def amount(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
-
-
-def memory_lines(m: Memory, gpu: tuple | None) -> list[tuple[str, str]]:
-    parts = {
-        "weights": m.weights, "gradients": m.gradients, "Muon": m.muon, "AdamW": m.adamw,
-        "activations": m.activations, "logits": m.logits, "Muon's step": m.updates,
-    }  # fmt: skip
-    fits = ""
-    if gpu:
-        fits = f" of {gpu[3]} GB" + (": it DOES NOT FIT" if m.peak > 0.95e9 * gpu[3] else "")
-    process = f", {amount(m.process)} of it Python and libraries" if m.process else ""
-    return [
-        ("memory", f"{amount(m.peak)} per device at the most{fits}{process}"),
-        *((f"  {name}", amount(value)) for name, value in parts.items() if value),
-        ("  checkpoint", f"{amount(m.copy)} on disk, and in the first process's memory while it is written"),
-    ]
-
-
-def time_lines(s, run: devices.Runtime, gpu: tuple | None, flops: float) -> list[tuple[str, str]]:
-    if gpu is None:
-        return [("time", f"unknown on this {run.device.type}; --gpus=8xH100 plans for others")]
-    name, half, single, _ = gpu
-    peak = single if run.dtype == torch.float32 else half
-    hours = flops / (run.world_size * peak * 1e12 * s.mfu) / 3600
-    lines = [("time", f"{hours:,.3g} hours on {run.world_size} x {name} at {s.mfu:.0%} of {peak:g} TFLOP/s each")]
-    if s.dollars_per_hour:
-        cost = hours * run.world_size * s.dollars_per_hour
-        lines.append(("cost", f"${cost:,.2f}: {hours * run.world_size:,.3g} GPU hours at ${s.dollars_per_hour:g}"))
-    return lines
+def rounded(value: float) -> float:
+    """To three digits, as it is printed and kept."""
+    return float(f"{value:.3g}")

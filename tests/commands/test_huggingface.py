@@ -11,9 +11,10 @@ from exports import CHARACTERS, CONTEXT, tiny_model
 import evaluate
 import huggingface
 import sample
-import train
-from lathe.run import checkpoint
-from lathe.use.hf import find as hf_find
+from lathe.run import checkpoint, devices
+from lathe.run.plan import resolve
+from lathe.settings import Settings
+from lathe.use import start
 from lathe.use.hf.weights import load_model
 from prepare import text as prepare_text
 
@@ -106,17 +107,21 @@ def test_a_folder_scores_as_the_run_it_came_from(run, exported, tmp_path, capsys
 
 
 def test_training_begins_with_the_folders_weights(exported):
-    settings = train.Settings(init_from=f"hf:{exported}", block_size=CONTEXT, dropout=0.1)
-
-    class Data:  # what build_model asks of a dataset
-        tokenizer_fingerprint = CHARACTERS.fingerprint
-        tokenizer_name = "char"
-        vocab_size = CHARACTERS.vocab_size
-
-    model = train.build_model(settings, Data, hf_find.find(settings.init_from))
+    asked = Settings(init_from=f"hf:{exported}", block_size=CONTEXT, dropout=0.1)
+    beginning = start.open_start(start.find_start(asked, print), CONTEXT)
+    config = start.choose_network(asked, CHARACTERS.vocab_size, CHARACTERS.eot_id, beginning)
+    runtime = devices.Runtime(torch.device("cpu"), torch.float32)
+    plan = resolve(asked, runtime, start.without_weights(config, asked))
+    model = start.build_model(plan, beginning)
     for name, tensor in load_model(exported).state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
-    assert model.config.dropout == 0.1 and settings.n_embd == 32
-    Data.tokenizer_fingerprint = "another"
+    assert model.config.dropout == 0.1
+    assert (asked.n_embd, plan.settings.n_embd) == (768, 32)
+
+    class Other:  # a dataset of other tokens
+        path = "data/other"
+        tokenizer_fingerprint = "another"
+        tokenizer_name = "char"
+
     with pytest.raises(ValueError, match="tokenizer"):
-        train.build_model(settings, Data, hf_find.find(settings.init_from))
+        start.check_tokenizer(Other, beginning)

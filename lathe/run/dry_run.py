@@ -1,0 +1,165 @@
+"""What a run would take, for `python train.py --dry_run`: compute, memory, hours, cost."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lathe.data.dataset import Dataset
+from lathe.run import devices
+from lathe.run.gpus import GPUS, Gpu, known_gpu
+from lathe.run.memory import StepMemory, step_memory
+from lathe.run.plan import Plan
+from lathe.run.process import peak_memory
+from lathe.settings import Settings
+from model import GPT
+
+Line = tuple[str, str]  # a name and its figure
+
+
+# -----------------------------------------------------------------------------
+# What is planned for
+
+
+@dataclass(frozen=True)
+class Target:
+    """The devices that a plan is for."""
+
+    runtime: devices.Runtime
+    name: str = ""  # of a GPU
+    gpu: Gpu | None = None  # what is known of it
+    is_here: bool = True
+
+    @property
+    def absent_memory(self) -> float:
+        """Bytes of a device that cannot be asked for them; 0 where it can."""
+        return 0.0 if self.is_here else 1e9 * self.gpu.memory_gb
+
+
+def find_target(s: Settings) -> Target:
+    """The GPUs that s.gpus names, such as 8xH100, or else this process's device.
+
+    Raises ValueError for a GPU that is not known.
+    """
+    target = named_target(s) if s.gpus else own_target(s)
+    if s.parallel == "fsdp" and target.runtime.world_size < 2:
+        raise ValueError(
+            "parallel is fsdp, which shards over devices: plan for several, --gpus=8xH100"
+        )
+    return target
+
+
+def named_target(s: Settings) -> Target:
+    count, name = re.fullmatch(r"(?:(\d+) *x *)?(.*)", s.gpus.strip(), re.IGNORECASE).groups("1")
+    gpus = {gpu.name.lower(): gpu for gpu in GPUS}
+    gpu = gpus.get(name.lower())
+    if gpu is None or int(count) < 1:
+        known = ", ".join(gpu.name for gpu in GPUS)
+        raise ValueError(f"gpus is {s.gpus!r}: write how many and which, 8xH100; known: {known}")
+    dtype = torch.bfloat16 if s.dtype == "auto" else devices.DTYPES[s.dtype]
+    runtime = devices.Runtime(torch.device("cuda"), dtype, world_size=int(count))
+    return Target(runtime, gpu.name, gpu, is_here=False)
+
+
+def own_target(s: Settings) -> Target:
+    device, _ = devices.choose_device(s.device)
+    dtype, _ = devices.choose_dtype(s.dtype, device, training=True)
+    runtime = devices.Runtime(device, dtype, world_size=int(os.environ.get("WORLD_SIZE", 1)))
+    if device.type != "cuda":
+        return Target(runtime)
+    name = torch.cuda.get_device_name(device)
+    return Target(runtime, name, known_gpu(name))
+
+
+def assumed_vocab_size(dataset: str) -> int:
+    """Of a dataset that is not there yet: what its prepare/ command makes, or else GPT-2's."""
+    return {"python_stdlib": 1024, "shakespeare_char": 66}.get(Path(dataset).name, 50257)
+
+
+# -----------------------------------------------------------------------------
+# What is printed
+
+
+def describe(plan: Plan, target: Target, model: GPT, dataset: Dataset | None) -> list[Line]:
+    """A line a figure. model: of shapes only; dataset: None if it is not prepared."""
+    s = plan.settings
+    config = plan.config
+    tokens = s.max_steps * plan.tokens_per_step
+    flops = tokens * plan.flops_per_token
+    blocks = sum(p.numel() for p in model.transformer.h.parameters())
+    shape = f"{blocks:,} in {config.n_layer} blocks of width {config.n_embd}"
+    lines = [("parameters", f"{plan.n_params:,}; {shape}")]
+    lines.append(("vocabulary", describe_vocabulary(plan, dataset)))
+    for rule in plan.rules:
+        lines.append(("derived", rule))
+    per_parameter = f"{tokens / plan.n_params:.3g} per parameter"
+    lines.append(("tokens", f"{tokens:,} in {s.max_steps:,} steps; {per_parameter}"))
+    lines.append(("step", plan.describe_step()))
+    lines.append(("FLOPs", f"{plan.flops_per_token:,} per token, {flops:.4g} in all"))
+    lines += memory_lines(step_memory(s, model, plan.world_size), target)
+    lines += time_lines(s, target, flops)
+    return lines
+
+
+def describe_vocabulary(plan: Plan, dataset: Dataset | None) -> str:
+    s = plan.settings
+    size = f"{plan.config.vocab_size:,}"
+    if dataset is None:
+        return f"{size}, assumed: dataset {s.dataset} is not prepared"
+    n_tokens = dataset.train.n_tokens
+    epochs = s.max_steps * plan.tokens_per_step / n_tokens
+    return f"{size}; {n_tokens:,} training tokens, read {epochs:.3g} times"
+
+
+def memory_lines(memory: StepMemory, target: Target) -> list[Line]:
+    peak = f"{amount(memory.peak)} per device in a training step"
+    if target.gpu is not None:
+        peak += f", of {target.gpu.memory_gb} GB"
+        if memory.peak > 0.95e9 * target.gpu.memory_gb:
+            peak += ": it DOES NOT FIT"
+    elif target.runtime.device.type == "cpu":
+        process = peak_memory(torch.device("cpu"))
+        peak += f", beside about {process / 1e9:.1f} GB for Python and its libraries"
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "Muon": memory.muon,
+        "AdamW": memory.adamw,
+        "activations": memory.activations,
+        "logits": memory.logits,
+        "Muon's step": memory.updates,
+    }
+    lines = [("memory", peak)]
+    for name, n_bytes in parts.items():
+        if n_bytes:
+            lines.append((f"  {name}", amount(n_bytes)))
+    saved = amount(memory.checkpoint)
+    where = "on disk, and in the first process's memory while it is written"
+    lines.append(("  checkpoint", f"{saved} {where}"))
+    return lines
+
+
+def time_lines(s: Settings, target: Target, flops: float) -> list[Line]:
+    runtime = target.runtime
+    if target.gpu is None:
+        device = runtime.device.type
+        return [("time", f"unknown on this {device}; --gpus=8xH100 plans for others")]
+    n = runtime.world_size
+    peak = target.gpu.single_tflops if runtime.dtype == torch.float32 else target.gpu.half_tflops
+    hours = flops / (n * peak * 1e12 * s.mfu) / 3600
+    speed = f"{s.mfu:.0%} of {peak:g} TFLOP/s each"
+    lines = [("time", f"{hours:,.3g} hours on {n} x {target.name} at {speed}")]
+    if s.dollars_per_hour:
+        gpu_hours = n * hours
+        dollars = gpu_hours * s.dollars_per_hour
+        price = f"{gpu_hours:,.3g} GPU hours at ${s.dollars_per_hour:g}"
+        lines.append(("cost", f"${dollars:,.2f}: {price}"))
+    return lines
+
+
+def amount(n_bytes: float) -> str:
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:,.2f} GB"
+    return f"{n_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,127 @@
+"""What training begins with: new weights, another model's, or its own from where it stopped."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lathe.data.dataset import Dataset
+from lathe.run import checkpoint
+from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan
+from lathe.settings import Settings
+from lathe.use import lora, network
+from lathe.use.find_model import FoundModel, find_model
+from lathe.use.hf import find as hf_find
+from model import GPT, GPTConfig
+
+
+def find_start(s: Settings, say: Callable[[str], None]) -> str | None:
+    """What init_from means: a checkpoint's folder, verified, or hf:FOLDER; None for new weights.
+
+    Damaged checkpoints are named to say(). Raises ValueError or OSError where there is no such.
+    """
+    if s.init_from in RESUMING:
+        return find_own_checkpoint(s, say)
+    if s.init_from == "scratch":
+        return None
+    if s.init_from.startswith("hf:"):
+        return f"hf:{hf_find.find(s.init_from)}"
+    folder = checkpoint.find_checkpoint(s.init_from)
+    if Path(s.out_dir).resolve() in folder.resolve().parents:
+        raise ValueError(
+            f"init_from {folder} lies in out_dir {s.out_dir}, which is written over: "
+            "choose another --out_dir"
+        )
+    return str(folder)
+
+
+def find_own_checkpoint(s: Settings, say: Callable[[str], None]) -> str | None:
+    """The newest whole checkpoint in out_dir; None where there is none, and init_from is auto."""
+    path, faults = checkpoint.newest_checkpoint(s.out_dir)
+    for fault in faults:
+        say(f"skipped: {fault}")
+    if path is not None:
+        return str(path)
+    if s.init_from == "auto" and not faults:
+        return None
+    what = "no whole checkpoint" if faults else "no checkpoint"
+    raise FileNotFoundError(
+        f"init_from={s.init_from}, but {s.out_dir} holds {what}: --init_from=scratch starts anew"
+    )
+
+
+def open_start(spec: str | None, block_size: int) -> FoundModel | None:
+    """The model that find_start names; a context of Hugging Face's is cut to block_size."""
+    if spec is None:
+        return None
+    start = find_model(spec, verified=True)
+    if spec.startswith("hf:"):
+        start = start.with_context(block_size)
+    return start
+
+
+def check_tokenizer(dataset: Dataset, start: FoundModel):
+    """Raises ValueError if the model has learned with other tokens than the dataset's."""
+    if start.tokenizer.fingerprint != dataset.tokenizer_fingerprint:
+        raise ValueError(
+            f"dataset {dataset.path} has tokenizer {dataset.tokenizer_name}, "
+            f"the checkpoint {start.folder} {start.tokenizer.name} (or another version of it): "
+            f"prepare the data with --tokenizer={start.folder}"
+        )
+
+
+def choose_network(
+    s: Settings, vocab_size: int, eot_id: int, start: FoundModel | None
+) -> GPTConfig:
+    """The network that is trained: as the settings say, or as the weights need it.
+
+    Raises ValueError for LoRA without weights, and for a run that would go on with another network.
+    """
+    if s.lora_rank and start is None:
+        raise ValueError(
+            f"lora_rank is {s.lora_rank} without a model to adapt: add --init_from=RUN or hf:NAME"
+        )
+    document_token = eot_id if s.document_mask else -1
+    if start is None:
+        settings = {name: getattr(s, name) for name in NETWORK}
+        return GPTConfig(vocab_size=vocab_size, document_token=document_token, **settings)
+    if s.init_from in RESUMING:
+        refuse_another_network(s, start)
+    return replace(start.config, dropout=s.dropout, document_token=document_token)
+
+
+def refuse_another_network(s: Settings, start: FoundModel):
+    """Raises ValueError, with what was and is, if the network is not the checkpoint's."""
+    asked = GPTConfig(**{name: getattr(s, name) for name in NETWORK})
+    was = {name: getattr(start.config, name) for name in SHAPE}
+    now = {name: getattr(asked, name) for name in SHAPE}
+    for name in ("lora_rank", "lora_alpha"):
+        was[name] = start.state["settings"].get(name, getattr(Settings, name))
+        now[name] = getattr(s, name)
+    changed = []
+    for name in sorted(was):
+        if was[name] != now[name]:
+            changed.append(f"{name} {was[name]} -> {now[name]}")
+    if changed:
+        raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(changed)}")
+
+
+def without_weights(config: GPTConfig, s: Settings) -> GPT:
+    """The network as it is trained, of shapes only: enough to plan with."""
+    model = network.without_weights(config)
+    if s.lora_rank:
+        lora.adapt(model, s.lora_rank, s.lora_alpha)
+    return model
+
+
+def build_model(plan: Plan, start: FoundModel | None) -> GPT:
+    """The network with the weights that training begins with."""
+    s = plan.settings
+    model = GPT(plan.config)
+    weights = {}
+    if start is not None:
+        weights = start.weights(merged=not plan.resumed)
+    if s.lora_rank:
+        weights = lora.adapt(model, s.lora_rank, s.lora_alpha) | weights
+    if weights:
+        model.load_state_dict(weights)
+    return model
