@@ -9,7 +9,6 @@ from datetime import timedelta
 
 import torch
 
-from lathe.run.gpus import peak_flops
 from lathe.run.ranks import join_ranks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,23 +40,6 @@ class Runtime:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
-
-    def describe(self) -> str:
-        """One line: what runs where, and why."""
-        parts = list(self.reasons)
-        if self.world_size > 1:
-            parts.append(f"{self.world_size} processes")
-        return ", ".join(parts)
-
-    def decide_compile(self, name: str, planned_flops: float) -> bool:
-        """choose_compile for so much work on all ranks; its reason joins the others."""
-        planned_seconds = 0.0
-        peak = peak_flops(self.device, self.dtype)
-        if peak is not None:
-            planned_seconds = planned_flops / (0.3 * peak * self.world_size)
-        compiled, reason = choose_compile(name, self.device, planned_seconds)
-        self.reasons.append(reason)
-        return compiled
 
 
 def start(

@@ -89,11 +89,3 @@ def test_short_runs_and_processors_are_not_compiled_unasked():
     assert not compiled and reason.startswith("not compiled (rarely pays back on cpu")
     compiled, reason = devices.choose_compile("auto", GPU, planned_seconds=100)
     assert not compiled and "shorter than compiling would take" in reason
-
-
-def test_what_was_chosen_is_said_in_one_line():
-    run = devices.Runtime(CPU, torch.float32, reasons=["device cpu (as asked)", "float32"])
-    assert run.describe() == "device cpu (as asked), float32"
-    run.world_size = 2
-    assert not run.decide_compile("auto", 1e18)
-    assert run.describe().endswith("--compile=true to try), 2 processes")

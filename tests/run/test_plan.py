@@ -16,8 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import train
 from lathe.optim.build import build_optimizers
+from lathe.run.devices import Runtime
 from lathe.run.memory import block_activations, step_memory
-from lathe.run.plan import follow_rules
+from lathe.run.plan import follow_rules, resolve
 from lathe.settings import Settings
 from model import GPT, GPT2, GPTConfig
 
@@ -254,6 +255,20 @@ def test_a_dry_run_decides_what_the_run_decides(dataset, tmp_path, capsys):
     written = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())
     tokens = 3 * written["batch_size"] * 16
     assert planned["tokens"].startswith(f"{tokens:,} in 3 steps")
+
+
+def test_what_was_chosen_is_said_in_one_line_and_each_rank_gets_its_share():
+    runtime = Runtime(torch.device("cpu"), torch.float32, reasons=["device cpu", "float32"])
+    s = Settings(n_layer=1, n_head=1, n_embd=16, block_size=16, batch_size=8, max_steps=1)
+    with torch.device("meta"):
+        model = GPT(GPTConfig(257, block_size=16, n_layer=1, n_head=1, n_embd=16))
+    choices = resolve(s, runtime, model).describe_choices()
+    assert choices.startswith("device cpu, float32, micro_batch_size 8 (all of a step), not comp")
+    two = resolve(s, replace(runtime, world_size=2), model)
+    assert "micro_batch_size 4 (all of a step)" in two.describe_choices()
+    assert two.describe_choices().endswith("--compile=true to try), 2 processes")
+    assert (two.settings.micro_batch_size, two.micro_steps) == (4, 1)
+    assert s.micro_batch_size == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Tensors, both ways."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.config import our_config
 from lathe.use.hf.families import FAMILIES
 from lathe.use.hf.find import read_json
-from lathe.use.hf.tokenizers import find_tokenizer, load_hf_tokenizer
+from lathe.use.hf.tokenizers import find_tokenizer
 from lathe.use.network import without_weights
 from model import GPT, GPTConfig
 
@@ -231,18 +231,3 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> GPT:
     model = without_weights(config)
     model.load_state_dict(read_weights(folder, config, dtype), assign=True)
     return model.eval()
-
-
-def as_checkpoint(folder: Path, block_size: int) -> tuple[dict, dict[str, Tensor]]:
-    """What train.py needs of a checkpoint's state and its weights, from a Hugging Face folder; a
-    context longer than block_size is cut to it."""
-    model = load_model(folder)
-    tokenizer = load_hf_tokenizer(folder)[0]
-    config = model.config
-    weights = model.state_dict()
-    config.block_size = min(config.block_size, block_size)
-    if config.position == "learned":
-        positions = "transformer.wpe.weight"
-        weights[positions] = weights[positions][: config.block_size]
-    facts = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
-    return {"model": asdict(config), "tokenizer": facts}, weights
