@@ -34,7 +34,7 @@ SKIPPED = {
     r"^lm_eval ": "needs the network; tests/use/test_tasks.py has it without one, where lm_eval is installed",
     r"--wandb_log": "needs an account; tests/run/test_mirrors.py has it without one",
     r"\bbench/(?!pictures)": "measures for minutes",
-    r"--interactive": "asks at a terminal; tests/test_sample.py answers",
+    r"--interactive": "asks at a terminal; tests/commands/test_sample.py answers",
     r"\b(vllm|llama|docker|transformers-cli|open|xdg-open)\b": "is another project's command",
 }
 
