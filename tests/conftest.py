@@ -3,26 +3,24 @@
 import os
 import signal
 
-# What a user's shell says is not to reach the tests, nor the processes that they start: it is removed
-# here, before any library has read it, not in a fixture.
-NAMES = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LATHE_TRACEBACK")
-NAMES += ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-FAMILIES = ("WANDB_", "TQDM_", "TORCHELASTIC_")
+# Only what a process needs to run reaches the tests and what they start, not what a user has set for
+# programs and libraries. The rest is removed here, before any library has read it, not in a fixture;
+# tests/environments.py runs the tests under what it may be.
+KEPT = ["PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
+KEPT += ["CI", "CUDA_VISIBLE_DEVICES", "TIKTOKEN_CACHE_DIR", "LATHE_SCREENSHOTS"]
+KEPT += ["SYSTEMROOT", "COMSPEC", "PATHEXT", "USERPROFILE", "TEMP", "TMP"]  # Windows
+KEPT_FAMILIES = ("PYTEST_", "COV_", "COVERAGE_")
 for name in list(os.environ):
-    if name in NAMES or name.startswith(FAMILIES):
+    if name not in KEPT and not name.startswith(KEPT_FAMILIES):
         del os.environ[name]
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # several test processes share the cores; their threads would only wait
+os.environ["OMP_NUM_THREADS"] = "1"  # test processes share the cores; their threads would only wait
 
 import pytest
 import torch
 from skips import in_ci, unexpected
 from tiny_run import make_dataset
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # behind nohup; what the tests start would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # after nohup; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
