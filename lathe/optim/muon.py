@@ -10,149 +10,234 @@ from torch import Tensor
 
 from lathe.optim.optimizer import Optimizer, is_sharded
 
-SHARED_FROM = 4  # ranks: with fewer, every rank orthogonalises all matrices, which is cheaper than passing them round
+# Ranks from which on each orthogonalises some of the matrices and passes them round; with fewer it
+# is cheaper that every rank does them all.
+SHARED_FROM = 4
 
-# (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, one triple an iteration.
-POLAR_EXPRESS = (  # Amsel et al. 2025, arXiv 2505.16932: the best odd polynomials for five iterations
+# (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, one triple an iteration: the best odd
+# polynomials for five iterations (Polar Express, Amsel et al. 2025, arXiv 2505.16932).
+POLAR_EXPRESS = (
     (8.15655, -22.48329, 15.87877),
     (4.04293, -2.80892, 0.50002),
     (3.89167, -2.77248, 0.50606),
     (3.28575, -2.36813, 0.46449),
     (2.34654, -1.70978, 0.42324),
 )
+MARGIN = 1.02  # the polynomials hold up to 1: rounding must not carry a singular value beyond
 
 
-def orthogonalize(x: Tensor, coefficients=POLAR_EXPRESS, safety: float = 0.02) -> Tensor:
-    """The nearest orthogonal matrices, approximately: singular values of every matrix in x (K, m, n) go to about 1.
+def orthogonalize(
+    x: Tensor, coefficients: Iterable[tuple[float, float, float]] = POLAR_EXPRESS
+) -> Tensor:
+    """The nearest orthogonal matrices, approximately: all singular values go to about 1.
 
-    m <= n is assumed (transpose before otherwise). bfloat16 is enough on a GPU; on a CPU float32 is as fast.
+    x (K, m, n), with m <= n (transpose before otherwise). bfloat16 is enough on a GPU; on a CPU
+    float32 is as fast.
     """
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * (1 + safety) + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * MARGIN + 1e-7)
     for a, b, c in coefficients:
         gram = x @ x.mT  # (K, m, m)
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, poly, x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial x
     return x
 
 
 class Muon(Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024; Bernstein & Newhouse, arXiv 2409.20325), for 2-D parameters.
+    """Momentum, orthogonalised (Jordan et al. 2024; Bernstein & Newhouse, arXiv 2409.20325).
 
-    A step moves W (m, n) by lr sqrt(max(1, m/n)) times an orthogonal matrix, so that one rate fits every width. Weight
-    decay is cautious (arXiv 2510.12402): it acts only where it does not work against the update.
-    `rows` maps a position in `params` to the rows of the matrices that the parameter holds one above the other
-    (queries, keys and values): each is orthogonalised by itself. Same shapes are stacked, so a step is a few large
-    kernels. `dtype` is that of the iterations. Raises ValueError for parameters that are not matrices.
+    A step moves W (m, n) by lr sqrt(max(1, m/n)) times an orthogonal matrix, so that one rate fits
+    every width. Weight decay is cautious (arXiv 2510.12402): it acts only where it does not work
+    against the update. `rows` maps an index into `params` to the rows of the matrices that the
+    parameter holds one above the other (queries, keys and values): each is orthogonalised by
+    itself. Raises ValueError for parameters that are not matrices.
 
-    Among SHARED_FROM ranks or more, and with parameters sharded over ranks (FSDP2: cut along the rows), each
-    rank orthogonalises some of the matrices, whole, and passes the results on: the same update, without the waste.
+    Parameters may be sharded over ranks along their rows (FSDP2). Then, and with SHARED_FROM ranks
+    or more, a matrix is orthogonalised by one rank: the same update, without the waste.
     """
 
+    state_name = "momentum"
+
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
-        rows: dict[int, tuple[int, ...]] | None = None, coefficients=POLAR_EXPRESS, cautious: bool = True,
-        dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        rows: dict[int, tuple[int, ...]] | None = None,
+    ):
         params = list(params)
         for p in params:
             if p.dim() != 2:
-                raise ValueError(f"Muon updates matrices, not a parameter of shape {tuple(p.shape)}")
+                raise ValueError(
+                    f"Muon updates matrices, not a parameter of shape {tuple(p.shape)}"
+                )
         super().__init__([dict(params=params)], lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self.rows, self.coefficients, self.cautious, self.dtype = rows or {}, coefficients, cautious, dtype
+        self.rows = rows or {}
 
     def update(self, group: dict, skip: Tensor | None):
-        index = [i for i, p in enumerate(group["params"]) if p.grad is not None]
-        params = [group["params"][i] for i in index]
-        if not params:
-            return
-        lr, mu, decay = group["lr"], group["momentum"], group["weight_decay"]
-        for p in params:
+        params = []
+        rows = []
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            params.append(p)
+            rows.append(self.rows.get(i, (p.shape[0],)))
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
+        if not params:
+            return
+        shapes = [p.shape for p in params]
+        grads = [p.grad for p in params]
+        momenta = [self.state[p]["momentum"] for p in params]
         sharded = is_sharded(params[0])
-        grads, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
-        if sharded:  # work on this rank's shards, which share their DTensors' memory
-            grads, momenta = [t.to_local() for t in grads], [t.to_local() for t in momenta]
-        if skip is not None:  # the average of momentum and itself is itself, whatever the gradients were
-            grads = [torch.where(skip, m, g, out=g) for m, g in zip(momenta, grads, strict=True)]
-        torch._foreach_lerp_(momenta, grads, 1 - mu)
-        nesterov = torch._foreach_lerp(grads, momenta, mu)
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        if sharded or world >= SHARED_FROM:
-            updates = self._updates_over_ranks(index, [p.shape for p in params], nesterov, sharded)
-            params = [p.to_local() for p in params] if sharded else params
+        if sharded:  # this rank's shards, which share their DTensors' memory
+            params = [p.to_local() for p in params]
+            grads = [g.to_local() for g in grads]
+            momenta = [m.to_local() for m in momenta]
+
+        if skip is not None:  # the average of momentum and itself is itself, whatever the gradient
+            for m, g in zip(momenta, grads, strict=True):
+                torch.where(skip, m, g, out=g)
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
+
+        if sharded:
+            updates = updates_of_shards(nesterov, shapes, rows)
+        elif dist.is_initialized() and dist.get_world_size() >= SHARED_FROM:
+            updates = updates_over_ranks(nesterov, rows)
         else:
-            updates = self._updates(index, nesterov)
+            updates = orthogonal_updates(nesterov, rows)
+
         if skip is not None:
             torch._foreach_mul_(updates, (~skip).to(updates[0].dtype))
-        if decay:
-            if self.cautious:
-                agree = torch._foreach_mul(updates, params)
-                torch._foreach_sign_(agree)
-                torch._foreach_clamp_min_(agree, 0.0)
-                torch._foreach_mul_(agree, params)
-                torch._foreach_add_(params, agree, alpha=-lr * decay)
-            else:
-                torch._foreach_mul_(params, 1 - lr * decay)
-        torch._foreach_add_(params, updates, alpha=-lr)
+        if group["weight_decay"]:
+            decay_cautiously(params, updates, group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
 
-    def _updates(self, index: list[int], nesterov: list[Tensor]) -> list[Tensor]:
-        """Whole matrices of momentum, at these positions in the group -> their updates."""
-        # Cut fused parameters, lay every matrix flat (m <= n), stack what has the same shape.
-        stacks = defaultdict(list)
-        pieces = []  # for each parameter, where its updates will be: [(shape, place in the stack, tall)]
-        for i, u in zip(index, nesterov, strict=True):
-            places = []
-            for piece in u.split(self.rows.get(i, (u.shape[0],))):
-                tall = piece.shape[0] > piece.shape[1]
-                stack = stacks[tuple(sorted(piece.shape))]
-                places.append((tuple(sorted(piece.shape)), len(stack), tall))
-                stack.append(piece.mT if tall else piece)
-            pieces.append(places)
-        dtype = self.dtype or (torch.bfloat16 if nesterov[0].is_cuda else torch.float32)
-        done = {
-            shape: orthogonalize(torch.stack(stack).to(dtype), self.coefficients).to(nesterov[0].dtype)
-            for shape, stack in stacks.items()
-        }
-        updates = []
-        for places in pieces:
-            parts = []
-            for shape, k, tall in places:
-                part = done[shape][k]
-                parts.append(part.mT * math.sqrt(shape[1] / shape[0]) if tall else part)  # m > n: times sqrt(m / n)
-            updates.append(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return updates
 
-    def _updates_over_ranks(
-        self, index: list[int], shapes: list[torch.Size], nesterov: list[Tensor], sharded: bool
-    ) -> list[Tensor]:
-        """_updates with the work shared: the matrices of one shape are dealt out to the ranks in turn."""
-        rank, world = dist.get_rank(), dist.get_world_size()
-        done: list[Tensor] = [None] * len(nesterov)
-        for shape in dict.fromkeys(shapes):  # in order, so that all ranks exchange the same ones next
-            which = [k for k, other in enumerate(shapes) if other == shape]
-            mine, rounds = which[rank::world], -(-len(which) // world)
-            whole = [nesterov[k] for k in mine]
-            cut = -(-shape[0] // world) if sharded else shape[0]  # rows of a shard; the last ones may have fewer
-            if sharded:  # (rank that works, round, rows of a shard, n) -> (rank that holds the shard, round, ...)
-                send = nesterov[0].new_zeros(world, rounds, cut, shape[1])
-                for i, k in enumerate(which):
-                    send[i % world, i // world, : nesterov[k].shape[0]] = nesterov[k]
-                received = torch.empty_like(send)
-                dist.all_to_all_single(received, send)
-                whole = [received[:, i].reshape(-1, shape[1])[: shape[0]] for i in range(len(mine))]
-            finished = self._updates([index[k] for k in mine], whole) if mine else []
-            parts = nesterov[0].new_zeros(rounds, world * cut if sharded else cut, shape[1])
-            for i, update in enumerate(finished):
-                parts[i, : shape[0]] = update
-            if sharded:  # back, each rank its own rows of every update
-                send = parts.view(rounds, world, cut, shape[1]).transpose(0, 1).contiguous()
-                received = torch.empty_like(send)
-                dist.all_to_all_single(received, send)
-            else:
-                received = parts.new_empty(world * rounds, *shape)
-                dist.all_gather_into_tensor(received, parts)
-                received = received.view(world, rounds, *shape)
-            for i, k in enumerate(which):
-                done[k] = received[i % world, i // world, : nesterov[k].shape[0]]
-        return done
+def decay_cautiously(params: list[Tensor], updates: list[Tensor], rate: float):
+    """Take `rate` of each number away where its update has its sign, too."""
+    decay = torch._foreach_mul(updates, params)
+    torch._foreach_sign_(decay)
+    torch._foreach_clamp_min_(decay, 0.0)  # 1 where the signs agree, else 0
+    torch._foreach_mul_(decay, params)
+    torch._foreach_add_(params, decay, alpha=-rate)
+
+
+# -----------------------------------------------------------------------------
+# From momentum to updates
+
+
+def orthogonal_updates(momenta: list[Tensor], rows: list[tuple[int, ...]]) -> list[Tensor]:
+    """Updates of whole parameters, each of which holds matrices of these numbers of rows.
+
+    Matrices of one shape, laid flat (m <= n), are stacked, so that a step is a few large kernels.
+    """
+    stacks = defaultdict(list)
+    for momentum, heights in zip(momenta, rows, strict=True):
+        for matrix in momentum.split(heights):
+            stacks[flat_shape(matrix)].append(lay_flat(matrix))
+
+    orthogonal = {}
+    for shape, stack in stacks.items():
+        dtype = torch.bfloat16 if stack[0].is_cuda else torch.float32
+        done = orthogonalize(torch.stack(stack).to(dtype)).to(stack[0].dtype)
+        orthogonal[shape] = iter(done)
+
+    updates = []
+    for momentum, heights in zip(momenta, rows, strict=True):
+        parts = []
+        for matrix in momentum.split(heights):
+            m, n = matrix.shape
+            part = next(orthogonal[flat_shape(matrix)])
+            if m > n:
+                part = part.mT * math.sqrt(m / n)
+            parts.append(part)
+        updates.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+    return updates
+
+
+def flat_shape(matrix: Tensor) -> tuple[int, int]:
+    m, n = matrix.shape
+    return min(m, n), max(m, n)
+
+
+def lay_flat(matrix: Tensor) -> Tensor:
+    m, n = matrix.shape
+    return matrix.mT if m > n else matrix
+
+
+# -----------------------------------------------------------------------------
+# The same with the work shared (plain form: orthogonal_updates). Parameters of one shape are dealt
+# out to the ranks in turn: number k to rank k % world_size, which does it in round k // world_size.
+
+
+def by_shape(shapes: list[torch.Size]) -> dict[torch.Size, list[int]]:
+    """{shape: indices}, in the same order on all ranks, which exchange one shape after another."""
+    indices = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        indices[shape].append(i)
+    return indices
+
+
+def updates_over_ranks(momenta: list[Tensor], rows: list[tuple[int, ...]]) -> list[Tensor]:
+    """orthogonal_updates of parameters that every rank has whole."""
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
+    updates: list[Tensor | None] = [None] * len(momenta)
+    for shape, indices in by_shape([m.shape for m in momenta]).items():
+        rounds = math.ceil(len(indices) / world_size)
+        own = indices[rank::world_size]
+        done = orthogonal_updates([momenta[i] for i in own], [rows[i] for i in own])
+
+        # (rounds, m, n) of each rank -> (world_size, rounds, m, n)
+        send = momenta[0].new_zeros(rounds, *shape)
+        for k, update in enumerate(done):
+            send[k] = update
+        received = send.new_empty(world_size * rounds, *shape)
+        dist.all_gather_into_tensor(received, send)
+        received = received.view(world_size, rounds, *shape)
+        for k, i in enumerate(indices):
+            updates[i] = received[k % world_size, k // world_size]
+    return updates
+
+
+def updates_of_shards(
+    shards: list[Tensor], shapes: list[torch.Size], rows: list[tuple[int, ...]]
+) -> list[Tensor]:
+    """orthogonal_updates of parameters of these shapes, of each of which this rank has some rows.
+
+    Shards come to the rank that does the whole matrix, and return as shards of its update.
+    """
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
+    updates: list[Tensor | None] = [None] * len(shards)
+    for (m, n), indices in by_shape(shapes).items():
+        rounds = math.ceil(len(indices) / world_size)
+        height = math.ceil(m / world_size)  # rows of a shard; the last ones may have fewer
+        own = indices[rank::world_size]
+
+        # (rank that does it, rounds, height, n) -> (rank that has the shard, rounds, height, n)
+        send = shards[0].new_zeros(world_size, rounds, height, n)
+        for k, i in enumerate(indices):
+            send[k % world_size, k // world_size, : len(shards[i])] = shards[i]
+        received = exchanged(send)
+        whole = [received[:, k].reshape(-1, n)[:m] for k in range(len(own))]
+        done = orthogonal_updates(whole, [rows[i] for i in own])
+
+        # (rank that has the shard, rounds, height, n) -> (rank that did it, rounds, height, n)
+        padded = shards[0].new_zeros(rounds, world_size * height, n)
+        for k, update in enumerate(done):
+            padded[k, :m] = update
+        send = padded.view(rounds, world_size, height, n).transpose(0, 1).contiguous()
+        received = exchanged(send)
+        for k, i in enumerate(indices):
+            updates[i] = received[k % world_size, k // world_size, : len(shards[i])]
+    return updates
+
+
+def exchanged(send: Tensor) -> Tensor:
+    """send[r] goes to rank r; what comes from rank r is at [r]."""
+    received = torch.empty_like(send)
+    dist.all_to_all_single(received, send)
+    return received
