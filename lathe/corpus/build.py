@@ -40,6 +40,7 @@ from lathe.corpus.workers import (
 )
 from lathe.data.shards import SHARD_TOKENS, SPLITS, ShardWriter, token_dtype, write_meta
 from lathe.run.lock import lock_folder
+from lathe.run.progress import with_bar
 from lathe.text.bpe import train_bpe
 from lathe.text.tokenizer import TIKTOKEN_ENCODINGS, load_tokenizer, train_char
 
@@ -290,7 +291,9 @@ def _tokenizer(run):
         counts = Counter()
         for of_unit in run.each(partial(pieces_of_unit, rules=run.rules), "counting", every):
             counts.update(of_unit)
-        tokenizer = train_bpe(counts, int(spec[4:]))
+        size = int(spec[4:])
+        bar = partial(with_bar, what="merging pairs", total=size - 257)
+        tokenizer = train_bpe(counts, size, watch=bar)
     elif spec in ("byte", *TIKTOKEN_ENCODINGS) or Path(spec).exists():
         tokenizer = load_tokenizer(spec)
     else:

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,11 +30,32 @@ def naive_bpe(counts, vocab_size):
     return list(ids)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.text("ab c", min_size=1, max_size=30), max_size=8))
-def test_bpe_training_equals_its_plain_form(texts):
+# Runs of one letter, where occurrences overlap; few letters, where many pairs are equally
+# frequent; characters of several bytes; zeros, which are bytes as all others
+ALPHABETS = ["a", "ab", "ab c", "0123456789", "ACGT", "日本語の", "é🎉", "\0a"]
+TEXTS = st.sampled_from(ALPHABETS).flatmap(
+    lambda letters: st.lists(st.text(letters, min_size=1, max_size=60), max_size=8)
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS, st.integers(257, 300))
+def test_bpe_training_equals_its_plain_form(texts, vocab_size):
     counts = count_pieces(texts)
-    assert train_bpe(counts, 280).pieces[:-1] == naive_bpe(counts, 280)
+    assert train_bpe(counts, vocab_size).pieces[:-1] == naive_bpe(counts, vocab_size)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.dictionaries(st.text("ab日", min_size=1, max_size=20), st.integers(1, 5), max_size=6))
+def test_bpe_training_equals_its_plain_form_for_any_counts(counts):
+    assert train_bpe(counts, 290).pieces[:-1] == naive_bpe(counts, 290)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [CODE[:30_000], CODE[:30_000].replace(" ", "")])
+def test_bpe_training_equals_its_plain_form_on_real_text(text):
+    counts = count_pieces([text])
+    assert train_bpe(counts, 500).pieces[:-1] == naive_bpe(counts, 500)
 
 
 def test_bpe_training_does_not_depend_on_the_order_of_counts():
@@ -42,3 +65,26 @@ def test_bpe_training_does_not_depend_on_the_order_of_counts():
     assert train_bpe(counts, 300).vocab_size == 300
     with pytest.raises(ValueError, match="at least bpe:257"):
         train_bpe(counts, 256)
+
+
+def test_every_piece_that_is_learned_passes_whoever_watches():
+    seen = []
+
+    def watch(pieces):
+        for piece in pieces:
+            seen.append(piece)
+            yield piece
+
+    tokenizer = train_bpe(count_pieces([CODE]), 300, watch=watch)
+    assert seen == tokenizer.pieces[256:-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letters", ["0123456789", "ACGT", "aaaa", "天地玄黃宇宙洪荒日月盈昃"])
+def test_a_megabyte_without_a_space_is_learned_and_written(letters):
+    """One word of a million bytes: time must not grow with its square, or this never ends."""
+    text = "".join(random.Random(0).choices(letters, k=1_000_000 // len(letters[0].encode())))
+    tokenizer = train_bpe(count_pieces([text]), 2048)
+    ids = tokenizer.encode_numpy(text)
+    assert len(ids) < len(text.encode()) / 2
+    assert tokenizer.decode(ids) == text
