@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import io
-import json
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ from lathe.data.shards import write_dataset
 from lathe.text.tokenizer import train_char
 
 README = ROOT / "README.md"
-DOCS = [path for path in [README, *sorted((ROOT / "docs").glob("*.md"))] if path.exists()]
+DOCS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Commands that are not run here, and why.
 SKIPPED = {
     r"\bmake\b|\bpip install\b|\buv\b|\bgit clone\b|\bcd\b|activate|\bpytest\b|\bruff\b|apt-get": "sets up this run",
@@ -158,49 +157,6 @@ def test_the_pictures_of_a_run_are_small_drawings(workplace, tmp_path):
         path = tmp_path / f"{name}.svg"
         assert path.stat().st_size < 100_000
         assert len(list(ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}path"))) >= 4
-
-
-def apply_diff(diff: str, files: dict[str, str]) -> dict[str, str]:
-    """The files after a diff as README writes it: ` # file, spot` over lines that stay, go (-) or come (+)."""
-    changed = dict(files)
-    for hunk in diff.strip("\n").split("\n\n"):
-        heading, *lines = hunk.splitlines()
-        name = heading.removeprefix(" # ").partition(",")[0]
-        before = "".join(line[1:] + "\n" for line in lines if line[0] in " -")
-        after = "".join(line[1:] + "\n" for line in lines if line[0] in " +")
-        assert changed[name].count(before) == 1, (
-            f"{name} does not have the lines that README changes"
-        )
-        changed[name] = changed[name].replace(before, after)
-    return changed
-
-
-@pytest.mark.slow
-def test_the_setting_that_readme_adds_is_known_everywhere(dataset, tmp_path):
-    for name in (
-        "lathe",
-        "pages",
-    ):  # copies: through a link Python would find the original model.py
-        shutil.copytree(ROOT / name, tmp_path / name)
-    (diff,) = re.findall(r"^```diff\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
-    files = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("model.py", "train.py")}
-    for name, text in apply_diff(diff, files).items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "mine.toml").write_text("embedding_scale = 3.0\n")
-
-    def train(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "train.py", *words], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "token embeddings are multiplied by this" in train("--help")
-    words = [f"--{name}={value}" for name, value in {**SMALL, "max_steps": 2}.items()]
-    train("mine.toml", f"--dataset={dataset}", "--out_dir=run", *words)
-    assert "\nembedding_scale = 3.0  # token" in (tmp_path / "run/settings.toml").read_text()
-    state = json.loads((tmp_path / "run/checkpoints/step-0000002/state.json").read_text())
-    assert state["model"]["embedding_scale"] == state["settings"]["embedding_scale"] == 3.0
 
 
 QUOTED = [
