@@ -44,7 +44,7 @@ def model_fields() -> list[tuple]:
 # All settings
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunSettings:
     """The section of Settings that stands before the network's."""
 
@@ -68,12 +68,15 @@ class RunSettings:
     rank_timeout: int = 600
 
 
-ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettings,))
+ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettings,), frozen=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings(ModelSettings):
-    """Every setting of a training run: those of RunSettings, of the network, and these."""
+    """Every setting of a training run: those of RunSettings, of the network, and these.
+
+    They stay what the user said; what is decided from them is in other objects.
+    """
 
     # --- model
     # tokens see their own document alone, though several share a window; for fine-tuning

@@ -1,6 +1,6 @@
 """Promises of lathe/settings.py: one place for each setting, values that fit, presets that repeat."""
 
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields
 from typing import get_type_hints
 
 import hypothesis
@@ -97,6 +97,11 @@ def test_zero_or_minus_one_leave_a_value_to_a_rule():
     Settings(
         batch_size=0, max_steps=0, learning_rate=0.0, muon_learning_rate=0.0, weight_decay=-1.0
     )
+
+
+def test_settings_are_not_rewritten():
+    with pytest.raises(FrozenInstanceError):
+        Settings().n_layer = 3
 
 
 # -----------------------------------------------------------------------------
