@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import torch
@@ -139,7 +139,8 @@ class StopSignals:
             self.received = signal.Signals(number)
             self._received_at = now
             name = self.received.name
-            self.say(f"{name} received: finishing this step, then saving (again: stop at once)")
+            with suppress(RuntimeError):  # the signal may have come in the middle of a print()
+                self.say(f"{name} received: finishing this step, then saving (again: stop at once)")
         elif now - self._received_at > 1:
             # Not sooner: Ctrl-C reaches a rank from the terminal and again through torchrun.
             os._exit(128 + number)

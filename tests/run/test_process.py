@@ -44,12 +44,22 @@ def test_a_signal_is_remembered_and_the_old_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_in_the_middle_of_a_print_is_remembered():
+    def interrupted_print(text: str):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    with StopSignals(interrupted_print) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+
+
 def test_the_second_ctrl_c_ends_a_process_that_is_stuck():
     code = (
-        "import time\n"
+        "import os, time\n"
         "from lathe.run.process import StopSignals\n"
-        "with StopSignals(lambda text: print(text, flush=True)):\n"
-        "    print('ready', flush=True)\n"
+        "def say(text): os.write(1, (text + '\\n').encode())\n"  # print() cannot interrupt itself
+        "with StopSignals(say):\n"
+        "    say('ready')\n"
         "    while True: time.sleep(0.01)\n"
     )
     process = command("-c", code)
