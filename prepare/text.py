@@ -1,34 +1,50 @@
-"""Any text to a dataset: files, folders, patterns, standard input or Hugging Face datasets, at the tokenizer's speed.
+"""Any text to a dataset: files, folders, patterns, standard input or Hugging Face datasets, at the
+tokenizer's speed.
 
     python prepare/text.py --input book.txt --out data/book
-    python prepare/text.py --input 'crawl/*.jsonl.zst' --field content --tokenizer gpt2 --out data/crawl
+    python prepare/text.py --input 'crawl/*.jsonl.zst' --field content --out data/crawl
+    python prepare/text.py --input hf:NAME[@REVISION][:CONFIG][:SPLIT] --out data/from_the_hub
     zcat dump.gz | python prepare/text.py --input - --out data/dump
 
-The same input and options give the same bytes on any number of workers. An interrupted run continues where it was
-when the same command is given again.
+The same input and options give the same bytes on any number of workers. An interrupted run
+continues where it was when the same command is given again.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
 from lathe import cli
 from lathe.corpus import build
-from lathe.corpus.build import Options
+from lathe.corpus.options import Options
 
 
-def main(argv=None, name="text", about=__doc__, kind=Options, **defaults):
-    """The command. The others in this folder are this one with `defaults` for input, out, tokenizer or val_input."""
-    options = cli.parse(kind, argv, prog=f"prepare/{name}.py", description=about, positional="input")
-    if options.input:
-        defaults.pop("val_input", None)  # own files instead of the usual ones bring their own validation
-    for option, value in defaults.items():
-        setattr(options, option, getattr(options, option) or value)
-    if not (options.input and options.out):
-        missing, command = "--out FOLDER" if options.input else "--input FILE...", f"prepare/{name}.py"
-        print(f"{command}: error: {missing} is missing: {command} --input FILE... --out FOLDER", file=sys.stderr)
+def main(
+    argv: list[str] | None = None,
+    name: str = "text",
+    about: str = __doc__,
+    kind: type[Options] = Options,
+    **defaults: Any,
+):
+    """The command. Others in this folder are this one with `defaults` for input, out, tokenizer or
+    val_input."""
+    options = cli.parse(
+        kind, argv, prog=f"prepare/{name}.py", description=about, positional="input"
+    )
+    if options.input:  # own files in place of the usual ones bring their own validation
+        defaults.pop("val_input", None)
+    left_empty = {key: value for key, value in defaults.items() if not getattr(options, key)}
+    options = replace(options, **left_empty)
+    if not options.input or not options.out:
+        missing = "--out FOLDER" if options.input else "--input FILE..."
+        command = f"prepare/{name}.py"
+        print(
+            f"{command}: error: {missing} is missing: {command} --input FILE... --out FOLDER",
+            file=sys.stderr,
+        )
         sys.exit(2)
     build.prepare(options)
 

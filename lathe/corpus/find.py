@@ -1,140 +1,138 @@
 """Which files an input means."""
 
-import gzip
-import io
 import logging
 import os
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
 
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-# What is taken from a folder as text, beside the formats above; files named one by one may have any name.
-TEXT_SUFFIXES = frozenset(
-    ".txt .text .md .markdown .rst .tex .org .log .html .htm .xml .srt .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .cu "
-    ".cs .java .kt .scala .js .jsx .mjs .ts .tsx .go .rs .rb .php .swift .m .mm .sh .bash .pl .pm .lua .r .jl .hs .ml "
-    ".clj .ex .exs .erl .elm .dart .f90 .f .sql .css .scss .yaml .yml .toml .ini .cfg .cmake .zig .nim .v .vhd .s .asm "
-    ".lisp .el .scm .vim .proto .tcl .ps1 .bat".split()
-)
+from lathe.corpus.formats import FORMAT_OF_SUFFIX, TEXT_SUFFIXES
+from lathe.corpus.report import say
+from lathe.corpus.source import Source, compression_and_suffix, is_url, size_of
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    path: str  # a file, or a URL that fsspec opens
-    format: str
-    compression: str  # "", ".gz" or ".zst"
-    size: int  # bytes on disk
-    label: str  # how messages name it
-    split: str = ""  # "train" or "val" where the user decided, else ""
+def find_sources(
+    inputs: Iterable[str], format: str = "auto", split: str = "", not_below: Path | None = None
+) -> list[Source]:
+    """The files that `inputs` mean: paths, folders, patterns, URLs, and datasets of the hub, which
+    are written hf:NAME[@REVISION][:CONFIG][:SPLIT].
 
-
-# ------------------------------------------------------------------------------------------------- finding files
-
-
-def find_sources(inputs, format="auto", split="", not_below=None) -> list[Source]:
-    """The files behind `inputs`: paths, folders, glob patterns and hf:NAME[@REVISION][:CONFIG][:SPLIT], each file once.
-
-    A folder gives its text, code and data files, sorted; `not_below`, the folder written to, is left out.
+    A folder gives its text, code and data files, sorted; `not_below`, the folder written to, is
+    left out. FileNotFoundError for an input that means no file.
     """
-    found = {}
+    sources = {}  # by path: a file that is named twice is read once
     for name in inputs:
-        path = Path(name)
-        if name.startswith("hf:"):
-            files = _hub_files(name)
-        elif path.is_dir():
-            files = _files_below(name, format, not_below)
-        elif path.is_file() or "://" in name:
-            files = [name]
-        elif any(c in name for c in "*?["):
-            files = sorted(p for p in map(Path, glob(name, recursive=True, include_hidden=True)) if p.is_file())
-        else:
-            raise FileNotFoundError(f"--input {name}: no such file or folder")
-        if not files:
-            raise FileNotFoundError(f"--input {name}: no documents found (no text or data files there)")
-        found |= {str(p): _source(str(p), format, split) for p in files}
-    return list(found.values())
+        paths = _paths_of(name, format, not_below)
+        if not paths:
+            raise FileNotFoundError(
+                f"--input {name}: no documents found (no text or data files there)"
+            )
+        for path in paths:
+            sources[path] = make_source(path, format, split)
+    return list(sources.values())
 
 
-def _files_below(folder, format, not_below):
-    """Files of a folder in a fixed order, without hidden ones; strings, since there may be a million."""
-    found = []
+def make_source(path: str, format: str = "auto", split: str = "", label: str = "") -> Source:
+    """A file as a source; what it is and how it is compressed, its name says.
+
+    `format`: "auto" by the name, too. `label`: how messages name it, by default its path.
+    """
+    compression, suffix = compression_and_suffix(path)
+    if format == "auto":
+        format = FORMAT_OF_SUFFIX.get(suffix, "text")
+    return Source(path, format, compression, size_of(path), label or path, split)
+
+
+def _paths_of(name: str, format: str, not_below: Path | None) -> list[str]:
+    if name.startswith("hf:"):
+        return _hub_files(name)
+    if Path(name).is_dir():
+        return _files_below(name, format, not_below)
+    if Path(name).is_file() or is_url(name):
+        return [name]
+    if any(character in name for character in "*?["):
+        matches = map(Path, glob(name, recursive=True, include_hidden=True))
+        return [str(path) for path in sorted(matches) if path.is_file()]
+    raise FileNotFoundError(f"--input {name}: no such file or folder")
+
+
+# -----------------------------------------------------------------------------
+# Folders
+
+
+def _files_below(folder: str, format: str, not_below: Path | None) -> list[str]:
+    """Files of a folder in a fixed order; strings, since there may be a million."""
+    files = []
     for root, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
-        if not_below is not None and Path(root).resolve() == Path(not_below).resolve():
+        if not_below is not None and Path(root).resolve() == not_below.resolve():
             folders.clear()
             continue
+        folders[:] = sorted(name for name in folders if not why_folder_is_left_out(name))
         for name in sorted(names):
-            suffix = _without_compression(name)[1]
-            if not name.startswith(".") and (format != "auto" or suffix in FORMATS or suffix in TEXT_SUFFIXES):
-                found.append(os.path.join(root, name))
-    return found
+            if not why_file_is_left_out(name, format):
+                files.append(os.path.join(root, name))
+    return files
 
 
-def _without_compression(name):
-    """(compression, suffix) of a file name: a.jsonl.zst -> (.zst, .jsonl)."""
-    suffixes = [s.lower() for s in Path(name).suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
-    return compression, suffixes[-1] if suffixes else ""
+def why_folder_is_left_out(name: str) -> str:
+    """The reason why a folder below an input is not looked into, or "" if it is."""
+    if name.startswith("."):
+        return "hidden"
+    if name == "__pycache__":
+        return "compiled code"
+    return ""
 
 
-def _source(path, format, split) -> Source:
-    compression, suffix = _without_compression(path)
-    if "://" in path:
-        import fsspec
-
-        try:
-            size = fsspec.url_to_fs(path)[0].size(path) or 0
-        except Exception as error:  # each file system has its own kinds
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise OSError(f"--input {path}: cannot be opened ({reason})") from error
-    else:
-        size = Path(path).stat().st_size
-    return Source(path, FORMATS.get(suffix, "text") if format == "auto" else format, compression, size, path, split)
+def why_file_is_left_out(name: str, format: str) -> str:
+    """The reason why a file below an input is not read, or "" if it is. One named by itself is."""
+    if name.startswith("."):
+        return "hidden"
+    _, suffix = compression_and_suffix(name)
+    if format == "auto" and suffix not in FORMAT_OF_SUFFIX and suffix not in TEXT_SUFFIXES:
+        return "neither text nor data by its name"
+    return ""
 
 
-def _hub_files(spec) -> list[str]:
-    """The files of a dataset that `datasets` knows, by hub name or folder; our own readers open them directly."""
+# -----------------------------------------------------------------------------
+# Datasets of the Hugging Face Hub
+
+
+def _hub_files(spec: str) -> list[str]:
+    """The files of a dataset that `datasets` knows, by hub name or folder: our own readers open
+    them directly."""
     import datasets
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no line per retry: our own says what came of them
-    name, *rest = spec.removeprefix("hf:").split(":")
-    name, _, revision = name.partition("@")
+    # No line per retry: our own says what came of them.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    address, *choices = spec.removeprefix("hf:").split(":")
+    name, _, revision = address.partition("@")
     if not name:
-        raise ValueError(f"--input {spec} names no dataset: write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
-    if not (local := Path(name).is_dir()):
-        print(f"prepare: asking the Hugging Face Hub for {name}", file=sys.stderr, flush=True)
+        raise ValueError(
+            f"--input {spec} names no dataset: "
+            f"write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT"
+        )
+    is_local = Path(name).is_dir()
+    if not is_local:
+        say(f"asking the Hugging Face Hub for {name}")
     try:
-        names = datasets.get_dataset_config_names(name, revision=revision or None)
-        config = rest.pop(0) if rest and rest[0] in names else None
-        if config is None and len(names) > 1 and "default" not in names:
-            raise ValueError(f"choose a configuration, hf:{name}:CONFIG, of: {', '.join(names)}")
-        by_split = datasets.load_dataset_builder(name, config, revision=revision or None).config.data_files or {}
+        configs = datasets.get_dataset_config_names(name, revision=revision or None)
+        config = None
+        if choices and choices[0] in configs:
+            config = choices.pop(0)
+        if config is None and len(configs) > 1 and "default" not in configs:
+            raise ValueError(f"choose a configuration, hf:{name}:CONFIG, of: {', '.join(configs)}")
+        builder = datasets.load_dataset_builder(name, config, revision=revision or None)
+        files_of_split = builder.config.data_files or {}
     except Exception as error:  # its own kinds, and those of every file system below it
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
-        if not local:
-            reason += f"; if it cannot be reached, download the files of https://huggingface.co/datasets/{name} "
-            reason += "elsewhere and give --input FOLDER"
+        if not is_local:
+            reason += (
+                f"; if it cannot be reached, download the files of "
+                f"https://huggingface.co/datasets/{name} elsewhere and give --input FOLDER"
+            )
         raise OSError(f"--input {spec}: datasets cannot open it: {reason}") from error
-    split = rest[0] if rest else "train"
-    if split not in by_split:
-        raise ValueError(
-            f"--input {spec}: no split or configuration {split!r}; splits: {', '.join(map(str, by_split))}"
-        )
-    return list(by_split[split])
-
-
-def _open(source):
-    if "://" in source.path:
-        import fsspec
-
-        raw = fsspec.open(source.path, "rb").open()
-    else:
-        raw = open(source.path, "rb")
-    if source.compression == ".gz":
-        return raw, io.BufferedReader(gzip.GzipFile(fileobj=raw))
-    if source.compression == ".zst":
-        import zstandard
-
-        return raw, io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-    return raw, raw
+    split = choices[0] if choices else "train"
+    if split not in files_of_split:
+        splits = ", ".join(map(str, files_of_split))
+        raise ValueError(f"--input {spec}: no split or configuration {split!r}; splits: {splits}")
+    return [str(path) for path in files_of_split[split]]

@@ -6,15 +6,22 @@ from pathlib import Path
 
 from lathe import ROOT
 
-OWN_DATA = {"data/python_stdlib": "prepare/python_stdlib.py"}  # what any machine can make by itself, and by what
-OWN_DATA |= {f"data/example_{t}": f"prepare/examples.py {t}" for t in ("reverse", "add", "sentiment", "translate")}
+OWN_DATA = {  # folder: the command that makes it
+    "data/python_stdlib": "prepare/python_stdlib.py",
+    "data/example_reverse": "prepare/examples.py reverse",
+    "data/example_add": "prepare/examples.py add",
+    "data/example_sentiment": "prepare/examples.py sentiment",
+    "data/example_translate": "prepare/examples.py translate",
+}
 
 
-def prepare_own(path):
+def prepare_own(path: str | Path):
     """Prepare a dataset of OWN_DATA if it is missing. ValueError if that fails."""
-    if str(path) not in OWN_DATA or Path(path, "meta.json").exists():
+    command = OWN_DATA.get(str(path))
+    if command is None or Path(path, "meta.json").exists():
         return
-    script, *words = OWN_DATA[str(path)].split()
-    print(f"dataset {path} is missing: running python {OWN_DATA[str(path)]}", file=sys.stderr, flush=True)
-    if subprocess.run([sys.executable, ROOT / script, *words, f"--out={path}"]).returncode:
-        raise ValueError(f"{path} could not be prepared: run python {OWN_DATA[str(path)]} to see why")
+    print(f"dataset {path} is missing: running python {command}", file=sys.stderr, flush=True)
+    script, *words = command.split()
+    done = subprocess.run([sys.executable, ROOT / script, *words, f"--out={path}"])
+    if done.returncode != 0:
+        raise ValueError(f"{path} could not be prepared: run python {command} to see why")

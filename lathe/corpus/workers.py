@@ -1,102 +1,64 @@
-"""A unit's documents to tokens, in processes of their own."""
+"""A pass over the input: what is done with each unit, by several processes, results in order."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from typing import Any
 
-import numpy as np
+from lathe.corpus.cut import cut_units
+from lathe.corpus.options import Plan
+from lathe.corpus.report import Progress
 
-from lathe.corpus.read import document_hash, documents
-from lathe.data.shards import SPLITS, token_dtype
-from lathe.text.bpe import count_pieces
-
-# ------------------------------------------------------------------------------------------------- workers
-
-
-@dataclass(slots=True)
-class Tokens:
-    """A unit's tokens and, per document (or piece of one), what decides where they go."""
-
-    tokens: np.ndarray
-    lengths: np.ndarray  # tokens per document, end-of-text included
-    hashes: np.ndarray  # uint64
-    splits: np.ndarray  # 0 train, 1 val, -1 for the hash to decide
-    continues: bool  # the first is the rest of a document that an earlier unit began
-    characters: int
-    counts: Counter
-    sha256: str  # of the unit's input
-    scored: np.ndarray | None  # of pairs: uint8 per token, 0 in a prompt
+SMALL_INPUT = 16_000_000  # bytes: one process is done with them before others have started
 
 
-def tokenize_unit(unit, rules, tokenizer) -> Tokens:
-    counts = Counter()
-    arrays, scored, lengths, hashes, splits, continues, characters = [], [], [], [], [], False, 0
-    eot = np.array([tokenizer.eot_id], token_dtype(tokenizer.vocab_size))
-    for text, of_whole, begins, split, n_prompt in documents(unit, rules, counts):
-        continues |= not begins
-        key = document_hash(text) if of_whole is None else of_whole
-        start, characters = characters, characters + len(text)
-        pieces = [(text, SPLITS.index(split) if split else -1, begins)]
-        if unit.cut is not None:
-            at = min(max(unit.cut - start, 0), len(text))
-            at = 0 if rules.template and at < len(text) else at  # a pair stays whole
-            pieces = [(text[:at], 0, begins), (text[at:], 1, begins or start <= unit.cut)]
-        for piece, side, has_eot in pieces:
-            if piece:
-                ids = [tokenizer.encode_numpy(piece[n_prompt:]).astype(eot.dtype, copy=False)]
-                if rules.template:  # a prompt's ids do not depend on what follows: sampling has nothing there yet
-                    ids.insert(0, tokenizer.encode_numpy(piece[:n_prompt]).astype(eot.dtype, copy=False))
-                    scored.append(np.repeat(np.array([1, 0, 1], np.uint8), [1, *map(len, ids)]))
-                arrays += [eot, *ids] if has_eot else ids
-                lengths.append(sum(map(len, ids)) + has_eot)
-                hashes.append(key)
-                splits.append(side)
-                key ^= 1  # what is behind the cut is no duplicate of what is before it
-    return Tokens(
-        np.concatenate(arrays) if arrays else eot[:0],
-        np.array(lengths, np.int64),
-        np.array(hashes, np.uint64),
-        np.array(splits, np.int8),
-        continues,
-        characters,
-        counts,
-        unit.sha256(),
-        np.concatenate(scored) if scored else None,
-    )
+def results_of_units(
+    plan: Plan, task: Callable[..., Any], what: str, every: int = 1
+) -> Iterator[Any]:
+    """task(unit, rules=...) of each unit, or of one in `every`, in order, with progress shown."""
+    progress = Progress(what, plan.input_bytes)
+    chosen = islice(cut_units(plan.sources, plan.rules), 0, None, every)
+    workers = count_workers(plan.options.workers, plan.input_bytes)
+    for unit, result in in_order(partial(task, rules=plan.rules), chosen, workers):
+        yield result
+        progress.show(unit.done_bytes)
+    progress.close()
 
 
-def texts(unit, rules):
-    return (text for text, *_ in documents(unit, rules, Counter()))
+def count_workers(wanted: int, input_bytes: int) -> int:
+    """Processes to use: `wanted`, or where that is 0 one per core, or one for a small input."""
+    if wanted:
+        return wanted
+    if input_bytes < SMALL_INPUT:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def measure_unit(unit, rules) -> int:
-    return sum(map(len, texts(unit, rules)))
+def in_order(
+    task: Callable[[Any], Any], items: Iterable, workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """(item, task(item)) for each item, in order; `workers` processes work a few items ahead.
 
-
-def characters_of_unit(unit, rules) -> set:
-    return set().union(*texts(unit, rules))
-
-
-def pieces_of_unit(unit, rules) -> Counter:
-    return count_pieces(texts(unit, rules))
-
-
-def in_order(task, items, workers):
-    """(item, task(item)) for each item, in order, computed by `workers` processes a few items ahead."""
+    OSError if a worker was killed.
+    """
     if workers == 1:
         for item in items:
             yield item, task(item)
         return
-    # Forked workers have the tokenizer at once; but fork is safe only where nothing else runs in this process.
-    alone = sys.platform == "linux" and threading.active_count() == 1 and not {"pyarrow", "torch"} & set(sys.modules)
-    context = multiprocessing.get_context("fork" if alone else "spawn")
-    pool, ahead = ProcessPoolExecutor(workers, context, _begin_worker, (task,)), deque()
+    context = multiprocessing.get_context(_start_method())
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (task,))
+    ahead = deque()
     try:
         for item in items:
             ahead.append((item, pool.submit(_work, item)))
@@ -107,25 +69,39 @@ def in_order(task, items, workers):
             yield item, future.result()
     except BrokenProcessPool as error:
         raise OSError(
-            "a worker was killed, perhaps for want of memory: run the same command again to continue, with "
-            "fewer --workers"
+            "a worker was killed, perhaps for want of memory: run the same command again to "
+            "continue, with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker(task):
-    """Take the task, which comes once, not with every item; leave Ctrl-C to the parent, and do not outlive it."""
+def _start_method() -> str:
+    """Forked workers have the tokenizer at once; but fork is safe only where nothing else runs in
+    this process: no thread of ours, nor of libraries that start their own."""
+    has_threads = threading.active_count() > 1 or {"pyarrow", "torch"} & set(sys.modules)
+    return "fork" if sys.platform == "linux" and not has_threads else "spawn"
+
+
+# -----------------------------------------------------------------------------
+# Inside a worker
+
+_task: Callable[[Any], Any]  # comes once, not with every item: it holds the tokenizer
+
+
+def _begin_worker(task: Callable[[Any], Any]):
+    """Take the task; leave Ctrl-C to the parent, and do not outlive it."""
     global _task
-
-    def follow(parent):
-        parent.join()
-        os._exit(1)
-
     _task = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow, args=(multiprocessing.parent_process(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _work(item):
+def _end_with(parent: BaseProcess):
+    parent.join()
+    os._exit(1)
+
+
+def _work(item: Any) -> Any:
     return _task(item)

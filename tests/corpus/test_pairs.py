@@ -130,7 +130,7 @@ def test_other_kinds_of_files_give_the_same_tokens(tmp_path, kind):
 
 
 def test_shards_workers_and_repeated_rows_change_nothing_that_is_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr("lathe.corpus.cut.UNIT_BYTES", 400)
+    monkeypatch.setattr("lathe.corpus.units.UNIT_BYTES", 400)
     rows = [{"prompt": f"{i} and {i}?", "completion": f" {2 * i}"} for i in range(100)]
     plain = prepare(tmp_path / "a", rows, val_fraction=0.2)
     cut = prepare(
@@ -144,7 +144,7 @@ def test_shards_workers_and_repeated_rows_change_nothing_that_is_scored(tmp_path
 
 
 def test_an_interrupted_run_continues_with_its_mask(tmp_path, monkeypatch):
-    monkeypatch.setattr("lathe.corpus.cut.UNIT_BYTES", 400)
+    monkeypatch.setattr("lathe.corpus.units.UNIT_BYTES", 400)
     rows = [{"prompt": f"{i} and {i}?", "completion": f" {2 * i}"} for i in range(100)]
     options = dict(val_fraction=0.2, shard_tokens=77)
     straight = prepare(tmp_path / "straight", rows, **options)

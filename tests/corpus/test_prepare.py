@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lathe import ROOT
-from lathe.corpus import build, cut
-from lathe.corpus.cut import units
+from lathe.corpus import build, units
+from lathe.corpus.cut import cut_units
 from lathe.corpus.find import find_sources
-from lathe.corpus.read import Rules, document_hash
-from lathe.corpus.workers import tokenize_unit
+from lathe.corpus.rules import Rules
+from lathe.corpus.split import document_hash
+from lathe.corpus.tokens import tokenize_unit
 from lathe.data.dataset import open_dataset
 from lathe.text.bpe import count_pieces, train_bpe
 from lathe.text.gpt2 import EOT
@@ -124,7 +125,7 @@ def compressed(content, suffix):
 def test_every_form_of_the_same_documents_gives_the_same_shards(
     name, suffix, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(cut, "UNIT_BYTES", 3000)  # many units of each
+    monkeypatch.setattr(units, "UNIT_BYTES", 3000)  # many units of each
     prepare(write_jsonl(tmp_path / "plain.jsonl", SENTENCES), tmp_path / "expected")
     (tmp_path / (name + suffix)).write_bytes(compressed(FORMS[name](SENTENCES), suffix))
     prepare(tmp_path / (name + suffix), tmp_path / "out")
@@ -292,7 +293,7 @@ def test_few_documents_are_split_by_position(n_documents, tmp_path):
 
 
 def test_one_text_is_split_by_position_in_whole_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(cut, "UNIT_BYTES", 500)
+    monkeypatch.setattr(units, "UNIT_BYTES", 500)
     story = "".join(f"Zeile {i}: süß\r\n" for i in range(300))
     (tmp_path / "a.txt").write_text(story, newline="", encoding="utf-8")
     for tokenizer in ("byte", "char", "bpe:300"):
@@ -304,7 +305,7 @@ def test_one_text_is_split_by_position_in_whole_characters(tmp_path, monkeypatch
 
 
 def test_leaving_out_duplicates_keeps_both_parts_of_a_text_that_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(cut, "UNIT_BYTES", 500)
+    monkeypatch.setattr(units, "UNIT_BYTES", 500)
     story = "".join(f"line {i}\n" for i in range(300))
     (tmp_path / "a.txt").write_text(story)
     prepare(tmp_path / "a.txt", tmp_path / "out", val_fraction=0.25, dedup=True)
@@ -352,7 +353,7 @@ def test_where_a_text_is_cut_into_units_does_not_show_in_the_tokens(
     (tmp_path / "a.txt").write_text(source, newline="", encoding="utf-8")
     expected = load_tokenizer(tmp_path).encode(source)
     for unit_bytes in (700, 1300, 5000):
-        monkeypatch.setattr(cut, "UNIT_BYTES", unit_bytes)
+        monkeypatch.setattr(units, "UNIT_BYTES", unit_bytes)
         out = tmp_path / str(unit_bytes)
         prepare(tmp_path / "a.txt", out, tokenizer=str(tmp_path), newlines="keep", val_fraction=0)
         assert np.concatenate(open_dataset(out).train.shards).tolist() == [499, *expected]
@@ -361,7 +362,7 @@ def test_where_a_text_is_cut_into_units_does_not_show_in_the_tokens(
 def test_a_text_without_words_is_cut_between_characters_with_a_warning(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cut, "UNIT_BYTES", 100)
+    monkeypatch.setattr(units, "UNIT_BYTES", 100)
     story = "日本語" * 400
     (tmp_path / "a.txt").write_text(story, encoding="utf-8")
     (tmp_path / "b.txt").write_text("\r\n" * 900, newline="")
@@ -375,7 +376,7 @@ def test_a_text_without_words_is_cut_between_characters_with_a_warning(
 def test_documents_larger_than_units_and_shards_keep_their_split_and_their_duplicates(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(cut, "UNIT_BYTES", 1000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 1000)
     (tmp_path / "in").mkdir()
     large = {i: "".join(random.Random(i).choices("abc \n", k=5000)) for i in range(30)}
     for i, content in large.items():
@@ -468,7 +469,10 @@ def interrupt_after(monkeypatch, n_units):
     def append(writer, tokens, *scored):
         seen.append(tokens)
         if len(seen) == 2 * n_units:  # in the middle of a unit: train is written, val is not
-            writer.files[0].write(b"half a tok")
+            writer.close()
+            for path in writer.folder.glob("*.bin.tmp"):
+                with open(path, "ab") as file:
+                    file.write(b"half a tok")
             raise Interrupted
         real(writer, tokens, *scored)
 
@@ -476,7 +480,7 @@ def interrupt_after(monkeypatch, n_units):
 
 
 def test_an_interrupted_run_continues_where_it_was(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cut, "UNIT_BYTES", 2000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
     path = write_jsonl(tmp_path / "a.jsonl", SENTENCES)
     options = {"val_fraction": 0.1, "shard_tokens": 1700, "dedup": True, "tokenizer": "char"}
     prepare(path, tmp_path / "straight", **options)
@@ -497,7 +501,7 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path, monkeypatch, capsys
         )
         prepare(path, tmp_path / "out", **options)
     assert "continuing" in capsys.readouterr().err
-    n_units = len(list(units(find_sources([str(path)]), Rules())))
+    n_units = len(list(cut_units(find_sources([str(path)]), Rules())))
     assert len(tokenized) == n_units - 4
     assert shard_hashes(tmp_path / "out") == shard_hashes(tmp_path / "straight")
 
@@ -528,7 +532,7 @@ def test_ctrl_c_stops_all_workers_and_says_how_to_go_on(tmp_path):
 
 
 def test_a_run_continued_on_changed_input_drops_what_no_longer_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(cut, "UNIT_BYTES", 2000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 2000)
     path = write_jsonl(tmp_path / "a.jsonl", SENTENCES)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 6)

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from lathe import ROOT, cli
-from lathe.corpus import build
 from lathe.corpus.find import find_sources
 from lathe.run.lock import lock_folder
+from lathe.text.tokenizer import train_char
 from prepare import text
 
 
@@ -90,7 +91,7 @@ def test_data_files_that_are_not_utf8(fails, name):
 
 
 def test_text_that_is_not_utf8_far_into_a_large_file(fails, monkeypatch):
-    monkeypatch.setattr("lathe.corpus.cut.UNIT_BYTES", 1000)
+    monkeypatch.setattr("lathe.corpus.units.UNIT_BYTES", 1000)
     write("a.txt", b"one line of text\n" * 1000 + b"\xc3(" + b"and on\n" * 1000)
     fails(r"in/a.txt is not UTF-8 at byte 17000 \(c3\)")
     write("b.jsonl", b'{"text": "good"}\n' * 1000 + b'{"text": "\x80"}\n')
@@ -99,7 +100,7 @@ def test_text_that_is_not_utf8_far_into_a_large_file(fails, monkeypatch):
 
 
 def test_lines_that_are_not_json(fails, monkeypatch):
-    monkeypatch.setattr("lathe.corpus.cut.UNIT_BYTES", 1000)
+    monkeypatch.setattr("lathe.corpus.units.UNIT_BYTES", 1000)
     write("a.jsonl", '{"text": "x"}\n' * 500 + '{"text": "x}\n')
     fails("in/a.jsonl:501 is not JSON: .* at column 10")
     write("a.jsonl", '{"text": "x"}\n' * 500 + "[1, 2]\n")
@@ -164,7 +165,7 @@ def test_tokenizers_that_do_not_exist_or_cannot_be_reached(fails, monkeypatch, t
 
 
 def test_a_character_tokenizer_of_another_text(fails, tmp_path):
-    build.train_char(["abc"]).save(tmp_path)
+    train_char(["abc"]).save(tmp_path)
     write("a.txt", "abcd")
     fails(r"unknown to the character tokenizer: 'd' \(U\+0064\)", f"--tokenizer={tmp_path}")
 
@@ -214,7 +215,7 @@ def test_two_at_a_time_in_one_folder(fails, tmp_path):
 
 def test_too_little_room_is_told_before_the_start(fails, monkeypatch):
     write("a.txt", "some text " * 1000)
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage)
     fails("out=out: about 0.00 GB are needed, 0.00 GB are free: make room or name another folder")
 
 

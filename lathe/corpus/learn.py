@@ -1,0 +1,45 @@
+"""The tokenizer that a preparation asks for, learned from its input where it is char or bpe:N."""
+
+import math
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from lathe.corpus.options import Plan
+from lathe.corpus.tokens import characters_of_unit, pieces_of_unit
+from lathe.corpus.workers import results_of_units
+from lathe.run.progress import with_bar
+from lathe.text.bpe import train_bpe
+from lathe.text.tokenizer import TIKTOKEN_ENCODINGS, Tokenizer, load_tokenizer, train_char
+
+
+def make_tokenizer(plan: Plan) -> Tokenizer:
+    """OSError or ValueError if there is no such tokenizer."""
+    spec = plan.tokenizer
+    if spec == "char":
+        return _learn_char(plan)
+    if spec.startswith("bpe:"):
+        return _learn_bpe(plan, int(spec.removeprefix("bpe:")))
+    if spec in ("byte", *TIKTOKEN_ENCODINGS) or Path(spec).exists():
+        return load_tokenizer(spec)
+    names = ", ".join(("byte", "char", "bpe:N", *TIKTOKEN_ENCODINGS))
+    raise FileNotFoundError(
+        f"tokenizer={spec} is neither one of {names} nor a folder with tokenizer.json"
+    )
+
+
+def _learn_char(plan: Plan) -> Tokenizer:
+    characters = set()
+    for of_unit in results_of_units(plan, characters_of_unit, "collecting characters"):
+        characters |= of_unit
+    return train_char([characters])
+
+
+def _learn_bpe(plan: Plan, vocab_size: int) -> Tokenizer:
+    """From one unit in so many that about --bpe_sample MB are read."""
+    every = max(1, math.ceil(plan.input_bytes / (plan.options.bpe_sample * 10**6)))
+    counts = Counter()
+    for of_unit in results_of_units(plan, pieces_of_unit, "counting", every):
+        counts.update(of_unit)
+    bar = partial(with_bar, what="merging pairs", total=vocab_size - 257)
+    return train_bpe(counts, vocab_size, watch=bar)

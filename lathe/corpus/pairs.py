@@ -1,0 +1,78 @@
+"""Rows to prompts and completions, of which the completions are scored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lathe.corpus.rules import Rules
+from lathe.text.chat import TEMPLATES, chat_prompt
+
+ROLES = TEMPLATES["chat"]  # system, user, assistant; the same in every template
+
+
+@dataclass(slots=True)
+class Pair:
+    prompt: str
+    completion: str
+
+
+def pairs_of(where: str, row: Any, rules: Rules) -> list[Pair]:
+    """A pair for each answer in a row, in the template; the prompt is all that was said before.
+
+    ValueError, saying `where`, if there is none.
+    """
+    messages = _messages_of(where, row, rules)
+    pairs = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt, space = chat_prompt(messages[:i], rules.template)
+        answer = message["content"]
+        if rules.template != "plain":
+            answer = answer.strip()
+        if not answer.strip():
+            raise ValueError(
+                f"{where}: the completion is empty; leave the row out, or give it text"
+            )
+        pairs.append(Pair(prompt, space + answer))
+    if not pairs:
+        raise ValueError(f"{where} has no message of the role assistant: nothing to learn from")
+    return pairs
+
+
+def _messages_of(where: str, row: Any, rules: Rules) -> list[dict]:
+    """The messages of a row, [{"role", "content"}], checked; of a prompt and completion, two."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no object with fields but {type(row).__name__}")
+    if rules.field in row:
+        messages = row[rules.field]
+        _check_messages(where, messages, rules)
+        return messages
+    for name in (rules.prompt_field, rules.completion_field):
+        if name not in row:
+            present = ", ".join(map(str, row)) or "none"
+            raise ValueError(
+                f"{where} has no field {name!r}, nor messages in {rules.field!r}; "
+                f"found: {present}. "
+                f"Choose with --prompt_field and --completion_field, or --field for messages"
+            )
+        if not isinstance(row[name], str):
+            raise ValueError(f"{where}: {name!r} is no text but {type(row[name]).__name__}")
+    return [
+        {"role": "user", "content": row[rules.prompt_field]},
+        {"role": "assistant", "content": row[rules.completion_field]},
+    ]
+
+
+def _check_messages(where: str, messages: Any, rules: Rules):
+    if rules.template == "plain":
+        choices = " or ".join(TEMPLATES)
+        raise ValueError(f"{where} has messages: they need --template {choices}")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise ValueError(f'{where}: {rules.field!r} is no list of {{"role": ..., "content": ...}}')
+    for message in messages:
+        if not isinstance(message.get("content"), str) or message.get("role") not in ROLES:
+            present = ", ".join(f"{key}={value!r:.40}" for key, value in message.items()) or "none"
+            raise ValueError(
+                f"{where}: a message needs a text as 'content' and a 'role' of {', '.join(ROLES)}; "
+                f"found: {present}"
+            )

@@ -1,0 +1,87 @@
+"""How inputs become text: what the user decided, and the steps that all formats share.
+
+bytes of a file -> text (`decode`); a row of data -> its text (`text_of`); text -> the text that is
+stored (`normalize`). What is changed on the way is counted, in words, for the summary.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lathe.text.tokenizer import EOT, replace_lone_surrogates
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The options of prepare/text.py, and below those of prepare/pairs.py, of the same names."""
+
+    field: str = "text"
+    newlines: str = "lf"  # or "keep"
+    errors: str = "strict"  # or "replace"
+    needs_hashes: bool = True  # of documents in several blocks, which costs another pass over them
+    template: str = ""  # of pairs, in rows or in messages in that field; "": its text is meant
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+
+
+def decode(data: bytes, label: str, offset: int, rules: Rules, counts: Counter) -> str:
+    """The text of bytes at `offset` of the file `label`. ValueError if they are not UTF-8."""
+    skipped = 0
+    if offset == 0 and data.startswith(BYTE_ORDER_MARK):
+        skipped = len(BYTE_ORDER_MARK)
+    data = data[skipped:]
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if rules.errors == "strict":
+            bad = data[error.start : error.end].hex(" ")
+            raise ValueError(
+                f"{label} is not UTF-8 at byte {offset + skipped + error.start} ({bad}); "
+                f"convert it or use --errors replace"
+            ) from error
+    text = data.decode(errors="replace")
+    n_replaced = text.count("\ufffd") - data.count("\ufffd".encode())
+    counts["invalid byte sequences replaced"] += n_replaced
+    return text
+
+
+def text_of(where: str, row: Any, rules: Rules) -> str:
+    """The text of a row: the row itself, or its field. ValueError, saying where, if it has none."""
+    value = row
+    if isinstance(row, dict):
+        if rules.field not in row:
+            raise ValueError(missing_field(where, "field", rules.field, row))
+        value = row[rules.field]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise ValueError(
+            f"{where}: {rules.field!r} is no text but {kind}; choose another with --field"
+        )
+    return value
+
+
+def missing_field(where: str, kind: str, name: str, names: Iterable) -> str:
+    """What is told where a row or table has no such field (or column: `kind`)."""
+    present = ", ".join(map(str, names)) or "none"
+    return f"{where} has no {kind} {name!r}; found: {present}. Choose one with --field"
+
+
+def normalize(text: str, rules: Rules, counts: Counter) -> str:
+    """The text that is stored: line ends as asked for, nothing that UTF-8 cannot express."""
+    if rules.newlines == "lf" and "\r" in text:
+        counts["Windows or Mac line ends converted"] += text.count("\r")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if EOT in text:
+        counts[f"{EOT} in the text, kept as ordinary text"] += text.count(EOT)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        clean = replace_lone_surrogates(text)
+        counts["lone surrogates replaced"] += clean.count("\ufffd") - text.count("\ufffd")
+        text = clean
+    return text

@@ -1,0 +1,102 @@
+"""A source: one file of the input, and how its bytes are reached."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+COMPRESSIONS = (".gz", ".zst")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    path: str  # a file, or a URL that fsspec opens
+    format: str  # a key of formats.FORMATS
+    compression: str  # "" or one of COMPRESSIONS
+    size: int  # bytes on disk
+    label: str  # how messages name it
+    split: str = ""  # "train" or "val" where the user decided, else ""
+
+    def identity(self) -> list:
+        """What a dataset remembers of a file, to know whether it was made from this one."""
+        return [self.label, self.size, self.split]
+
+    def is_older_than(self, seconds: float) -> bool:
+        """Whether it was last written before that time; of a URL nobody knows, and it is."""
+        return is_url(self.path) or Path(self.path).stat().st_mtime < seconds
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def compression_and_suffix(name: str) -> tuple[str, str]:
+    """What a file's name says: a.jsonl.zst -> (".zst", ".jsonl")."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    compression = ""
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        compression = suffixes.pop()
+    return compression, suffixes[-1] if suffixes else ""
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file or URL. OSError if it cannot be reached."""
+    if not is_url(path):
+        return Path(path).stat().st_size
+    import fsspec
+
+    try:
+        file_system, _ = fsspec.url_to_fs(path)
+        return file_system.size(path) or 0
+    except Exception as error:  # each file system has its own kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OSError(f"--input {path}: cannot be opened ({reason})") from error
+
+
+# -----------------------------------------------------------------------------
+# Opening
+
+
+@dataclass(slots=True)
+class OpenFile:
+    content: BinaryIO  # decompressed
+    stored: BinaryIO  # as it lies on the disk: its position tells how much was read
+
+
+def open_stored(path: str) -> BinaryIO:
+    """A file or URL as it is, compressed or not."""
+    if is_url(path):
+        import fsspec
+
+        return fsspec.open(path, "rb").open()
+    return open(path, "rb")
+
+
+@contextmanager
+def open_source(source: Source) -> Iterator[OpenFile]:
+    """The bytes of a source, for as long as the context lasts.
+
+    A damaged archive shows while it is read: inside the context that is a ValueError which names
+    the file.
+    """
+    with open_stored(source.path) as stored:
+        content = stored
+        damage = ()  # what the decompressor raises
+        if source.compression == ".gz":
+            content = io.BufferedReader(gzip.GzipFile(fileobj=stored))
+            damage = (EOFError, gzip.BadGzipFile, zlib.error)
+        elif source.compression == ".zst":
+            import zstandard
+
+            decompressor = zstandard.ZstdDecompressor()
+            reader = decompressor.stream_reader(stored, read_across_frames=True)
+            content = io.BufferedReader(reader)
+            damage = (zstandard.ZstdError,)
+        try:
+            yield OpenFile(content, stored)
+        except damage as error:
+            raise ValueError(f"{source.label} is damaged or cut short: {error}") from error
