@@ -1,4 +1,5 @@
-"""Four tasks that make their own data, and that a small GPT learns within minutes on two cores: prompts and answers.
+"""Four tasks that make their own data, and that a small GPT learns within minutes on two cores:
+prompts and answers.
 
 python prepare/examples.py reverse|add|sentiment|translate [--out data/example_TASK]
 
@@ -9,6 +10,7 @@ python evaluate.py --out_dir=out/example_TASK --tasks=exact_match:data/example_T
 import json
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,45 +28,76 @@ def reverse(rng: random.Random) -> tuple[str, str]:
 
 
 def add(rng: random.Random) -> tuple[str, str]:
-    """Two numbers below 1,000; their sum, written as usual: no zeros in front, highest digit first."""
+    """Two numbers below 1,000; their sum, as usual: no zeros in front, highest digit first."""
     a, b = rng.randrange(1000), rng.randrange(1000)
     return f"{a}+{b}=", str(a + b)
 
 
-# Opinions: is the sentence positive or negative? `not` and `never` turn a clause around; of two clauses that disagree
-# the one decides that stands behind `but`, or before `although`.
+# -----------------------------------------------------------------------------
+# Opinions: is the sentence positive or negative?
+#
+# `not` and `never` turn a clause around; of two clauses that disagree the one decides that stands
+# after `but`, or before `although`.
 
-THINGS = "film book song meal hotel game concert play novel show story coffee phone garden journey lecture".split()
+THINGS = """
+    film book song meal hotel game concert play novel show story coffee phone garden journey lecture
+""".split()
 PEOPLE = ("I", "we", "my friends", "the critics")
 DEGREES = ("", "very ", "really ", "quite ")
 ADJECTIVES = {
-    "positive": "good great lovely clever charming fresh warm funny brilliant delightful honest elegant".split(),
-    "negative": "bad awful dull clumsy boring stale cold tedious terrible dreadful dishonest ugly".split(),
+    "positive": """
+        good great lovely clever charming fresh warm funny brilliant delightful honest elegant
+    """.split(),
+    "negative": """
+        bad awful dull clumsy boring stale cold tedious terrible dreadful dishonest ugly
+    """.split(),
 }
-VERBS = {"positive": "loved enjoyed admired praised".split(), "negative": "hated regretted disliked cursed".split()}
+VERBS = {
+    "positive": "loved enjoyed admired praised".split(),
+    "negative": "hated regretted disliked cursed".split(),
+}
 OPPOSITE = {"positive": "negative", "negative": "positive"}
 
 
 def clause(rng: random.Random, label: str) -> str:
-    thing, turned = rng.choice(THINGS), rng.random() < 0.3
-    said = OPPOSITE[label] if turned else label
+    """A clause of this opinion, sometimes by denying the opposite one."""
+    thing = rng.choice(THINGS)
+    denies = rng.random() < 0.3
+    words_of = OPPOSITE[label] if denies else label
     if rng.random() < 0.5:
-        return f"{rng.choice(PEOPLE)} {'never ' * turned}{rng.choice(VERBS[said])} the {thing}"
-    return f"the {thing} was {'not ' * turned}{rng.choice(DEGREES)}{rng.choice(ADJECTIVES[said])}"
+        person = rng.choice(PEOPLE)
+        verb = rng.choice(VERBS[words_of])
+        return f"{person} never {verb} the {thing}" if denies else f"{person} {verb} the {thing}"
+    degree = rng.choice(DEGREES)
+    adjective = rng.choice(ADJECTIVES[words_of])
+    return f"the {thing} was {'not ' if denies else ''}{degree}{adjective}"
 
 
 def sentiment(rng: random.Random) -> tuple[str, str]:
     """A sentence of one or two clauses; `positive` or `negative`."""
     label = rng.choice(("positive", "negative"))
-    same, opposite = clause(rng, label), clause(rng, OPPOSITE[label])
-    forms = f"{same}", f"{clause(rng, label)} and {same}", f"{opposite} but {same}", f"{same} although {opposite}"
-    return f"{rng.choice(forms)}:", label
+    same = clause(rng, label)
+    opposite = clause(rng, OPPOSITE[label])
+    also_same = clause(rng, label)
+    sentence = rng.choice(
+        (
+            same,
+            f"{also_same} and {same}",
+            f"{opposite} but {same}",
+            f"{same} although {opposite}",
+        )
+    )
+    return f"{sentence}:", label
 
 
-# Two invented languages. In the first the verb stands between subject and object, adjectives before their noun, and
-# -n makes a plural. In the second the verb stands last and adjectives follow their noun; nouns have a gender, which the
-# first language does not show, and adjectives agree with them: -o or -a by gender, -s behind that in the plural; verbs
-# agree with the subject: -et, -ent in the plural. "ude baka chova muren" becomes "strelo lirno fleskos ostret".
+# -----------------------------------------------------------------------------
+# Two invented languages
+#
+# In the first the verb stands between subject and object, adjectives before their noun, and -n
+# makes a plural. In the second the verb stands last and adjectives follow their noun; nouns have a
+# gender, which the first language does not show, and adjectives agree with them: -o or -a by
+# gender, -s after that in the plural; verbs agree with the subject: -et, -ent in the plural.
+# "ude baka chova muren" becomes "strelo lirno fleskos ostret".
 
 NOUNS = {  # word: (root in the second language, ending of its gender)
     "baka": ("strel", "o"), "dime": ("vorn", "a"), "fulo": ("clem", "o"), "gesa": ("drisk", "a"),
@@ -72,32 +105,59 @@ NOUNS = {  # word: (root in the second language, ending of its gender)
     "mure": ("flesk", "o"), "nepo": ("quill", "a"), "pasu": ("wrent", "o"), "rilo": ("snerd", "a"),
     "seka": ("plonk", "o"), "tuma": ("krist", "a"), "vedo": ("zwart", "o"), "zone": ("brell", "a"),
 }  # fmt: skip
-QUALITIES = {"aku": "morv", "ebi": "talm", "isho": "derg", "omu": "salk", "ude": "lirn", "anke": "vosk",
-             "elto": "nurd", "irpa": "helm"}  # fmt: skip
-ACTIONS = {"chova": "ostr", "shuno": "apt", "whelo": "ermb", "thiro": "ulf", "phaku": "inx", "rhemi": "obd",
-           "ghuto": "ansk", "khasi": "elv"}  # fmt: skip
+QUALITIES = {
+    "aku": "morv", "ebi": "talm", "isho": "derg", "omu": "salk", "ude": "lirn", "anke": "vosk",
+    "elto": "nurd", "irpa": "helm",
+}  # fmt: skip
+ACTIONS = {
+    "chova": "ostr", "shuno": "apt", "whelo": "ermb", "thiro": "ulf", "phaku": "inx",
+    "rhemi": "obd", "ghuto": "ansk", "khasi": "elv",
+}  # fmt: skip
 
 
 def noun_phrase(rng: random.Random, plural: bool) -> tuple[str, str]:
     """The same noun with up to two adjectives in both languages."""
-    noun, qualities = rng.choice(list(NOUNS)), rng.sample(list(QUALITIES), rng.choice((0, 1, 1, 2)))
+    noun = rng.choice(list(NOUNS))
+    n_adjectives = rng.choice((0, 1, 1, 2))
+    adjectives = rng.sample(list(QUALITIES), n_adjectives)
     root, gender = NOUNS[noun]
-    theirs = [root, *(QUALITIES[word] for word in qualities)]
-    return " ".join([*qualities, noun + "n" * plural]), " ".join(word + gender + "s" * plural for word in theirs)
+    plural_of_noun = "n" if plural else ""
+    ending = f"{gender}s" if plural else gender
+    first = [*adjectives, noun + plural_of_noun]
+    second = [root + ending]
+    for adjective in adjectives:
+        second.append(QUALITIES[adjective] + ending)
+    return " ".join(first), " ".join(second)
 
 
 def translate(rng: random.Random) -> tuple[str, str]:
     """A sentence of the first language; its translation."""
-    plural, verb = rng.random() < 0.5, rng.choice(list(ACTIONS))
-    (subject, its), (object_, their) = noun_phrase(rng, plural), noun_phrase(rng, rng.random() < 0.5)
-    return f"{subject} {verb} {object_}:", f"{its} {their} {ACTIONS[verb]}{'ent' if plural else 'et'}"
+    subject_is_plural = rng.random() < 0.5
+    verb = rng.choice(list(ACTIONS))
+    subject, subject_translated = noun_phrase(rng, subject_is_plural)
+    object_is_plural = rng.random() < 0.5
+    object_, object_translated = noun_phrase(rng, object_is_plural)
+    verb_translated = ACTIONS[verb] + ("ent" if subject_is_plural else "et")
+    sentence = f"{subject} {verb} {object_}:"
+    return sentence, f"{subject_translated} {object_translated} {verb_translated}"
 
 
-TASKS = {  # name: (what draws a pair, pairs to train on, tokenizer)
-    "reverse": (reverse, 20_000, "char"),
-    "add": (add, 200_000, "char"),
-    "sentiment": (sentiment, 20_000, "bpe:512"),
-    "translate": (translate, 20_000, "bpe:512"),
+# -----------------------------------------------------------------------------
+# The command
+
+
+@dataclass(frozen=True)
+class Task:
+    draw_pair: Callable[[random.Random], tuple[str, str]]  # (prompt, answer)
+    train_items: int
+    tokenizer: str
+
+
+TASKS = {
+    "reverse": Task(reverse, 20_000, "char"),
+    "add": Task(add, 200_000, "char"),
+    "sentiment": Task(sentiment, 20_000, "bpe:512"),
+    "translate": Task(translate, 20_000, "bpe:512"),
 }
 TEST_ITEMS = 1000
 
@@ -111,31 +171,50 @@ class Options:
 
     def __post_init__(self):
         if len(self.task) != 1 or self.task[0] not in TASKS:
-            raise ValueError(f"task is {' '.join(self.task) or 'missing'}: choose one of {', '.join(TASKS)}")
+            given = " ".join(self.task) or "missing"
+            raise ValueError(f"task is {given}: choose one of {', '.join(TASKS)}")
 
 
 def draw(task: str, count: int, seed: int) -> list[dict[str, str]]:
     """So many pairs whose prompts all differ; the same ones for the same seed."""
-    rng, found = random.Random(seed), {}
-    while len(found) < count:
-        prompt, answer = TASKS[task][0](rng)
-        found[prompt] = answer
-    return [{"prompt": prompt, "completion": answer} for prompt, answer in found.items()]
+    rng = random.Random(seed)
+    answers = {}
+    while len(answers) < count:
+        prompt, answer = TASKS[task].draw_pair(rng)
+        answers[prompt] = answer
+    return [{"prompt": prompt, "completion": answer} for prompt, answer in answers.items()]
 
 
-def main(argv=None):
-    about = "Prompts and answers of a small task, as a dataset to train on and test.jsonl for evaluate.py."
-    options = cli.parse(Options, argv, prog="prepare/examples.py", description=about, positional="task")
-    task = options.task[0]
-    _, count, tokenizer = TASKS[task]
-    out = Path(options.out or f"data/example_{task}")
+def main(argv: list[str] | None = None):
+    options = cli.parse(
+        Options,
+        argv,
+        prog="prepare/examples.py",
+        description="Prompts and answers of a small task, as a dataset to train on and test.jsonl "
+        "for evaluate.py.",
+        positional="task",
+    )
+    name = options.task[0]
+    task = TASKS[name]
+    out = Path(options.out or f"data/example_{name}")
     out.mkdir(parents=True, exist_ok=True)
-    drawn = draw(task, count + TEST_ITEMS, options.seed)
-    for name, rows in (("test", drawn[:TEST_ITEMS]), ("train", drawn[TEST_ITEMS:])):
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    given = dict(input=[str(out / "train.jsonl")], out=str(out), tokenizer=tokenizer, val_fraction=0.02)
-    build.prepare(pairs.Options(**given, overwrite=options.overwrite))
+    rows = draw(name, TEST_ITEMS + task.train_items, options.seed)
+    write_rows(out / "test.jsonl", rows[:TEST_ITEMS])
+    write_rows(out / "train.jsonl", rows[TEST_ITEMS:])
+    build.prepare(
+        pairs.Options(
+            input=[str(out / "train.jsonl")],
+            out=str(out),
+            tokenizer=task.tokenizer,
+            val_fraction=0.02,
+            overwrite=options.overwrite,
+        )
+    )
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]):
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
