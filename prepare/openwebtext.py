@@ -1,4 +1,5 @@
-"""OpenWebText, the open copy of GPT-2's training text: 8 million web pages, 40 GB, 9 billion gpt2 tokens.
+"""OpenWebText, the open copy of GPT-2's training text: 8 million web pages, 40 GB, 9 billion gpt2
+tokens.
 
 python prepare/openwebtext.py [--input FILES] [any option of prepare/text.py]
 """
@@ -11,10 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lathe import cli
 from prepare import text
 
+DATASET = "hf:Skylion007/openwebtext"
 
-def main(argv=None):
-    usual = dict(input=["hf:Skylion007/openwebtext"], out="data/openwebtext", tokenizer="gpt2")
-    text.main(argv, "openwebtext", __doc__, **usual)
+
+def main(argv: list[str] | None = None):
+    defaults = dict(input=[DATASET], out="data/openwebtext", tokenizer="gpt2")
+    text.main(argv, "openwebtext", __doc__, **defaults)
 
 
 if __name__ == "__main__":
