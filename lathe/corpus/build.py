@@ -105,6 +105,8 @@ def _build(plan: Plan) -> dict:
         characters = [record.characters for record in journal.records]
         val_begins = position_of_last(plan.val_fraction, characters)
         journal = Journal(plan.out, plan.signature, val_begins)
+        for writer in writers:
+            writer.close()
         writers = _tokenize(plan, tokenizer, journal)
 
     counts = sum((Counter(record.counts) for record in journal.records), Counter())
