@@ -1,7 +1,10 @@
 """What several test files ask for: pytest.mark.usefixtures("one_thread", "seeded"), and the fixture `dataset`."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 # Only what a process needs to run reaches the tests and what they start, not what a user has set for
 # programs and libraries. The rest is removed here, before any library has read it, not in a fixture;
@@ -13,6 +16,9 @@ KEPT_FAMILIES = ("PYTEST_", "COV_", "COVERAGE_")
 for name in list(os.environ):
     if name not in KEPT and not name.startswith(KEPT_FAMILIES):
         del os.environ[name]
+if not os.path.isdir(os.path.expanduser("~")):  # where libraries keep what they have fetched
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="lathe-tests-")
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 os.environ["OMP_NUM_THREADS"] = "1"  # test processes share the cores; their threads would only wait
 
 import pytest

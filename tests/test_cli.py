@@ -29,7 +29,7 @@ def command(script, *argv, **environment):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     arguments = [sys.executable, "-c", script, *argv]
     return subprocess.run(
-        arguments, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+        arguments, capture_output=True, encoding="utf-8", env=environment, cwd=ROOT, timeout=60
     )
 
 
@@ -421,7 +421,7 @@ def test_a_closed_pipe_ends_a_command_without_a_word(body, first):
     pipe = f'"{sys.executable}" -c "{program(body)}" | head -c 10'
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        pipe, shell=True, capture_output=True, text=True, env=environment, timeout=60
+        pipe, shell=True, capture_output=True, encoding="utf-8", env=environment, timeout=60
     )
     assert done.stdout.startswith(first) and done.stderr == ""
 
@@ -443,7 +443,7 @@ def test_a_mistake_that_all_ranks_share_is_printed_once_under_torchrun(tmp_path,
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [*torchrun, str(script), mistake]
     done = subprocess.run(
-        arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+        arguments, capture_output=True, encoding="utf-8", env=environment, cwd=tmp_path, timeout=120
     )
     assert done.returncode != 0
     assert done.stderr.count(said) == 1

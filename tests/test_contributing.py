@@ -47,7 +47,7 @@ def house(tmp_path) -> Path:
 
 def run(house: Path, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=house, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=house, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return done
 

@@ -120,7 +120,9 @@ def run(command: str):
             **os.environ,
             "PATH": f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}",
         }
-        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, shell=True, env=environment, capture_output=True, encoding="utf-8"
+        )
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
     assert "\r" not in said and "\x1b" not in said, "no bar and no colour in a pipe"

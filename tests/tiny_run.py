@@ -60,7 +60,7 @@ def arguments(dataset: str, out_dir, **changed) -> list[str]:
 def command(*words, env=None, folder=ROOT, **options) -> subprocess.Popen:
     """A process of the project, started in a folder with one thread; stdout and stderr are pipes of text."""
     return subprocess.Popen(
-        [sys.executable, *map(str, words)], cwd=folder, env={**os.environ, **ONE_THREAD, **(env or {})}, text=True,
+        [sys.executable, *map(str, words)], cwd=folder, env={**os.environ, **ONE_THREAD, **(env or {})}, encoding="utf-8",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 

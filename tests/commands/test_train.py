@@ -521,7 +521,7 @@ def test_mistakes_end_in_one_line_without_a_traceback(tmp_path):
 def test_importing_train_only_defines(tmp_path):
     code = "import sys, train; assert not sys.argv[1:]; print(sorted(train.__dict__)[:0])"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 

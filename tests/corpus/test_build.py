@@ -125,12 +125,12 @@ def test_a_full_disk_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
 
-    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    full = subprocess.run(command, capture_output=True, encoding="utf-8", preexec_fn=limit)
     assert full.returncode == 1
     message = r"error: out=.*/out: cannot write more \(.*\), about 0.0\d GB are needed in all; make room and run"
     assert re.search(message, full.stderr) and full.stderr.count("\n") == 1
     assert not list((tmp_path / "out").glob("*.bin"))  # nothing unfinished has a finished name
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert again.returncode == 0 and "continuing" in again.stderr
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert sum(t["bytes"] for t in meta["totals"].values()) == 19_000_000
@@ -144,6 +144,10 @@ def test_what_a_preparation_does_not_need_is_not_imported(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

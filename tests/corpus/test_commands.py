@@ -19,7 +19,7 @@ SHARED = ROOT.parent / "shared" / "data"
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "prepare").glob("*.py")))
 def test_each_command_starts_from_any_folder(script, tmp_path):
     command = [sys.executable, str(ROOT / "prepare" / script), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and done.stdout.startswith(f"usage: prepare/{script} ")
 
 

@@ -91,7 +91,7 @@ def test_peak_memory_does_not_grow_with_the_document(tmp_path):
     if not os.path.exists("/proc/self/status"):
         pytest.skip("peak memory is read from /proc, which Linux has")
     run = [sys.executable, "-c", code, str(tmp_path / "a.txt"), str(tmp_path / "out")]
-    status = subprocess.run(run, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    status = subprocess.run(run, cwd=ROOT, capture_output=True, check=True, encoding="utf-8").stdout
     peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     assert (tmp_path / "a.txt").stat().st_size > 90e6
     assert peak < 150e6  # 103 MB, of which 35 are Python and numpy

@@ -131,7 +131,7 @@ def run_until(signal_number, step, *words):
     command = [sys.executable, str(script), str(int(signal_number)), str(step), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, start_new_session=True
+        command, capture_output=True, encoding="utf-8", env=environment, start_new_session=True
     )
 
 

@@ -190,7 +190,7 @@ def test_a_report_is_written_for_a_run_cut_off_anywhere(tmp_path, cut, missing):
     for name in missing:
         (folder / name).unlink()
     assert write_report(folder) is None
-    steps = unpack((folder / "report.html").read_text())["runs"][0]["curves"].get("step", [])
+    steps = unpack((folder / "report.html").read_text("utf-8"))["runs"][0]["curves"].get("step", [])
     complete = [json.loads(line) for line in raw[:cut].split(b"\n")[:-1]]
     assert steps[: len(complete)] == [row["step"] for row in complete if "loss" in row]
 
@@ -726,9 +726,12 @@ def test_training_leaves_a_page_that_tells_of_every_start(tmp_path):
 
     dataset, out = make_dataset(tmp_path / "data"), tmp_path / "run"
     train(settings(dataset, out, max_steps=10, sample_tokens=4))
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text("utf-8")
     train(settings(dataset, out, max_steps=20, sample_tokens=4, init_from="resume", log_interval=5))
-    (first,), (run,) = unpack(page)["runs"], unpack((out / "report.html").read_text())["runs"]
+    (first,), (run,) = (
+        unpack(page)["runs"],
+        unpack((out / "report.html").read_text("utf-8"))["runs"],
+    )
     assert first["curves"]["step"] == list(range(1, 11))
     assert run["curves"]["step"] == [*range(1, 11), 15, 20] and run["evaluations"]["step"] == [
         10,

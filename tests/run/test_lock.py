@@ -21,7 +21,7 @@ with lock_folder("out_dir", Path(sys.argv[1])):
 
 def test_a_second_holder_of_a_folder_is_refused_by_name_until_the_first_is_gone(tmp_path: Path):
     words = [sys.executable, "-c", HOLD, str(tmp_path)]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout.readline() == "held\n"
     holder = f"out_dir .* is in use by process {process.pid} on .*choose another --out_dir"
     with pytest.raises(OSError, match=holder), lock_folder("out_dir", tmp_path):

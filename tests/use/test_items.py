@@ -107,7 +107,7 @@ def test_without_a_network_a_published_test_set_is_asked_for_as_a_file(tmp_path)
         [sys.executable, "-c", code],
         env={**os.environ, **offline, "PYTHONPATH": str(ROOT)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "the validation split of baber/piqa" in done.stderr

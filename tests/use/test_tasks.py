@@ -255,7 +255,7 @@ def test_the_harness_finds_the_same_scores_on_the_exported_folder(exported, tmp_
     command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "found")]
     command += ["--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
 
     (results,) = (tmp_path / "found").rglob("results*.json")
