@@ -63,6 +63,10 @@ def mistake(capsys):
     return line
 
 
+# -----------------------------------------------------------------------------
+# What is understood
+
+
 @pytest.mark.parametrize(
     "argv, name, value",
     [
@@ -126,6 +130,10 @@ def test_a_bare_flag_leaves_the_preset_after_it_alone(tmp_path):
 def test_a_preset_with_a_byte_order_mark_loads(tmp_path):
     (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfn_layer = 2\r\n")
     assert train(str(tmp_path / "bom.toml")).n_layer == 2
+
+
+# -----------------------------------------------------------------------------
+# What is refused, and how
 
 
 def edits(name):
@@ -197,6 +205,7 @@ class Sampling:
     # --- text
     prompt: str = ""  # text to go on from
     stop: list[str] = field(default_factory=list)  # end where one of these appears
+    stop_ids: list[int] = field(default_factory=list)  # or one of these
     input: list[str] = field(default_factory=lambda: ["-"])  # files, - for standard input
     top_k: int = 0  # 0 = all
     temperature: float = 1.0  # 0 = greedy
@@ -226,6 +235,12 @@ def test_a_hint_names_only_what_the_command_has_or_the_command_that_has_it(mista
 )
 def test_a_list_takes_several_values_in_either_way(argv, values):
     assert sample(*argv).input == values
+
+
+def test_every_item_of_a_list_is_converted(mistake):
+    assert sample("--stop_ids", "1", "2e1", "--stop_ids=-3").stop_ids == [1, 20, -3]
+    line = mistake("--stop_ids", "1", "x", parse=sample)
+    assert "--stop_ids: 'x' is not a whole number (help: or one of these)" in line
 
 
 def test_lists_and_quotes_survive_as_a_preset(tmp_path):
