@@ -1,4 +1,5 @@
-"""Draw the README's pictures of a run: docs/curves.svg, its losses, and docs/heads.svg, what its attention heads read.
+"""Draw the README's pictures of a run: docs/curves.svg, its losses, and docs/heads.svg, what its
+attention heads read.
 
     python bench/pictures.py out/quickstart [--prompt=TEXT]
 
@@ -11,70 +12,167 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from lathe import cli
+from lathe import ROOT, cli
 from pages.options import ModelOptions
 from pages.run_page import read_run
 
 STYLE = (
-    "<style>text{font:12px system-ui,sans-serif;fill:#57606a}.grid{stroke:#8b949e;stroke-opacity:.25}"
-    ".train{stroke:#0b7fd4;stroke-width:1.2}.val{stroke:#e8590c;stroke-width:2.5}path{fill:none}.key{font-size:13px}"
-    "@media(prefers-color-scheme:dark){text{fill:#9aa5b1}}</style>"
+    "<style>"
+    "text{font:12px system-ui,sans-serif;fill:#57606a}"
+    ".grid{stroke:#8b949e;stroke-opacity:.25}"
+    ".train{stroke:#0b7fd4;stroke-width:1.2}"
+    ".val{stroke:#e8590c;stroke-width:2.5}"
+    "path{fill:none}"
+    ".key{font-size:13px}"
+    "@media(prefers-color-scheme:dark){text{fill:#9aa5b1}}"
+    "</style>"
 )
-VIRIDIS = ["#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"]
+# From little attention to much; where there is none, nothing is drawn.
+VIRIDIS = ("#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
 
 
 @dataclass
 class Options:
+    """What to draw."""
+
     run: list[str] = field(default_factory=list)  # folder of the run
     prompt: str = ModelOptions.prompt  # text that the heads read
     out: str = str(ROOT / "docs")  # folder for the pictures
 
+    def __post_init__(self):
+        if len(self.run) != 1:
+            raise ValueError("run: give the folder of one run")
 
-def svg(width: int, height: int, *content: str) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    return "\n".join([head, STYLE, *content, "</svg>"]) + "\n"
+
+def main(argv: list[str] | None = None) -> int:
+    options = cli.parse(
+        Options, argv, prog="bench/pictures.py", description=__doc__, positional="run"
+    )
+    (folder,) = options.run
+    write(Path(options.out, "curves.svg"), draw_curves(folder))
+    write(Path(options.out, "heads.svg"), draw_heads(folder, options.prompt))
+    return 0
 
 
-def curves(folder: str) -> str:
+def write(path: Path, picture: str):
+    path.write_text(picture, encoding="utf-8")
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def svg(width: int, height: int, parts: list[str]) -> str:
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+    return "\n".join([head, STYLE, *parts, "</svg>"]) + "\n"
+
+
+# -----------------------------------------------------------------------------
+# Losses
+
+WIDTH = 760
+HEIGHT = 310
+LEFT = 46  # margins
+RIGHT = 24
+TOP = 12
+BOTTOM = 44
+
+
+@dataclass
+class Point:
+    step: float
+    loss: float
+
+
+@dataclass
+class Scale:
+    """From steps and losses to places in the picture."""
+
+    last_step: float
+    lowest: float  # loss at the bottom, a multiple of tick
+    highest: float  # loss at the top, a multiple of tick
+    tick: float  # losses between two lines of the grid, a power of ten
+
+    def x(self, step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / self.last_step
+
+    def y(self, loss: float) -> float:
+        share = (self.highest - loss) / (self.highest - self.lowest)
+        return TOP + (HEIGHT - BOTTOM - TOP) * share
+
+
+def draw_curves(folder: str) -> str:
     """Training and validation loss against the step."""
     run = read_run(folder, most_points=400)
-    train = [p for p in zip(run["curves"]["step"], run["curves"]["loss"], strict=True) if p[1] is not None]
-    val = [p for p in zip(run["evaluations"]["step"], run["evaluations"]["val_loss"], strict=True) if p[1] is not None]
-    width, height, left, right, bottom = 760, 310, 46, 24, 44
-    last, low, high = (f(p[i] for p in train + val) for f, i in ((max, 0), (min, 1), (max, 1)))
-    step = 10 ** math.floor(math.log10((high - low) / 2 or 1))
-    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
-
-    def x(step):
-        return left + (width - left - right) * step / last
-
-    def y(loss):
-        return 12 + (height - bottom - 12) * (high - loss) / (high - low)
-
-    def line(points, kind):
-        return f'<path class="{kind}" d="M' + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in points) + '"/>'
-
-    ticks = []
-    for value in np.arange(low, high + step / 2, step):
-        ticks.append(f'<path class="grid" d="M{left} {y(value):.1f}H{width - right}"/>')
-        ticks.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for value in np.linspace(0, last, 6):
-        ticks.append(f'<text x="{x(value):.1f}" y="{height - 26}" text-anchor="middle">{value:,.0f}</text>')
-    ticks.append(f'<text x="{left}" y="{height - 6}">optimizer steps</text>')
+    train = points(run["curves"]["step"], run["curves"]["loss"])
+    val = points(run["evaluations"]["step"], run["evaluations"]["val_loss"])
+    scale = scale_around(train + val)
     key = (
-        '<path class="train" d="M470 24h28"/><text class="key" x="506" y="28">training loss</text>'
-        '<path class="val" d="M470 46h28"/><text class="key" x="506" y="50">'
-        f"validation loss, {val[-1][1]:.3f} at the end</text>"
+        '<path class="train" d="M470 24h28"/>'
+        '<text class="key" x="506" y="28">training loss</text>'
+        '<path class="val" d="M470 46h28"/>'
+        '<text class="key" x="506" y="50">'
+        f"validation loss, {val[-1].loss:.3f} at the end</text>"
     )
-    return svg(width, height, *ticks, line(train, "train"), line(val, "val"), key)
+    parts = [*axes(scale), line(train, "train", scale), line(val, "val", scale), key]
+    return svg(WIDTH, HEIGHT, parts)
 
 
-def heads(folder: str, prompt: str) -> str:
+def points(steps: list, losses: list) -> list[Point]:
+    """Without losses that were not finite."""
+    pairs = zip(steps, losses, strict=True)
+    return [Point(step, loss) for step, loss in pairs if loss is not None]
+
+
+def scale_around(shown: list[Point]) -> Scale:
+    lowest = min(point.loss for point in shown)
+    highest = max(point.loss for point in shown)
+    tick = 10 ** math.floor(math.log10((highest - lowest) / 2 or 1))
+    return Scale(
+        last_step=max(point.step for point in shown),
+        lowest=math.floor(lowest / tick) * tick,
+        highest=math.ceil(highest / tick) * tick,
+        tick=tick,
+    )
+
+
+def axes(scale: Scale) -> list[str]:
+    """The grid of losses and what stands beside and below it."""
+    parts = []
+    for loss in np.arange(scale.lowest, scale.highest + scale.tick / 2, scale.tick):
+        y = scale.y(loss)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:.3g}</text>')
+    for step in np.linspace(0, scale.last_step, 6):
+        x = scale.x(step)
+        y = HEIGHT - 26
+        parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{step:,.0f}</text>')
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">optimizer steps</text>')
+    return parts
+
+
+def line(curve: list[Point], kind: str, scale: Scale) -> str:
+    places = [f"{scale.x(point.step):.1f} {scale.y(point.loss):.1f}" for point in curve]
+    return f'<path class="{kind}" d="M{"L".join(places)}"/>'
+
+
+# -----------------------------------------------------------------------------
+# Heads
+
+MAP_SIZE = 110  # of one head
+GAP = 14
+TITLE_HEIGHT = 20
+TITLES = {
+    "previous": "previous token",
+    "first": "first token",
+    "induction": "induction",
+    "distance": "farthest",
+}
+
+
+def draw_heads(folder: str, prompt: str) -> str:
     """The attention maps of all heads on one text, named by what they do most."""
     from lathe.use.find_model import find_model
     from pages.inside import look_inside
@@ -82,48 +180,66 @@ def heads(folder: str, prompt: str) -> str:
     options = ModelOptions(out_dir=folder, prompt=prompt, max_new_tokens=0, leave_out=1)
     source = find_model(folder)
     ids = source.encode(prompt)
-    data = look_inside(source.load(), source.tokenizer, ids, options, source.ends)
-    L, H, T = *data["maps"].shape[:2], len(ids)
-    size, gap, top = 110, 14, 20
-    strongest = {}
-    for name in ("previous", "first", "induction", "distance"):
-        layer, head = np.unravel_index(np.argmax(data["scores"][name]), (L, H))
-        strongest.setdefault((int(layer), int(head)), name)
-    words = {"previous": "previous token", "first": "first token", "distance": "farthest"}
+    inside = look_inside(source.load(), source.tokenizer, ids, options, source.ends)
+    n_layer, n_head = inside["maps"].shape[:2]
+    titles = strongest_heads(inside["scores"], n_head)
     parts = []
-    for layer in range(L):
-        for head in range(H):
-            levels = np.zeros((T, T), int)
-            levels[np.tril_indices(T)] = 1 + np.minimum(7, np.sqrt(data["maps"][layer, head] / 255.0) * 8)
-            paths = [""] * 9
-            for i in range(T):  # runs of one colour in a row are one stroke
-                j = 0
-                while j <= i:
-                    end = j
-                    while end <= i and levels[i, end] == levels[i, j]:
-                        end += 1
-                    paths[levels[i, j]] += f"M{j} {i}.5h{end - j}"
-                    j = end
-            x, y = head * (size + gap), layer * (size + gap + top)
-            what = words.get(name := strongest.get((layer, head), ""), name)
-            parts.append(f'<text x="{x}" y="{y + 13}">{layer}.{head}{" " + what if what else ""}</text>')
-            strokes = "".join(f'<path stroke="{VIRIDIS[k - 1]}" d="{paths[k]}"/>' for k in range(1, 9) if paths[k])
-            place = f"translate({x} {y + top}) scale({size / T:.4f})"
-            parts.append(f'<g transform="{place}" shape-rendering="crispEdges">{strokes}</g>')
-    height = L * (size + gap + top)
-    text = f'<text x="0" y="{height + 8}">rows read, columns are read; the text is "{escape(prompt)}"</text>'
-    return svg(max(H * (size + gap), 480), height + 16, *parts, text)
+    for layer in range(n_layer):
+        for head in range(n_head):
+            x = head * (MAP_SIZE + GAP)
+            y = layer * (MAP_SIZE + GAP + TITLE_HEIGHT)
+            title = f"{layer}.{head}"
+            if (layer, head) in titles:
+                title += " " + titles[layer, head]
+            levels = map_levels(inside["maps"][layer, head], len(ids))
+            parts.append(f'<text x="{x}" y="{y + 13}">{title}</text>')
+            parts.append(draw_map(levels, x, y + TITLE_HEIGHT))
+    height = n_layer * (MAP_SIZE + GAP + TITLE_HEIGHT)
+    legend = f'rows read, columns are read; the text is "{escape(prompt)}"'
+    parts.append(f'<text x="0" y="{height + 8}">{legend}</text>')
+    return svg(max(n_head * (MAP_SIZE + GAP), 480), height + 16, parts)
 
 
-def main(argv=None) -> int:
-    options = cli.parse(Options, argv, prog="bench/pictures.py", description=__doc__, positional="run")
-    if len(options.run) != 1:
-        raise ValueError("run: give the folder of one run")
-    for name, picture in (("curves", curves(*options.run)), ("heads", heads(*options.run, options.prompt))):
-        path = Path(options.out) / f"{name}.svg"
-        path.write_text(picture, encoding="utf-8")
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
-    return 0
+def strongest_heads(scores: dict[str, list], n_head: int) -> dict[tuple[int, int], str]:
+    """{(layer, head): the first of TITLES that it does more than all others}.
+
+    scores: by what heads may do, (L, H).
+    """
+    titles = {}
+    for name, title in TITLES.items():
+        layer, head = divmod(int(np.argmax(scores[name])), n_head)
+        titles.setdefault((layer, head), title)
+    return titles
+
+
+def map_levels(weights: np.ndarray, T: int) -> np.ndarray:
+    """(T, T), 1 to 8 for how much row i attends to column j, 0 where it may not.
+
+    weights: uint8 (T (T + 1) / 2), the lower triangle row by row, 255 for all of the attention.
+    """
+    levels = np.zeros((T, T), int)
+    levels[np.tril_indices(T)] = 1 + np.minimum(7, np.sqrt(weights / 255.0) * 8)
+    return levels
+
+
+def draw_map(levels: np.ndarray, x: int, y: int) -> str:
+    """A row's neighbours of one colour are one stroke, and a colour's strokes are one path."""
+    T = len(levels)
+    paths = {level: "" for level in range(1, 9)}
+    for i in range(T):
+        j = 0
+        while j <= i:
+            level = int(levels[i, j])
+            end = j
+            while end <= i and levels[i, end] == level:
+                end += 1
+            paths[level] += f"M{j} {i}.5h{end - j}"
+            j = end
+    strokes = [
+        f'<path stroke="{VIRIDIS[level - 1]}" d="{path}"/>' for level, path in paths.items() if path
+    ]
+    place = f"translate({x} {y}) scale({MAP_SIZE / T:.4f})"
+    return f'<g transform="{place}" shape-rendering="crispEdges">{"".join(strokes)}</g>'
 
 
 if __name__ == "__main__":
