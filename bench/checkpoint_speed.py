@@ -1,34 +1,33 @@
-"""Measure saving and scaling: the cost of a verified checkpoint, how long training waits, what a rank more gives.
+"""Measure saving and scaling: a verified checkpoint's cost, how long training waits, a second rank.
 
-    python bench/checkpoint_speed.py                     everything, with 124M parameters: 6 GB of memory and disk
+    python bench/checkpoint_speed.py                     everything, with 124M parameters: 6 GB of
+                                                         memory and disk
     python bench/checkpoint_speed.py --only save stall   some of it
 
-save: checkpoint.save (written, forced to disk, read back and compared) against a plain torch.save of the same state, in
-turn. stall: how long the loop waits for a save that is written in the background, and what steps cost meanwhile.
-scaling: tokens per second of two ranks with one thread each against one rank with one thread, the same global batch.
-The figures are printed as they are known, and as a table at the end, which bench/RESULTS.md gets too.
+save: checkpoint.save (written, forced to disk, read back and compared) against a plain torch.save
+of the same state, in turn. stall: how long the loop waits for a save that is written in the
+background, and what steps cost meanwhile. scaling: tokens per second of two ranks with one thread
+each against one rank with one thread, the same global batch. The figures are printed as they are
+known, and as a table at the end, which bench/RESULTS.md gets too.
 """
 
-import json
-import os
-import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lathe import cli
+
+Part = Literal["save", "stall", "scaling"]
 
 
 @dataclass
 class Options:
-    only: list[str] = field(default_factory=list)  # save, stall, scaling; all where empty
+    """What to measure."""
+
+    only: list[Part] = field(default_factory=list)  # all where empty
     n_layer: int = 12  # of the network that is saved
     n_head: int = 12
     n_embd: int = 768
@@ -36,6 +35,7 @@ class Options:
     repeats: int = 5  # of each timing; the median is shown
     steps: int = 8  # of a scaling run
     runs: int = 3  # scaling runs of each kind
+    extra: str = ""  # further settings of the scaling runs, such as "--n_layer=2"
     parallel: str = "ddp"  # of the scaling run
     device: str = "auto"
     work: str = ""  # folder on the disk to measure; a temporary one by default
@@ -43,14 +43,24 @@ class Options:
 
 
 PARSER = dict(prog="bench/checkpoint_speed.py", description=__doc__)
-if __name__ == "__main__":
+if __name__ == "__main__":  # torch takes seconds; --help and mistakes need not wait
     options = cli.parse_before_imports(Options, **PARSER)
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
 
 import torch
 
-from bench.results import record_told, tell
-from lathe import cli
+from bench.processes import train
+from bench.results import Figures
+from bench.turns import in_turn
+from lathe.data.shards import write_dataset
 from lathe.optim.build import build_optimizers, optimizer_state
+from lathe.optim.optimizer import Optimizer
 from lathe.run import checkpoint, devices, ranks
 from lathe.run.background import BackgroundWriter
 from lathe.run.files import flush_to_disk
@@ -58,149 +68,237 @@ from lathe.text.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
 
-def main(argv=None):
-    measure(cli.parse(Options, argv, **PARSER))
+def main(argv: list[str] | None = None) -> int:
+    return measure(cli.parse(Options, argv, **PARSER))
 
 
-def measure(options):
-    device, _ = devices.choose_device(options.device)
-    title, notes = f"Saving and scaling: {', '.join(options.only or ['save', 'stall', 'scaling'])}", ""
-    with tempfile.TemporaryDirectory(dir=options.work or None) as work:
-        if not options.only or {"save", "stall"} & set(options.only):
-            model, optimizers = trained_once(options, device)
-            state = {"model": model.state_dict(), "optimizer": optimizer_state(optimizers)}
-            size = sum(t.numel() * t.element_size() for t in checkpoint.tensors_in(state))
-            notes = f"{model.n_params():,} parameters with AdamW's two moments, {size / 1e9:.2f} GB, on {device}."
-            if not options.only or "save" in options.only:
-                measure_save(options, state, Path(work))
-            if not options.only or "stall" in options.only:
-                measure_stall(options, model, optimizers, state, size, Path(work))
-            del model, optimizers, state
-        if not options.only or "scaling" in options.only:
-            measure_scaling(options, Path(work))
-    record_told(title, notes, options.save)
+def measure(options: Options) -> int:
+    parts = options.only or get_args(Part)
+    figures = Figures()
+    notes = ""
+    with tempfile.TemporaryDirectory(dir=options.work or None) as folder:
+        work = Path(folder)
+        if "save" in parts or "stall" in parts:
+            trained = train_once(options)
+            notes = trained.describe()
+            if "save" in parts:
+                measure_save(trained, options.repeats, work, figures)
+            if "stall" in parts:
+                measure_stall(trained, options.repeats, work, figures)
+            del trained  # the memory is needed
+        if "scaling" in parts:
+            measure_scaling(options, work, figures)
+    figures.record(f"Saving and scaling: {', '.join(parts)}", notes, options.save)
+    return 0
 
 
-def trained_once(options, device):
-    """A network and its optimizer after one step, so that all of the optimizer's state exists."""
-    torch.manual_seed(1)
-    c = GPTConfig(
-        options.vocab_size,
-        block_size=64,
-        n_layer=options.n_layer,
-        n_head=options.n_head,
-        n_embd=options.n_embd,
-    )
-    model = GPT(c).to(device)
-    optimizers = build_optimizers(
-        model.named_parameters(), "adamw", 1e-3, 0.02, 0.1, (0.9, 0.95), 0.95, model.fused_rows()
-    )
-    step(model, optimizers)
-    return model, optimizers
-
-
-def step(model, optimizers):
-    x = torch.randint(model.config.vocab_size, (2, 64), device=model.head_weight.device)
-    model(x, x).backward()
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    if x.is_cuda:
-        torch.cuda.synchronize()
-
-
-def timed(action):
+def timed(action: Callable[[], None]) -> float:
+    """Seconds of wall-clock."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
-def measure_save(options, state, work):
-    on_cpu = ranks.full_copy(state, keep=True)
+# -----------------------------------------------------------------------------
+# What is saved
+
+
+@dataclass
+class Trained:
+    """A network and its optimizers after one step, so that all of their state exists."""
+
+    model: GPT
+    optimizers: list[Optimizer]
+
+    def step(self):
+        """Train on two sequences of random ids."""
+        device = self.model.head_weight.device
+        x = torch.randint(self.model.config.vocab_size, (2, 64), device=device)
+        self.model(x, x).backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    def state(self) -> dict[str, dict]:
+        """What a checkpoint holds of them."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_state(self.optimizers),
+        }
+
+    def n_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in checkpoint.tensors_in(self.state()))
+
+    def describe(self) -> str:
+        return (
+            f"{self.model.n_params():,} parameters with AdamW's two moments, "
+            f"{self.n_bytes() / 1e9:.2f} GB, on {self.model.head_weight.device}."
+        )
+
+
+def train_once(options: Options) -> Trained:
+    torch.manual_seed(1)
+    device, _ = devices.choose_device(options.device)
+    config = GPTConfig(
+        vocab_size=options.vocab_size,
+        block_size=64,
+        n_layer=options.n_layer,
+        n_head=options.n_head,
+        n_embd=options.n_embd,
+    )
+    model = GPT(config).to(device)
+    optimizers = build_optimizers(
+        model.named_parameters(),
+        optimizer="adamw",
+        learning_rate=1e-3,
+        muon_learning_rate=0.02,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        muon_momentum=0.95,
+        fused_rows=model.fused_rows(),
+    )
+    trained = Trained(model, optimizers)
+    trained.step()
+    return trained
+
+
+# -----------------------------------------------------------------------------
+# save
+
+
+def measure_save(trained: Trained, repeats: int, work: Path, figures: Figures):
+    state = ranks.full_copy(trained.state(), keep=True)
     tokenizer = load_tokenizer("byte")
+    # Each writes new files, as a run does: to write over one is faster.
+    run = work / "run"
+    plain_file = work / "plain.pt"
 
-    def verified(i):
-        checkpoint.save(work / "run", on_cpu["model"], on_cpu["optimizer"], {"step": i}, tokenizer)
+    def plain():
+        torch.save(state, plain_file)
 
-    def plain(i):
-        torch.save(on_cpu, work / f"plain{i}.pt")  # to a new file, as a run does: to write over one is faster
+    def flushed():
+        torch.save(state, plain_file)
+        flush_to_disk(plain_file)
 
-    def flushed(i):
-        torch.save(on_cpu, work / f"flushed{i}.pt")
-        flush_to_disk(work / f"flushed{i}.pt")
+    def verified():
+        checkpoint.save(run, state["model"], state["optimizer"], {"step": 1}, tokenizer)
 
-    seconds = {"torch.save": [], "torch.save and fsync": [], "verified save": []}
-    for i in range(1, options.repeats + 2):
-        for times, action in zip(seconds.values(), (plain, flushed, verified), strict=True):
-            took = timed(lambda i=i, action=action: action(i))
-            if i > 1:  # the first of each warms up
-                times.append(took)
-            for path in work.iterdir():  # each finds the same free memory and disk
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            os.sync()
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, times in seconds.items():
-        tell(f"save: {name}", f"{medians[name]:.2f} s ({', '.join(f'{t:.2f}' for t in times)})")
+    def time_and_clear(save: Callable[[], None]) -> float:
+        seconds = timed(save)
+        plain_file.unlink(missing_ok=True)
+        shutil.rmtree(run, ignore_errors=True)
+        os.sync()  # each finds the same free memory and disk
+        return seconds
+
+    seconds = in_turn(
+        repeats,
+        {
+            "torch.save": lambda: time_and_clear(plain),
+            "torch.save and fsync": lambda: time_and_clear(flushed),
+            "verified save": lambda: time_and_clear(verified),
+        },
+        warm_up=True,
+    )
+    medians = {name: statistics.median(of_save) for name, of_save in seconds.items()}
+    for name, of_save in seconds.items():
+        each = ", ".join(f"{s:.2f}" for s in of_save)
+        figures.tell(f"save: {name}", f"{medians[name]:.2f} s ({each})")
     for name in ("torch.save", "torch.save and fsync"):
-        tell(f"save: verified / {name}", f"{medians['verified save'] / medians[name]:.2f}")
+        ratio = medians["verified save"] / medians[name]
+        figures.tell(f"save: verified / {name}", f"{ratio:.2f}")
 
 
-def measure_stall(options, model, optimizers, state, size, work):
+# -----------------------------------------------------------------------------
+# stall
+
+
+def measure_stall(trained: Trained, repeats: int, work: Path, figures: Figures):
+    run = work / "stall"
     tokenizer = load_tokenizer("byte")
-    alone = statistics.median(timed(lambda: step(model, optimizers)) for _ in range(options.repeats))
-    waits, during, written = [], [], []
+    step_alone = statistics.median(timed(trained.step) for _ in range(repeats))
+    waits = []  # for the copy, while training stands still
+    written = []  # from there until the save is on disk
+    steps_meanwhile = []
     with BackgroundWriter() as writer:
-        for i in range(1, options.repeats + 1):
+        for number in range(1, repeats + 1):
             began = time.perf_counter()
-            copy = ranks.full_copy(state, keep=True)
-            waits.append(time.perf_counter() - began)
+            copy = ranks.full_copy(trained.state(), keep=True)
+            copied = time.perf_counter()
+            waits.append(copied - began)
 
-            def write(copy=copy, i=i):
-                checkpoint.save(work / "stall", copy["model"], copy["optimizer"], {"step": i}, tokenizer)
-                checkpoint.prune(work / "stall", 1)
+            def write(copy: dict = copy, number: int = number):
+                about = {"step": number}
+                checkpoint.save(run, copy["model"], copy["optimizer"], about, tokenizer)
+                checkpoint.prune(run, 1)
 
-            began = time.perf_counter()
             writer.start(write)
-            while writer.thread.is_alive():
-                during.append(timed(lambda: step(model, optimizers)))
+            steps_meanwhile.append(timed(trained.step))
+            while not writer.last.done():
+                steps_meanwhile.append(timed(trained.step))
             writer.wait()
-            written.append(time.perf_counter() - began)
+            written.append(time.perf_counter() - copied)
     wait = statistics.median(waits)
-    tell("stall: training waits for a save", f"{wait:.2f} s, {wait / (size / 1e9):.2f} s per GB")
-    tell("stall: on disk and verified, behind the training, after", f"{statistics.median(written):.1f} s")
-    tell("stall: a step alone, and while a save is written", f"{alone:.2f} s, {statistics.median(during):.2f} s")
+    wait_per_gb = wait / (trained.n_bytes() / 1e9)
+    on_disk = statistics.median(written)
+    step_meanwhile = statistics.median(steps_meanwhile)
+    figures.tell("stall: training waits for a save", f"{wait:.2f} s, {wait_per_gb:.2f} s per GB")
+    figures.tell("stall: on disk and verified, while it trains, after", f"{on_disk:.1f} s")
+    figures.tell(
+        "stall: a step alone, and while a save is written",
+        f"{step_alone:.2f} s, {step_meanwhile:.2f} s",
+    )
     if torch.cuda.is_available():
-        tell("stall: most memory on the device", f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        figures.tell("stall: most memory on the device", f"{peak:.2f} GB")
 
 
-def measure_scaling(options, work):
-    """A network of 25M parameters, eight sequences of 256 a step: beside that the 100 MB of gradients are little."""
-    from lathe.data.shards import write_dataset
+# -----------------------------------------------------------------------------
+# scaling
 
-    sources = sorted((Path(os.__file__).parent).glob("*.py"))[:60]
+
+def measure_scaling(options: Options, work: Path, figures: Figures):
+    """A network of 25M parameters and eight sequences of 256 a step: beside that work the 100 MB of
+    gradients that two ranks exchange are little."""
+    sources = sorted(Path(os.__file__).parent.glob("*.py"))[:60]
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in sources]
     write_dataset(work / "data", load_tokenizer("byte"), texts[:-2], texts[-2:])
-    words = [
-        "train.py", f"--dataset={work / 'data'}", "--device=cpu", "--n_layer=8", "--n_head=8", "--n_embd=512",
-        "--block_size=256", "--batch_size=8", "--micro_batch_size=4", f"--max_steps={options.steps}",
-        "--log_interval=1", "--eval_tokens=1024", "--sample_tokens=0", "--compile=false", "--overwrite=true",
-    ]  # fmt: skip
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    speeds = {1: [], 2: []}
-    for repeat in range(options.runs):
-        for n_ranks in (1, 2):
-            out = work / f"ranks{n_ranks}-{repeat}"
-            more = [*words, f"--out_dir={out}", f"--parallel={options.parallel if n_ranks > 1 else 'ddp'}"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, *(launch if n_ranks > 1 else []), *more]
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            speeds[n_ranks].append(
-                statistics.median(r["tokens_per_second"] for r in rows if "loss" in r and r["step"] > 2)
-            )
-    one, two = (statistics.median(speeds[n_ranks]) for n_ranks in (1, 2))
-    tell(f"scaling: tokens/s of one rank of one thread, and of two ({options.parallel})", f"{one:,.0f}, {two:,.0f}")
-    tell("scaling: two ranks / one", f"{two / one:.2f}, efficiency {two / one / 2:.0%}")
+    settings = [
+        f"--dataset={work / 'data'}",
+        "--device=cpu",
+        "--n_layer=8",
+        "--n_head=8",
+        "--n_embd=512",
+        "--block_size=256",
+        "--batch_size=8",
+        "--micro_batch_size=4",
+        f"--max_steps={options.steps}",
+        "--log_interval=1",
+        "--eval_tokens=1024",
+        "--sample_tokens=0",
+        "--compile=false",
+        *options.extra.split(),
+    ]
+
+    def speed(n_ranks: int, parallel: str) -> float:
+        """Tokens per second, each rank with one thread; the first two steps warm up."""
+        how = [*settings, f"--parallel={parallel}"]
+        training = train(how, n_ranks, work, OMP_NUM_THREADS="1")
+        rows = [row for row in training.rows if row["step"] > 2]
+        return statistics.median(row["tokens_per_second"] for row in rows)
+
+    speeds = in_turn(
+        options.runs,
+        {"one": lambda: speed(1, "ddp"), "two": lambda: speed(2, options.parallel)},
+    )
+    one = statistics.median(speeds["one"])
+    two = statistics.median(speeds["two"])
+    figures.tell(
+        f"scaling: tokens/s of one rank of one thread, and of two ({options.parallel})",
+        f"{one:,.0f}, {two:,.0f}",
+    )
+    figures.tell("scaling: two ranks / one", f"{two / one:.2f}, efficiency {two / one / 2:.0%}")
 
 
 if __name__ == "__main__":

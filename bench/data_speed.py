@@ -1,12 +1,18 @@
-"""Measure the way of the data: prepare's speed, memory and disk, own BPE, fetching batches, the order of samples.
+"""Measure the way of the data: prepare's speed, memory and disk, own BPE, batches, their order.
 
-    python bench/data_speed.py                                   everything, some 10 minutes on 2 cores
-    python bench/data_speed.py --only prepare fetch              some of it
-    python bench/data_speed.py --nanogpt FOLDER                  nanoGPT's openwebtext preparation beside ours
+    python bench/data_speed.py                         everything, some 10 minutes on 2 cores
+    python bench/data_speed.py --only prepare fetch    some of it
+    python bench/data_speed.py --nanogpt FOLDER        nanoGPT's openwebtext preparation beside ours
 
-Prints a line per figure as it is known, and a table at the end, which bench/RESULTS.md gets too. CPU seconds are of all
-processes together, so they hold on a busy machine; wall-clock figures need an idle one. The corpus is this Python's
-library, repeated to 75 MB, as JSON lines.
+prepare: one worker against the bare encoder and against nanoGPT. workers: two against one, and the
+bytes that they write. memory: a document of 1 GB, and a million tiny ones. disk: the folder at its
+largest, against what is left. kills: kill -9 at random moments, and run again. bpe: own BPE of
+4,096 ids on the library. shakespeare: small texts from file to shards. fetch: batches from memory
+to int64 buffers. order: an epoch of 10 billion tokens.
+
+Prints a line per figure as it is known, and a table at the end, which bench/RESULTS.md gets too.
+CPU seconds are of all processes together, so they hold on a busy machine; wall-clock figures need
+an idle one. The corpus is this Python's library, repeated to 75 MB, as JSON lines.
 """
 
 import hashlib
@@ -14,23 +20,26 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from bench.results import record_told, tell
-from lathe import cli
+from bench.processes import Child, run_child
+from bench.results import Figures
+from bench.turns import in_turn
+from lathe import ROOT, cli
 from lathe.data.batches import TrainBatches
 from lathe.data.dataset import Stream, open_dataset
 from lathe.data.order import SampleOrder
@@ -38,23 +47,40 @@ from lathe.text.bpe import count_pieces, train_bpe
 from lathe.text.tokenizer import load_tokenizer
 
 PREPARE = [sys.executable, str(ROOT / "prepare" / "text.py")]
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__"}  # of the library
+Part = Literal[
+    "prepare", "workers", "memory", "disk", "kills", "bpe", "shakespeare", "fetch", "order"
+]
 
 
 @dataclass
 class Options:
-    only: list[str] = field(default_factory=list)  # which parts, see below; all where empty
+    """What to measure."""
+
+    only: list[Part] = field(default_factory=list)  # all where empty
     work: str = ""  # folder for the corpora and datasets (5 GB); a temporary one by default
     nanogpt: str = ""  # a checkout of nanoGPT to compare with
-    tokenizer: str = "gpt2"  # of the prepare parts; byte where tiktoken's files cannot be reached
+    # of the prepare parts; byte where tiktoken's files cannot be reached
+    tokenizer: str = "gpt2"
     shakespeare: str = ""  # file of tiny Shakespeare; empty = left out
+    library: str = ""  # folder of Python source; empty = this Python's library
+    scale: float = 1.0  # all sizes and counts times this; below 1 for a quick look
     repeats: int = 3  # of each timing; the best is shown
     save: bool = True  # append the table to bench/RESULTS.md
 
+    def __post_init__(self):
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"scale is {self.scale}: it must be above 0 and at most 1")
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}: it must be 1 or more")
 
-def main(argv=None):
+    def scaled(self, count: float) -> int:
+        return max(1, round(count * self.scale))
+
+
+def main(argv: list[str] | None = None) -> int:
     options = cli.parse(Options, argv, prog="bench/data_speed.py", description=__doc__)
-    parts = {
+    measures = {
         "prepare": measure_prepare,
         "workers": measure_workers,
         "memory": measure_memory,
@@ -65,56 +91,92 @@ def main(argv=None):
         "fetch": measure_fetch,
         "order": measure_order,
     }
-    if unknown := set(options.only) - set(parts):
-        raise ValueError(f"only={' '.join(sorted(unknown))}: the parts are {' '.join(parts)}")
-    work = Path(options.work or tempfile.mkdtemp(prefix="lathe-data-speed-"))
-    work.mkdir(parents=True, exist_ok=True)
+    parts = options.only or get_args(Part)
     load = " ".join(f"{load:.1f}" for load in os.getloadavg())
-    for name in options.only or parts:
-        parts[name](options, work)
-    if not options.work:
-        shutil.rmtree(work)
-    record_told(f"The way of the data: {', '.join(options.only or parts)}", f"Load at the start: {load}.", options.save)
+    notes = f"Load at the start: {load}."
+    if options.scale != 1:
+        notes += f" All sizes and counts times {options.scale:g}."
+
+    figures = Figures()
+    with ExitStack() as stack:
+        folder = options.work
+        if not folder:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lathe-data-speed-"))
+        work = Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            measures[part](options, work, figures)
+    figures.record(f"The way of the data: {', '.join(parts)}", notes, options.save)
+    return 0
 
 
-def library_documents():
-    root = Path(sysconfig.get_path("stdlib"))
-    paths = sorted(p for p in root.rglob("*.py") if not LEFT_OUT & set(p.relative_to(root).parts[:-1]))
-    return [text for p in paths if (text := p.read_bytes().decode(errors="replace"))]
+# -----------------------------------------------------------------------------
+# The corpus, and preparing it
 
 
-def corpus(work):
+def library_documents(options: Options) -> list[str]:
+    root = Path(options.library or sysconfig.get_path("stdlib"))
+    documents = []
+    for path in sorted(root.rglob("*.py")):
+        folders = path.relative_to(root).parts[:-1]
+        if not LEFT_OUT.intersection(folders):
+            text = path.read_bytes().decode(errors="replace")
+            if text:
+                documents.append(text)
+    return documents
+
+
+def n_bytes(documents: list[str]) -> int:
+    return sum(len(document.encode()) for document in documents)
+
+
+def corpus(options: Options, work: Path) -> Path:
     """The library, repeated to 75 MB, each copy marked so that no two documents are equal."""
-    path = work / "corpus.jsonl"
+    size = options.scaled(75_600_000)
+    path = work / f"corpus-{size}.jsonl"
     if not path.exists():
-        documents = library_documents()
-        copies = round(75.6e6 / sum(len(d.encode()) for d in documents))
+        documents = library_documents(options)
+        n_copies = max(1, round(size / n_bytes(documents)))
         with open(path, "w", encoding="utf-8") as file:
-            for copy in range(copies):
+            for copy in range(n_copies):
                 for document in documents:
-                    file.write(json.dumps({"text": f"# copy {copy}\n{document}"}) + "\n")
+                    row = {"text": f"# copy {copy}\n{document}"}
+                    file.write(json.dumps(row) + "\n")
     return path
 
 
-def run(command, **options):
-    """(CPU seconds of the process and its children, wall-clock seconds, standard error) of a command that succeeds."""
-    began = time.monotonic()
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=ROOT, **options)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.monotonic() - began
-        errors.seek(0)
-        text = errors.read().decode(errors="replace")
-    if process.returncode:
-        raise OSError(f"{' '.join(map(str, command))} failed: {text[-2000:]}")
-    return usage.ru_utime + usage.ru_stime, wall, text
-
-
-def prepare(out, source, *more, **options):
+def prepare(out: Path, source: Path, *settings: str) -> Child:
+    """Run prepare/text.py, with its output in a new folder."""
     shutil.rmtree(out, ignore_errors=True)
-    return run([*PREPARE, f"--input={source}", f"--out={out}", *more], **options)
+    return run_child([*PREPARE, f"--input={source}", f"--out={out}", *settings])
 
+
+def shard_hashes(folder: Path) -> dict[str, str]:
+    """{name: sha256} of a dataset's shards, which are read and compared with them."""
+    shards = open_dataset(folder, verify=True).meta["shards"]
+    return {shard["name"]: shard["sha256"] for shard in shards}
+
+
+@contextmanager
+def watching(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call look() every so many seconds, in a thread, while the body runs."""
+    stop = threading.Event()
+
+    def watch():
+        while not stop.wait(seconds):
+            look()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+# -----------------------------------------------------------------------------
+# prepare
 
 BARE = """
 import json, sys, time
@@ -126,231 +188,353 @@ tokenizer.encode("warm")
 began = time.process_time()
 for text in texts:
     {encode}(text)
-print(time.process_time() - began, file=sys.stderr)
+print(time.process_time() - began)
 """
 
-# nanoGPT's script on our corpus: one process, and the two documents that fall into its validation split do not fill
-# the 1,024 batches that it writes; train is complete by then.
+# nanoGPT's script on our corpus: one process, and the two documents that fall into its validation
+# split do not fill the 1,024 batches that it writes; train is complete by then.
 NANOGPT = """
 import datasets, runpy
 real = datasets.load_dataset
 datasets.load_dataset = lambda *a, **k: real("json", data_files={corpus!r}, cache_dir={cache!r})
 try:
-    runpy.run_path({place!r}, run_name="__main__")
+    runpy.run_path({script!r}, run_name="__main__")
 except IndexError:
     pass
 """
 
 
-def measure_prepare(options, work):
-    """Bar 1: one worker against the bare encoder and against nanoGPT."""
-    source = corpus(work)
-    size = sum(len(json.loads(line)["text"].encode()) for line in open(source, encoding="utf-8")) / 1e6
-    bare, ours, walls, theirs, their_walls = [], [], [], [], []
-    encode = "tokenizer.encoding.encode_ordinary" if options.tokenizer != "byte" else "tokenizer.encode"
-    code = BARE.format(root=str(ROOT), path=str(source), tokenizer=options.tokenizer, encode=encode)
-    for _ in range(options.repeats):  # alternately, so that a busy moment meets all of them
-        bare.append(float(run([sys.executable, "-c", code])[2].split()[-1]))
-        more = (f"--tokenizer={options.tokenizer}", "--workers=1")
-        cpu, wall, _ = prepare(work / "one", source, *more)
-        ours.append(cpu)
-        walls.append(wall)
-        if options.nanogpt:
-            place, cache = work / "nanogpt" / "prepare.py", work / "nanogpt-cache"
-            shutil.rmtree(cache, ignore_errors=True)
-            place.parent.mkdir(exist_ok=True)
-            script = (Path(options.nanogpt) / "data" / "openwebtext" / "prepare.py").read_text()
-            place.write_text(script.replace("num_proc = 8", "num_proc = 1"))  # it writes beside itself
-            code_nano = NANOGPT.format(corpus=str(source), cache=str(cache), place=str(place))
-            cpu, wall, _ = run([sys.executable, "-c", code_nano])
-            theirs.append(cpu)
-            their_walls.append(wall)
-    tell("corpus", f"{size:.1f} MB of text")
-    tell(f"bare tiktoken ({options.tokenizer}), encode only", f"{size / min(bare):.1f} MB/s of CPU")
-    tell(
-        "prepare/text.py, whole process, 1 worker", f"{size / min(ours):.1f} MB/s of CPU, {min(walls):.1f} s wall-clock"
+def measure_prepare(options: Options, work: Path, figures: Figures):
+    source = corpus(options, work)
+    with open(source, encoding="utf-8") as file:
+        megabytes = sum(len(json.loads(line)["text"].encode()) for line in file) / 1e6
+    encode = "tokenizer.encode"
+    if options.tokenizer != "byte":
+        encode = "tokenizer.encoding.encode_ordinary"
+    code = BARE.format(
+        root=str(ROOT),
+        path=str(source),
+        tokenizer=options.tokenizer,
+        encode=encode,
     )
-    tell("prepare / bare", f"{min(bare) / min(ours):.1%}")
-    if theirs:
-        tell("nanoGPT, 1 process", f"{size / min(theirs):.1f} MB/s of CPU, {min(their_walls):.1f} s wall-clock")
-        tell(
+
+    def bare() -> Child:
+        child = run_child([sys.executable, "-c", code])
+        child.cpu_seconds = float(child.output.split()[-1])  # of encoding alone
+        return child
+
+    def ours() -> Child:
+        return prepare(work / "one", source, f"--tokenizer={options.tokenizer}", "--workers=1")
+
+    arms = {"bare": bare, "prepare": ours}
+    if options.nanogpt:
+        arms["nanoGPT"] = lambda: prepare_by_nanogpt(options.nanogpt, source, work)
+    children = in_turn(options.repeats, arms)
+    cpu = {arm: min(child.cpu_seconds for child in of_arm) for arm, of_arm in children.items()}
+    wall = {arm: min(child.seconds for child in of_arm) for arm, of_arm in children.items()}
+
+    figures.tell("corpus", f"{megabytes:.1f} MB of text")
+    figures.tell(
+        f"bare tiktoken ({options.tokenizer}), encode only",
+        f"{megabytes / cpu['bare']:.1f} MB/s of CPU",
+    )
+    figures.tell(
+        "prepare/text.py, whole process, 1 worker",
+        f"{megabytes / cpu['prepare']:.1f} MB/s of CPU, {wall['prepare']:.1f} s wall-clock",
+    )
+    figures.tell("prepare / bare", f"{cpu['bare'] / cpu['prepare']:.1%}")
+    if options.nanogpt:
+        figures.tell(
+            "nanoGPT, 1 process",
+            f"{megabytes / cpu['nanoGPT']:.1f} MB/s of CPU, {wall['nanoGPT']:.1f} s wall-clock",
+        )
+        figures.tell(
             "prepare / nanoGPT",
-            f"{min(theirs) / min(ours):.2f} x CPU, {min(their_walls) / min(walls):.2f} x wall-clock",
+            f"{cpu['nanoGPT'] / cpu['prepare']:.2f} x CPU, "
+            f"{wall['nanoGPT'] / wall['prepare']:.2f} x wall-clock",
         )
 
 
-def measure_workers(options, work):
-    """Bars 2 and 5: two workers against one, and the bytes they write."""
-    walls, cpus, hashes, source = {}, {}, {}, work / "300MB"
+def prepare_by_nanogpt(peer: str, source: Path, work: Path) -> Child:
+    cache = work / "nanogpt-cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    script = work / "nanogpt" / "prepare.py"  # it writes beside itself
+    script.parent.mkdir(exist_ok=True)
+    text = Path(peer, "data", "openwebtext", "prepare.py").read_text()
+    script.write_text(text.replace("num_proc = 8", "num_proc = 1"))
+    code = NANOGPT.format(corpus=str(source), cache=str(cache), script=str(script))
+    return run_child([sys.executable, "-c", code])
+
+
+# -----------------------------------------------------------------------------
+# workers
+
+
+def measure_workers(options: Options, work: Path, figures: Figures):
+    source = work / "300MB"
     source.mkdir(exist_ok=True)
     for copy in range(4):
-        shutil.copy(corpus(work), source / f"{copy}.jsonl")
-    for _ in range(options.repeats):
-        for workers in (1, 2):
-            more = (f"--tokenizer={options.tokenizer}", f"--workers={workers}", "--shard_tokens=20000000")
-            cpu, wall, _ = prepare(work / f"w{workers}", source, *more)
-            walls[workers] = min(wall, walls.get(workers, 1e9))
-            cpus[workers] = min(cpu, cpus.get(workers, 1e9))
-    prepare(work / "w4", source, f"--tokenizer={options.tokenizer}", "--workers=4", "--shard_tokens=20000000")
-    for workers in (1, 2, 4):
-        hashes[workers] = shard_hashes(work / f"w{workers}")
-    tell("2 workers / 1 worker, 300 MB", f"{walls[1] / walls[2]:.2f} x ({walls[1]:.1f} s, {walls[2]:.1f} s wall-clock)")
-    tell("CPU seconds, 1 and 2 workers", f"{cpus[1]:.1f}, {cpus[2]:.1f}")
-    same = "identical" if hashes[1] == hashes[2] == hashes[4] else "DIFFERENT"
-    tell(f"sha256 of {len(hashes[1])} shards, workers 1, 2, 4", same)
+        shutil.copy(corpus(options, work), source / f"{copy}.jsonl")
+    settings = [f"--tokenizer={options.tokenizer}", f"--shard_tokens={options.scaled(20_000_000)}"]
+
+    def prepare_by(n_workers: int) -> Child:
+        return prepare(work / f"w{n_workers}", source, *settings, f"--workers={n_workers}")
+
+    children = in_turn(
+        options.repeats, {"one": lambda: prepare_by(1), "two": lambda: prepare_by(2)}
+    )
+    prepare_by(4)
+    wall_of_one = min(child.seconds for child in children["one"])
+    wall_of_two = min(child.seconds for child in children["two"])
+    cpu_of_one = min(child.cpu_seconds for child in children["one"])
+    cpu_of_two = min(child.cpu_seconds for child in children["two"])
+    figures.tell(
+        f"2 workers / 1 worker, {300 * options.scale:g} MB",
+        f"{wall_of_one / wall_of_two:.2f} x ({wall_of_one:.1f} s, {wall_of_two:.1f} s wall-clock)",
+    )
+    figures.tell("CPU seconds, 1 and 2 workers", f"{cpu_of_one:.1f}, {cpu_of_two:.1f}")
+    hashes = [shard_hashes(work / f"w{n_workers}") for n_workers in (1, 2, 4)]
+    same = hashes[0] == hashes[1] == hashes[2]
+    figures.tell(f"sha256 of {len(hashes[0])} shards, workers 1, 2, 4", identical(same))
 
 
-def shard_hashes(folder):
-    return [(s["name"], s["sha256"]) for s in open_dataset(folder, verify=True).meta["shards"]]
+def identical(same: bool) -> str:
+    return "identical" if same else "DIFFERENT"
 
 
-def measure_memory(options, work):
-    """Bar 3: a document of 1 GB, and a million tiny ones."""
-    large, tiny = work / "large.txt", work / "tiny.jsonl"
-    if not large.exists():
-        block = "\n\n".join(library_documents()).encode()
-        with open(large, "wb") as file:
-            while file.tell() < 1e9:
-                file.write(block)
-    if not tiny.exists():
-        with open(tiny, "w") as file:
-            file.writelines(json.dumps({"text": f"tiny document {i}"}) + "\n" for i in range(1_000_000))
-    for name, source in (("one document of 1 GB", large), ("a million tiny documents", tiny)):
-        for workers in (1, 2):
-            peaks = {}
-            stop = threading.Event()
-            watcher = threading.Thread(target=watch_memory, args=(stop, peaks))
-            watcher.start()
-            tokenizer = "byte" if workers == 1 and source == large else options.tokenizer
-            cpu, wall, _ = prepare(work / "memory", source, f"--tokenizer={tokenizer}", f"--workers={workers}")
-            stop.set()
-            watcher.join()
-            figures = ", ".join(f"{peak / 1e6:.0f}" for peak in sorted(peaks.values(), reverse=True)[: workers + 1])
-            tell(f"{name}, {workers} workers, {tokenizer}", f"peak MB per process: {figures} ({wall:.0f} s)")
-        shutil.rmtree(work / "memory")
+# -----------------------------------------------------------------------------
+# memory
+
+
+def measure_memory(options: Options, work: Path, figures: Figures):
+    large = work / "large.txt"
+    large_size = options.scaled(1e9)
+    block = "\n\n".join(library_documents(options)).encode()
+    with open(large, "wb") as file:
+        while file.tell() < large_size:
+            file.write(block)
+    tiny = work / "tiny.jsonl"
+    n_tiny = options.scaled(1e6)
+    with open(tiny, "w") as file:
+        for number in range(n_tiny):
+            file.write(json.dumps({"text": f"tiny document {number}"}) + "\n")
+
+    measure_peaks(f"one document of {large_size / 1e9:g} GB", large, 1, "byte", work, figures)
+    measure_peaks(
+        f"one document of {large_size / 1e9:g} GB", large, 2, options.tokenizer, work, figures
+    )
+    for n_workers in (1, 2):
+        measure_peaks(
+            f"{n_tiny:,} tiny documents", tiny, n_workers, options.tokenizer, work, figures
+        )
     large.unlink()
 
 
-def watch_memory(stop, peaks):
-    """Peak memory of every process that runs prepare/text.py below this one, read from /proc."""
-    while not stop.wait(0.1):
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                command = status.with_name("cmdline").read_bytes()
-                if b"prepare/text.py" in command or b"spawn_main" in command:
-                    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-                    peaks[status.parent.name] = 1024 * int(lines["VmHWM"].split()[0])
-            except (OSError, KeyError):
-                continue  # it has just ended
+def measure_peaks(
+    what: str, source: Path, n_workers: int, tokenizer: str, work: Path, figures: Figures
+):
+    peaks: dict[str, int] = {}  # bytes, by process
+    out = work / "memory"
+    with watching(lambda: look_at_memory(peaks), seconds=0.1):
+        child = prepare(out, source, f"--tokenizer={tokenizer}", f"--workers={n_workers}")
+    shutil.rmtree(out)
+    largest = sorted(peaks.values(), reverse=True)[: n_workers + 1]
+    megabytes = ", ".join(f"{peak / 1e6:.0f}" for peak in largest)
+    figures.tell(
+        f"{what}, {n_workers} workers, {tokenizer}",
+        f"peak MB per process: {megabytes} ({child.seconds:.0f} s)",
+    )
 
 
-def measure_disk(options, work):
-    """Bar 4: the largest size of the folder while it is prepared, against what is left at the end."""
-    out, stop, peak = work / "disk", threading.Event(), [0]
-
-    def watch():
-        while not stop.wait(0.02):
-            try:
-                peak[0] = max(peak[0], sum(p.stat().st_size for p in out.glob("*")))
-            except OSError:
-                continue
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    prepare(out, corpus(work), f"--tokenizer={options.tokenizer}", "--workers=2", "--shard_tokens=5000000")
-    stop.set()
-    watcher.join()
-    final = sum(p.stat().st_size for p in out.glob("*.bin"))
-    tell("disk while preparing / final shards", f"{peak[0] / final:.3f} ({peak[0] / 1e6:.1f} of {final / 1e6:.1f} MB)")
+def look_at_memory(peaks: dict[str, int]):
+    """Put the peak memory so far of every process of prepare/text.py into `peaks`, from /proc."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError, KeyError):  # it has just ended
+            words = status.with_name("cmdline").read_bytes().split(b"\0")
+            is_main = len(words) > 1 and words[1].endswith(b"prepare/text.py")
+            is_worker = len(words) > 2 and b"spawn_main" in words[2]
+            if is_main or is_worker:
+                lines = status.read_text().splitlines()
+                values = dict(line.split(":", 1) for line in lines if ":" in line)
+                kibibytes = int(values["VmHWM"].split()[0])
+                peaks[status.parent.name] = 1024 * kibibytes
 
 
-def measure_kills(options, work, n_kills=20):
-    """Bar 5: kill -9 at random moments and run again, twenty times."""
-    source, out, rng, kills, runs = corpus(work), work / "killed", random.Random(0), 0, 0
-    more = [f"--tokenizer={options.tokenizer}", "--shard_tokens=5000000"]
-    cpu, wall, _ = prepare(work / "straight", source, *more, "--workers=2")
+# -----------------------------------------------------------------------------
+# disk
+
+
+def measure_disk(options: Options, work: Path, figures: Figures):
+    source = corpus(options, work)
+    out = work / "disk"
+    peak = 0
+
+    def look():
+        nonlocal peak
+        with suppress(OSError):  # a file has just been renamed
+            peak = max(peak, folder_size(out, "*"))
+
+    settings = [f"--tokenizer={options.tokenizer}", f"--shard_tokens={options.scaled(5_000_000)}"]
+    with watching(look, seconds=0.02):
+        prepare(out, source, *settings, "--workers=2")
+    final = folder_size(out, "*.bin")
+    figures.tell(
+        "disk while preparing / final shards",
+        f"{peak / final:.3f} ({peak / 1e6:.1f} of {final / 1e6:.1f} MB)",
+    )
+
+
+def folder_size(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))
+
+
+# -----------------------------------------------------------------------------
+# kills
+
+
+def measure_kills(options: Options, work: Path, figures: Figures):
+    source = corpus(options, work)
+    settings = [f"--tokenizer={options.tokenizer}", f"--shard_tokens={options.scaled(5_000_000)}"]
+    straight = prepare(work / "straight", source, *settings, "--workers=2")
+    expected = shard_hashes(work / "straight")
+    out = work / "killed"
     shutil.rmtree(out, ignore_errors=True)
-    while kills < n_kills:
-        command = [*PREPARE, f"--input={source}", f"--out={out}", *more, f"--workers={rng.choice([1, 2])}"]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT)
+    draw = random.Random(0)
+    n_wanted = options.scaled(20)
+    n_killed = 0
+    n_finished = 0
+    while n_killed < n_wanted:
+        workers = f"--workers={draw.choice([1, 2])}"
+        process = subprocess.Popen(
+            [*PREPARE, f"--input={source}", f"--out={out}", *settings, workers],
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
         try:
-            process.wait(timeout=rng.uniform(0.3, wall / 2))
-            if shard_hashes(out) != shard_hashes(work / "straight"):
-                break
-            runs += 1
-            shutil.rmtree(out)
+            process.wait(timeout=draw.uniform(0.3, straight.seconds / 2))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
-            kills += 1
-    run([*PREPARE, f"--input={source}", f"--out={out}", *more])
-    same = "identical" if shard_hashes(out) == shard_hashes(work / "straight") else "DIFFERENT"
-    tell(f"sha256 after {kills} kill -9, {runs + 1} datasets finished", same)
+            n_killed += 1
+            continue
+        if shard_hashes(out) != expected:
+            break
+        n_finished += 1
+        shutil.rmtree(out)
+    run_child([*PREPARE, f"--input={source}", f"--out={out}", *settings])
+    figures.tell(
+        f"sha256 after {n_killed} kill -9, {n_finished + 1} datasets finished",
+        identical(shard_hashes(out) == expected),
+    )
 
 
-def measure_bpe(options, work):
-    """Bar 7: own BPE of 4,096 entries on the library."""
-    documents = library_documents()
-    size = sum(len(d.encode()) for d in documents)
-    best = 1e9
+# -----------------------------------------------------------------------------
+# bpe
+
+
+def measure_bpe(options: Options, work: Path, figures: Figures):
+    documents = library_documents(options)
+    size = n_bytes(documents)
+    best = float("inf")
     for _ in range(options.repeats):
         began = time.process_time()
         counts = count_pieces(documents)
-        counted = time.process_time() - began
+        counted = time.process_time()
         tokenizer = train_bpe(counts, 4096)
         best = min(best, time.process_time() - began)
-    tell(f"own BPE, 4,096 ids, {size / 1e6:.1f} MB", f"{best:.2f} CPU s ({counted:.2f} of it counting)")
-    encoded = [tokenizer.encode_numpy(d) for d in documents]
-    tell("bytes per token", f"{size / sum(map(len, encoded)):.3f}")
+    figures.tell(
+        f"own BPE, 4,096 ids, {size / 1e6:.1f} MB",
+        f"{best:.2f} CPU s ({counted - began:.2f} of it counting)",
+    )
+    encoded = [tokenizer.encode_numpy(document) for document in documents]
+    figures.tell("bytes per token", f"{size / sum(map(len, encoded)):.3f}")
+
     tokenizer.save(work)
-    again = load_tokenizer(work)
-    same = all((again.encode_numpy(d) == e).all() for d, e in zip(documents, encoded, strict=True))
-    back = all(again.decode(e) == d for d, e in zip(documents, encoded, strict=True))
-    tell("ids equal after save and load; decode(encode(x)) = x", f"{same}; {back}")
+    loaded = load_tokenizer(work)
+    equal = True
+    inverse = True
+    for document, ids in zip(documents, encoded, strict=True):
+        equal = equal and np.array_equal(loaded.encode_numpy(document), ids)
+        inverse = inverse and loaded.decode(ids) == document
+    figures.tell("ids equal after save and load; decode(encode(x)) = x", f"{equal}; {inverse}")
 
 
-def measure_shakespeare(options, work):
-    """Bar 8: tiny Shakespeare from file to shards, the whole process."""
+# -----------------------------------------------------------------------------
+# shakespeare
+
+
+def measure_shakespeare(options: Options, work: Path, figures: Figures):
+    """The whole process from file to shards, of tiny Shakespeare and of the library."""
     if options.shakespeare:
-        script, text = ROOT / "prepare" / "shakespeare_char.py", Path(options.shakespeare).resolve()
-        best = (1e9, 1e9)
+        command = [sys.executable, str(ROOT / "prepare" / "shakespeare_char.py")]
+        command += [f"--input={Path(options.shakespeare).resolve()}"]
+        out = work / "shakespeare"
+        children = []
         for _ in range(options.repeats):
-            shutil.rmtree(work / "shakespeare", ignore_errors=True)
-            best = min(best, run([sys.executable, str(script), f"--input={text}", f"--out={work / 'shakespeare'}"])[:2])
-        tell("tiny Shakespeare, file to shards", f"{best[0]:.2f} CPU s, {best[1]:.2f} s wall-clock")
-    shutil.rmtree(work / "stdlib", ignore_errors=True)
-    cpu, wall, _ = run([sys.executable, str(ROOT / "prepare" / "python_stdlib.py"), f"--out={work / 'stdlib'}"])
-    tell("the Python library, files to shards", f"{cpu:.2f} CPU s, {wall:.2f} s wall-clock")
+            shutil.rmtree(out, ignore_errors=True)
+            children.append(run_child([*command, f"--out={out}"]))
+        best = min(children, key=lambda child: child.cpu_seconds)
+        figures.tell(
+            "tiny Shakespeare, file to shards",
+            f"{best.cpu_seconds:.2f} CPU s, {best.seconds:.2f} s wall-clock",
+        )
+    command = [sys.executable, str(ROOT / "prepare" / "python_stdlib.py")]
+    if options.library:
+        command += [f"--input={Path(options.library).resolve()}"]
+    out = work / "stdlib"
+    shutil.rmtree(out, ignore_errors=True)
+    child = run_child([*command, f"--out={out}"])
+    figures.tell(
+        "the Python library, files to shards",
+        f"{child.cpu_seconds:.2f} CPU s, {child.seconds:.2f} s wall-clock",
+    )
 
 
-def measure_fetch(options, work):
-    """Batches from a memory map to int64 buffers, one core."""
+# -----------------------------------------------------------------------------
+# fetch
 
-    class Dataset:
-        train = Stream([np.random.default_rng(0).integers(0, 50257, 50_000_000).astype("<u2")])
+
+def measure_fetch(options: Options, work: Path, figures: Figures):
+    """On one core."""
+    ids = np.random.default_rng(0).integers(0, 50257, options.scaled(50_000_000))
+
+    class Dataset:  # what TrainBatches reads of one
+        train = Stream([ids.astype("<u2")])
         parts = [(train, 1.0)]
 
-    for rows in (12, 32, 64):
-        batches, best = TrainBatches(Dataset, 1024, rows, rows, 0, "cpu"), 1e9
+    block_size = 1024
+    n_steps = options.scaled(200)
+    for n_rows in (12, 32, 64):
+        batches = TrainBatches(Dataset, block_size, n_rows, n_rows, seed=0, device="cpu")
+        best = float("inf")
         for _ in range(5 * options.repeats):
             began = time.process_time()
-            for step in range(200):
-                batches.fetch(step * rows, 0)
-            best = min(best, (time.process_time() - began) / 200)
-        tell(f"fetch B={rows}, T=1024", f"{best * 1e6:.0f} us, {rows * 1024 / best / 1e6:.0f} million tokens/s")
+            for step in range(n_steps):
+                batches.fetch(step * n_rows, 0)
+            best = min(best, (time.process_time() - began) / n_steps)
+        figures.tell(
+            f"fetch B={n_rows}, T={block_size}",
+            f"{best * 1e6:.0f} us, {n_rows * block_size / best / 1e6:.0f} million tokens/s",
+        )
 
 
-def measure_order(options, work):
-    """The order of an epoch of 10 billion tokens."""
-    best = 1e9
+# -----------------------------------------------------------------------------
+# order
+
+
+def measure_order(options: Options, work: Path, figures: Figures):
+    n_tokens = options.scaled(10**10)
+    best = float("inf")
     for _ in range(options.repeats):
         began = time.process_time()
-        order = SampleOrder(10**10, 1024, 0)
-        permutation = order.epoch_order(0)
+        permutation = SampleOrder(n_tokens, 1024, 0).epoch_order(0)
         best = min(best, time.process_time() - began)
-    kept = permutation.nbytes / 1e6
+    megabytes = permutation.nbytes / 1e6
     digest = hashlib.sha256(permutation.tobytes()).hexdigest()[:12]
-    tell("order of 10B tokens, T=1024", f"{best:.2f} CPU s, {kept:.1f} MB kept (sha256 {digest})")
+    figures.tell(
+        f"order of {n_tokens / 1e9:g}B tokens, T=1024",
+        f"{best:.2f} CPU s, {megabytes:.1f} MB kept (sha256 {digest})",
+    )
 
 
 if __name__ == "__main__":
