@@ -1,80 +1,74 @@
-"""Training speed: tokens per second, milliseconds per step, peak memory and MFU of the real training command.
+"""Training speed: tokens per second, time per step, peak memory and MFU of the training command.
 
     python bench/train_speed.py config/shakespeare_char_cpu.toml
-    python bench/train_speed.py gpt2_tiny --peer=PATH_TO_NANOGPT     (alternately with nanoGPT's own train.py)
-    python bench/train_speed.py gpt2_124m_64 --waits=true            (how long the device waits for the host)
+    python bench/train_speed.py gpt2_tiny --peer=PATH_TO_NANOGPT    in turn with nanoGPT's train.py
+    python bench/train_speed.py gpt2_124m_64 --waits=true           the device's wait for the host
 
-A run is a child process without evaluation; the figure of a run is the median over its rows of metrics, which leave out
-evaluations and saves, the first third dropped as warm-up. The figure of an arm is the median over its runs. Memory is
-the process's on a CPU and the device's on a GPU. With --waits one more run is profiled: the share of its last third in
-which no kernel and no copy ran on the GPU or, on a CPU, none of torch's operations.
+A run is a child process without evaluation; the figure of a run is the median over its rows of
+metrics, which leave out evaluations and saves, the first third dropped as warm-up. The figure of an
+arm is the median over its runs. Memory is the process's on a CPU and the device's on a GPU. With
+--waits one more run is profiled: the share of its last third in which no kernel and no copy ran on
+the GPU or, on a CPU, none of torch's operations.
 """
 
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.results import ROOT, record
-from lathe import cli
+from bench import nanogpt
+from bench.processes import absolute, run_child, train
+from bench.results import record
+from bench.turns import in_turn
+from lathe import ROOT, cli
 
-GPT2 = "--position=learned --norm=layernorm --norm_weight=true --activation=gelu --qk_norm=false --bias=false"
-GPT2 += " --tie_weights=true --zero_init=false --optimizer=adamw --learning_rate=1e-3 --weight_decay=0.1"
-# Shapes that nanoGPT has too, under its names: layers, heads, width, block, sequences per step.
+
+@dataclass(frozen=True)
+class Shape:
+    """What nanoGPT's network and ours are given, under the names that both have."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    batch_size: int  # sequences per step
+
+    def settings(self) -> list[str]:
+        return [f"--{name}={value}" for name, value in vars(self).items()]
+
+
 SHAPES = {
-    "gpt2_tiny": (4, 4, 128, 64, 12),  # nanoGPT's CPU setting, 0.8M parameters
-    "gpt2_small": (6, 6, 384, 256, 16),  # its GPU setting for characters, 10M
-    "gpt2_124m": (12, 12, 768, 256, 4),
-    "gpt2_124m_1024": (12, 12, 768, 1024, 4),
-    "gpt2_124m_64": (12, 12, 768, 1024, 64),  # for a large GPU
+    "gpt2_tiny": Shape(4, 4, 128, 64, 12),  # nanoGPT's CPU setting, 0.8M parameters
+    "gpt2_small": Shape(6, 6, 384, 256, 16),  # its GPU setting for characters, 10M
+    "gpt2_124m": Shape(12, 12, 768, 256, 4),
+    "gpt2_124m_1024": Shape(12, 12, 768, 1024, 4),
+    "gpt2_124m_64": Shape(12, 12, 768, 1024, 64),  # for a large GPU
 }
-# `python -c` with this and a script's path and settings runs it, and says what it held of the GPU at most.
-WITH_PEAK = """
-import os, runpy, sys, torch
-sys.argv.pop(0)
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-print("peak", torch.cuda.max_memory_allocated())
-"""
-# The same for ours and a file, to which a trace of the last third of `steps` steps goes.
-WITH_TRACE = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-import train
-kind = torch.profiler.ProfilerActivity
-profiler = torch.profiler.profile(activities=[kind.CUDA if torch.cuda.is_available() else kind.CPU])
-steps, lr_factor = int(sys.argv[3]), train.lr_factor
-def stepping(step, *schedule):  # at the beginning of each step
-    if step == 2 * steps // 3:
-        profiler.start()
-    elif step == steps - 1:
-        profiler.stop()
-    return lr_factor(step, *schedule)
-train.lr_factor = stepping
-train.main(sys.argv[4:])
-profiler.export_chrome_trace(sys.argv[2])
-"""
+# What makes our network nanoGPT's.
+GPT2 = (
+    "--position=learned --norm=layernorm --norm_weight=true --activation=gelu --qk_norm=false "
+    "--bias=false --tie_weights=true --zero_init=false --optimizer=adamw --learning_rate=1e-3 "
+    "--weight_decay=0.1"
+)
 
 
 @dataclass
 class Options:
     """What to time."""
 
-    run: list[str] = field(default_factory=list)  # a preset, or a shape: gpt2_tiny, gpt2_small, gpt2_124m(_1024, _64)
-    peer: str = ""  # folder of nanoGPT, with data/shakespeare_char prepared; its loop is timed alternately
-    peer_dataset: str = "shakespeare_char"  # folder in its data/; one without meta.pkl has GPT-2's vocabulary
-    peer_compile: Literal["auto", "true", "false"] = "auto"  # let nanoGPT compile; auto: on a GPU, as it does by itself
+    # a preset, or a shape: gpt2_tiny, gpt2_small, gpt2_124m(_1024, _64)
+    run: list[str] = field(default_factory=list)
+    # folder of nanoGPT, with data/shakespeare_char prepared; its loop is timed alternately
+    peer: str = ""
+    # folder in its data/; one without meta.pkl has GPT-2's vocabulary
+    peer_dataset: str = "shakespeare_char"
+    # let nanoGPT compile; auto: on a GPU, as it does by itself
+    peer_compile: Literal["auto", "true", "false"] = "auto"
     extra: str = ""  # further settings for our side, such as "--dtype=bfloat16 --compile=true"
     dataset: str = "data/shakespeare_char"  # what our side reads
     steps: int = 60  # optimizer steps a run
@@ -82,125 +76,201 @@ class Options:
     waits: bool = False  # one more run of ours, profiled: how much of a step the device waits
     save: bool = True  # append the table to bench/RESULTS.md
 
+    def __post_init__(self):
+        if self.peer and self.name not in SHAPES:
+            raise ValueError(
+                f"peer needs a shape that nanoGPT has too ({', '.join(SHAPES)}), not {self.name}"
+            )
 
-def run_child(command: list[str], folder: Path, **environment: str) -> tuple[str, int, float]:
-    """Run a command; returns its output, its peak memory in bytes and its seconds. Raises ValueError if it fails."""
-    with open(folder / "output.txt", "w+b") as output:
-        environment, began = {**os.environ, **environment}, time.perf_counter()
-        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    if status:
-        raise ValueError(f"{' '.join(command)} failed:\n{text[-2000:]}")
-    return text, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), seconds
+    @property
+    def name(self) -> str:
+        """Of the shape or preset that is timed."""
+        return self.run[0] if self.run else "gpt2_tiny"
 
 
-def run_nanogpt(peer: str, settings: list[str], *before: str) -> tuple[str, int, float]:
-    """run_child of nanoGPT's train.py and its preset for tiny Shakespeare. before: further arguments of Python's."""
-    home = Path(peer).resolve()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("data", "configurator.py"):  # which it looks for where it is started
-            os.symlink(home / name, f"{folder}/{name}")
-        files = [str(home / "train.py"), str(home / "config" / "train_shakespeare_char.py")]
-        return run_child([sys.executable, *before, *files, *settings, f"--out_dir={folder}/out"], Path(folder))
+@dataclass
+class Speed:
+    """What is measured of a run."""
 
-
-def short_run(settings: list[str], steps: int, dataset: str, folder: str) -> list[str]:
-    """Arguments of our train.py for so many steps and hardly anything else."""
-    quiet = f"--max_steps={steps} --eval_interval={10 * steps} --log_interval=5 --sample_tokens=0 --eval_tokens=1"
-    where = [f"--dataset={Path(dataset).resolve()}", f"--out_dir={folder}/run", "--init_from=scratch"]
-    return [*settings, *quiet.split(), *where]
-
-
-def ours(settings: list[str], steps: int, dataset: str) -> tuple[float, float, int, float]:
-    """(tokens per second, ms per step, peak bytes, MFU or 0) of our train.py."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), *short_run(settings, steps, dataset, folder)]
-        _, memory, _ = run_child(command, Path(folder))
-        rows = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
-    rows = [r for r in rows if "loss" in r and r["step"] > steps / 3]
-    speed = statistics.median(r["tokens_per_second"] for r in rows)
-    memory = rows[-1]["memory"] if torch.cuda.is_available() else memory
-    return speed, rows[-1]["tokens"] / rows[-1]["step"] / speed * 1000, memory, rows[-1].get("mfu", 0)
-
-
-def nanogpt(peer: str, shape: tuple, steps: int, dataset: str, compile: bool) -> tuple[float, float, int, float]:
-    """The same of nanoGPT's train.py, from the milliseconds that it prints for each step; its MFU is left out, since it
-    counts otherwise."""
-    layers, heads, width, block, batch = shape
-    on_gpu = torch.cuda.is_available()
-    settings = f"--dataset={dataset} --device={'cuda' if on_gpu else 'cpu'} --compile={compile} --log_interval=1"
-    settings += f" --eval_iters=1 --eval_interval={10 * steps} --max_iters={steps} --gradient_accumulation_steps=1"
-    settings += f" --block_size={block} --batch_size={batch} --n_layer={layers} --n_head={heads} --n_embd={width}"
-    text, memory, _ = run_nanogpt(peer, [*settings.split(), "--dropout=0.0"], "-c", WITH_PEAK)
-    times = [float(m) for m in re.findall(r"time ([\d.]+)ms", text)][steps // 3 :]
-    ms = statistics.median(times)
-    memory = int(re.findall(r"peak (\d+)", text)[-1]) if on_gpu else memory
-    return batch * block / ms * 1000, ms, memory, 0
-
-
-def waiting(events: list[dict]) -> float:
-    """The share of a trace's time in which nothing ran on the device. events: those of Chrome's trace format."""
-    on_gpu = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    ran = on_gpu or [e for e in events if e.get("cat") == "cpu_op"]
-    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in ran)
-    busy, begin, end = 0.0, *spans[0]
-    for since, until in spans:
-        if since > end:
-            busy, begin = busy + end - begin, since
-        end = max(end, until)
-    return 1 - (busy + end - begin) / (end - spans[0][0])
-
-
-def measure_waiting(settings: list[str], steps: int, dataset: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        trace = f"{folder}/trace.json"
-        command = [sys.executable, "-c", WITH_TRACE, str(ROOT), trace, str(steps)]
-        run_child([*command, *short_run(settings, steps, dataset, folder)], Path(folder))
-        return waiting(json.load(open(trace))["traceEvents"])
+    tokens_per_second: float
+    ms_per_step: float
+    peak_bytes: int
+    mfu: float | None  # None where it is not known
 
 
 def main(argv: list[str] | None = None) -> int:
-    o = cli.parse(Options, argv, prog="bench/train_speed.py", description="Time training.", positional="run")
-    name = (o.run or ["gpt2_tiny"])[0]
-    shape = SHAPES.get(name)
-    settings = [name]
-    if shape:
-        layers, heads, width, block, batch = shape
-        settings = [*GPT2.split(), f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
-        settings += [f"--block_size={block}", f"--batch_size={batch}", f"--micro_batch_size={batch}"]
-    elif o.peer:
-        raise ValueError(f"peer needs a shape that nanoGPT has too ({', '.join(SHAPES)}), not {name}")
-    settings += o.extra.split()
-    arms = {"lathe": lambda: ours(settings, o.steps, o.dataset)}
-    if o.peer:
-        compiled = o.peer_compile == "true" or o.peer_compile == "auto" and torch.cuda.is_available()
-        arms["nanoGPT"] = lambda: nanogpt(o.peer, shape, o.steps, o.peer_dataset, compiled)
-    found = {arm: [] for arm in arms}
-    for repeat in range(o.repeats):
-        for arm, run in arms.items():
-            found[arm].append(run())
-            print(f"run {repeat + 1} of {o.repeats}, {arm}: {found[arm][-1][0]:,.0f} tokens/s", file=sys.stderr)
-    rows = []
-    for arm, runs in found.items():
-        speed, ms, memory, mfu = (statistics.median(column) for column in zip(*runs, strict=True))
-        spread = f"{min(r[0] for r in runs):,.0f} - {max(r[0] for r in runs):,.0f}"
-        rows.append([arm, f"{speed:,.0f}", spread, f"{ms:.1f}", f"{memory / 2**20:,.0f}", f"{mfu:.1%}" if mfu else "-"])
+    options = cli.parse(
+        Options, argv, prog="bench/train_speed.py", description=__doc__, positional="run"
+    )
+
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    settings = our_settings(options)
+    arms = {"lathe": lambda: time_ours(settings, options.steps, on_gpu)}
+    if options.peer:
+        arms["nanoGPT"] = lambda: time_nanogpt(options, on_gpu)
+    speeds = in_turn(
+        options.repeats,
+        arms,
+        describe=lambda speed: f"{speed.tokens_per_second:,.0f} tokens/s",
+    )
+
     notes = ""
-    if o.peer:
-        pairs = [a[0] / b[0] for a, b in zip(found["lathe"], found["nanoGPT"], strict=True)]
-        notes = f"Ratio of speeds, run by run: median {statistics.median(pairs):.2f}, "
-        notes += f"from {min(pairs):.2f} to {max(pairs):.2f}."
-    if o.waits:
-        notes += (
-            f" The device waits {measure_waiting(settings, o.steps, o.dataset):.1%} of the time (one profiled run)."
-        )
+    if options.peer:
+        notes = compare(speeds["lathe"], speeds["nanoGPT"])
+    if options.waits:
+        share = measure_waiting(settings, options.steps)
+        notes += f" The device waits {share:.1%} of the time (one profiled run)."
     print(notes)
     header = ["arm", "tokens/s", "range", "ms/step", "peak MiB", "MFU"]
-    record(f"Training speed, {name}", header, rows, notes.strip(), o.save)
+    rows = [row_of(arm, of_arm) for arm, of_arm in speeds.items()]
+    record(f"Training speed, {options.name}", header, rows, notes.strip(), options.save)
     return 0
+
+
+# -----------------------------------------------------------------------------
+# Runs
+
+
+def our_settings(options: Options) -> list[str]:
+    """Arguments of our train.py for so many steps and hardly anything else."""
+    shape = SHAPES.get(options.name)
+    if shape is None:
+        settings = [absolute(options.name)]
+    else:
+        settings = [*GPT2.split(), *shape.settings(), f"--micro_batch_size={shape.batch_size}"]
+    return [
+        *settings,
+        *options.extra.split(),
+        f"--max_steps={options.steps}",
+        f"--eval_interval={10 * options.steps}",
+        "--log_interval=5",
+        "--sample_tokens=0",
+        "--eval_tokens=1",
+        f"--dataset={Path(options.dataset).resolve()}",
+    ]
+
+
+def time_ours(settings: list[str], steps: int, on_gpu: bool) -> Speed:
+    training = train(settings)
+    rows = [row for row in training.rows if row["step"] > steps / 3]
+    last = rows[-1]
+    speed = statistics.median(row["tokens_per_second"] for row in rows)
+    tokens_per_step = last["tokens"] / last["step"]
+    return Speed(
+        tokens_per_second=speed,
+        ms_per_step=1000 * tokens_per_step / speed,
+        peak_bytes=last["memory"] if on_gpu else training.child.peak_bytes,
+        mfu=last.get("mfu"),
+    )
+
+
+def time_nanogpt(options: Options, on_gpu: bool) -> Speed:
+    """By the milliseconds that it prints for each step. Its MFU, which counts otherwise, is left
+    out."""
+    shape = SHAPES[options.name]
+    compiled = options.peer_compile == "true" or options.peer_compile == "auto" and on_gpu
+    settings = [
+        *shape.settings(),
+        f"--dataset={options.peer_dataset}",
+        f"--device={'cuda' if on_gpu else 'cpu'}",
+        f"--compile={compiled}",
+        "--dropout=0.0",
+        "--gradient_accumulation_steps=1",
+        f"--max_iters={options.steps}",
+        f"--eval_interval={10 * options.steps}",
+        "--eval_iters=1",
+        "--log_interval=1",
+    ]
+    child = nanogpt.train(options.peer, settings, tell_peak=True)
+    times = nanogpt.step_times(child.output)
+    ms = statistics.median(times[options.steps // 3 :])
+    return Speed(
+        tokens_per_second=1000 * shape.batch_size * shape.block_size / ms,
+        ms_per_step=ms,
+        peak_bytes=nanogpt.peak_on_gpu(child.output) if on_gpu else child.peak_bytes,
+        mfu=None,
+    )
+
+
+# -----------------------------------------------------------------------------
+# How long the device waits
+
+# `python -c` with this, a file, a number of steps and settings trains, and writes a trace of the
+# last third of the steps to the file. The rate is asked for at the beginning of each step.
+WITH_TRACE = """
+import sys, torch, train
+trace, steps = sys.argv[1], int(sys.argv[2])
+kind = torch.profiler.ProfilerActivity
+profiler = torch.profiler.profile(activities=[kind.CUDA if torch.cuda.is_available() else kind.CPU])
+lr_factor = train.lr_factor
+def stepping(step, *schedule):
+    if step == 2 * steps // 3:
+        profiler.start()
+    elif step == steps - 1:
+        profiler.stop()
+    return lr_factor(step, *schedule)
+train.lr_factor = stepping
+train.main(sys.argv[3:])
+profiler.export_chrome_trace(trace)
+"""
+
+
+def measure_waiting(settings: list[str], steps: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        command = [sys.executable, "-c", WITH_TRACE, str(trace), str(steps), *settings]
+        command += [f"--out_dir={folder}/run", "--init_from=scratch"]
+        run_child(command, folder, PYTHONPATH=str(ROOT))
+        return waiting(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
+
+
+def waiting(events: list[dict]) -> float:
+    """The share of a trace's time in which nothing ran on the device.
+
+    events: those of Chrome's trace format, ts and dur in microseconds.
+    """
+    on_gpu = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    on_cpu = [e for e in events if e.get("cat") == "cpu_op"]
+    events = sorted(on_gpu or on_cpu, key=lambda event: event["ts"])
+    first = events[0]["ts"]
+    until = first  # up to here it is known when something ran
+    idle = 0.0
+    for event in events:
+        idle += max(0.0, event["ts"] - until)
+        until = max(until, event["ts"] + event["dur"])
+    return idle / (until - first)
+
+
+# -----------------------------------------------------------------------------
+# The table
+
+
+def row_of(arm: str, speeds: list[Speed]) -> list[str]:
+    of_runs = [speed.tokens_per_second for speed in speeds]
+    ms = statistics.median(speed.ms_per_step for speed in speeds)
+    peak_bytes = statistics.median(speed.peak_bytes for speed in speeds)
+    mfu = "-"
+    if speeds[0].mfu is not None:
+        mfu = f"{statistics.median(speed.mfu for speed in speeds):.1%}"
+    return [
+        arm,
+        f"{statistics.median(of_runs):,.0f}",
+        f"{min(of_runs):,.0f} - {max(of_runs):,.0f}",
+        f"{ms:.1f}",
+        f"{peak_bytes / 2**20:,.0f}",
+        mfu,
+    ]
+
+
+def compare(ours: list[Speed], peers: list[Speed]) -> str:
+    pairs = zip(ours, peers, strict=True)
+    ratios = [run.tokens_per_second / peer.tokens_per_second for run, peer in pairs]
+    return (
+        f"Ratio of speeds, run by run: median {statistics.median(ratios):.2f}, "
+        f"from {min(ratios):.2f} to {max(ratios):.2f}."
+    )
 
 
 if __name__ == "__main__":

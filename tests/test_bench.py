@@ -4,6 +4,7 @@ import pytest
 from tiny_run import ROOT, SMALL, make_dataset
 
 from bench import ablate, results, train_speed
+from bench.ablate import Point
 
 SLOW = "slow: learning_rate=0.00001, optimizer=adamw"
 
@@ -17,10 +18,13 @@ def test_an_arm_has_a_name_or_its_settings_are_the_name():
 
 
 def test_the_way_to_a_target_is_read_between_evaluations():
-    curve = [(10, 3.0, 1.0), (20, 2.0, 2.0), (30, 2.5, 3.0), (40, 1.0, 4.0)]
-    assert ablate.reached(curve, 2.5) == (15, 1.5)
-    assert ablate.reached(curve, 3.5) == (10, 1.0) and ablate.reached(curve, 2.0) == (20, 2.0)
-    assert ablate.reached(curve, 1.5) == pytest.approx((30 + 10 * 2 / 3, 3 + 2 / 3))
+    curve = [Point(10, 3.0, 1.0), Point(20, 2.0, 2.0), Point(30, 2.5, 3.0), Point(40, 1.0, 4.0)]
+    assert ablate.reached(curve, 2.5) == Point(15, 2.5, 1.5)
+    assert ablate.reached(curve, 3.5) == curve[0]
+    assert ablate.reached(curve, 2.0) == curve[1]
+    point = ablate.reached(curve, 1.5)
+    assert point.step == pytest.approx(30 + 10 * 2 / 3)
+    assert point.seconds == pytest.approx(3 + 2 / 3)
     assert ablate.reached(curve, 0.9) is None
 
 
