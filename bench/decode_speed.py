@@ -1,51 +1,65 @@
-"""Sampling speed of a network of GPT-2's shape (124M, random weights), against transformers and nanoGPT.
+"""Sampling speed of a network of GPT-2's shape, against transformers and nanoGPT.
 
-    python bench/decode_speed.py --peer=PATH_TO_NANOGPT                    everything that this machine can show
+    python bench/decode_speed.py --peer=PATH_TO_NANOGPT      everything that this machine can show
     python bench/decode_speed.py --only batch1 --repeats=3
     python bench/decode_speed.py --only quality --run=out/modern --dataset=data/python_stdlib
 
-batch1: one text, against transformers' generate, and the share of the limit that memory sets: each token reads every
-weight once. context: one text at 64 and at 500 tokens, against nanoGPT. ten: nanoGPT's default command, 10 samples of
-500 tokens; of nanoGPT's, which come one by one, a single one is timed and counted ten times. quality: validation loss
-of a trained run with each type of weights. start: from the command to the first token, and peak memory. gpu: tokens
-per second and share of the bandwidth on CUDA. Contestants run in turn, `repeats` times; the medians are shown.
+batch1: one text, against transformers' generate, and the share of the limit that memory sets: each
+token reads every weight once. context: one text at 64 and at 500 tokens, against nanoGPT. ten:
+nanoGPT's default command, 10 samples of 500 tokens; of nanoGPT's, which come one by one, a single
+one is timed and counted ten times. quality: validation loss of a trained run with each type of
+weights. start: from the command to the first token, and peak memory. gpu: tokens per second and
+share of the bandwidth on CUDA.
+
+Contestants run in turn, `repeats` times; the medians are shown. Weights are random, 124M of them.
+Without --peer, context, ten and start are left out or, named in --only, show lathe alone.
 """
 
-import importlib.util
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.results import ROOT, record
+from bench.gpt2 import Shape
 from lathe import cli
+
+Part = Literal["batch1", "context", "ten", "quality", "start", "gpu"]
 
 
 @dataclass
-class Options:
+class Options(Shape):
     """What to time."""
 
-    only: list[str] = field(default_factory=list)  # batch1, context, ten, quality, start, gpu; empty = all possible
+    # --- measurement
+    only: list[Part] = field(default_factory=list)  # empty = all that are possible
     peer: str = ""  # folder of nanoGPT
     run: str = ""  # trained run, for quality
     dataset: str = ""  # its prepared dataset; empty = the run's own
     tokens: int = 200  # new tokens of a text
     repeats: int = 5
+    read_mib: int = 1024  # memory that is read to find its bandwidth
     save: bool = True  # append the tables to bench/RESULTS.md
 
 
 PARSER = dict(prog="bench/decode_speed.py", description=__doc__)
-if __name__ == "__main__":
+if __name__ == "__main__":  # torch takes seconds; --help and mistakes need not wait
     options = cli.parse_before_imports(Options, **PARSER)
+
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
 
 import torch
 
-from lathe import cli
+from bench import nanogpt
+from bench.gpt2 import VOCAB_SIZE, random_gpt2
+from bench.processes import Child, run_child
+from bench.results import record
+from bench.turns import in_turn
+from lathe import ROOT
 from lathe.data.dataset import open_dataset
 from lathe.run import checkpoint, devices
 from lathe.text.tokenizer import load_tokenizer
@@ -54,64 +68,94 @@ from lathe.use.generation import generate
 from lathe.use.quantize import choose_weights, prepare_weights
 from lathe.use.sampling import Sampling
 from lathe.use.validation import validation
-from model import GPT, GPT2, GPTConfig
+from model import GPT, GPTConfig
 
 SAMPLING = dict(temperature=0.8, top_k=200)
-DTYPES = ("float32", "bfloat16", "float16", "int8")
-TIMED = """
-import os, subprocess, sys, time
-began = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, usage = os.wait4(process.pid, 0)
-print(time.perf_counter() - began, usage.ru_maxrss)
-sys.exit(status != 0)
-"""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # of a weight
 
 
-def lathe(dtype: str, shape: dict | None = None, device: str = "cpu") -> GPT:
-    torch.manual_seed(0)
-    return prepare_weights(GPT(GPTConfig(**GPT2, **(shape or {}))).eval().to(device), dtype)
+def main(argv: list[str] | None = None) -> int:
+    return measure(cli.parse(Options, argv, **PARSER))
 
 
-def ours(model: GPT, context: int, tokens: int, samples: int = 1, compiled: bool = False) -> tuple[float, float]:
-    """(seconds of all, seconds behind the first token) for `tokens` more behind `context` tokens, `samples` at once."""
+def measure(options: Options) -> int:
+    measures = {
+        "batch1": measure_batch1,
+        "context": measure_context,
+        "ten": measure_ten,
+        "quality": measure_quality,
+        "start": measure_start,
+        "gpu": measure_gpu,
+    }
+    for part in options.only or get_args(Part):
+        needed = missing(part, options)
+        if needed:
+            print(f"{part}: left out, it needs {needed}", file=sys.stderr)
+        else:
+            measures[part](options)
+    return 0
+
+
+def missing(part: str, options: Options) -> str:
+    """What a part needs and does not have; "" if it can be measured."""
+    if part == "quality" and not options.run:
+        return "--run"
+    if part in ("context", "ten", "start") and not options.only and not options.peer:
+        return "--peer"
+    if part == "gpu" and not torch.cuda.is_available():
+        return "a CUDA device"
+    return ""
+
+
+# -----------------------------------------------------------------------------
+# Decoding, timed
+
+
+@dataclass
+class Seconds:
+    whole: float
+    after_first: float  # after the first tokens
+
+
+def decode(
+    model: GPT, n_context: int, n_new: int, n_samples: int = 1, compiled: bool = False
+) -> Seconds:
+    """Time n_new tokens after n_context, of so many samples at once."""
+    prompt = list(range(1, n_context + 1))
     began = time.perf_counter()
     steps = generate(
-        model, [list(range(1, context + 1))], samples, tokens, Sampling(**SAMPLING), batch_size=samples,
+        model,
+        [prompt],
+        n_samples,
+        n_new,
+        Sampling(**SAMPLING),
+        batch_size=n_samples,
         compiled=compiled,
-    )  # fmt: skip
-    next(steps)
+    )
+    n_tokens = len(next(steps))
     first = time.perf_counter()
-    made = samples + sum(map(len, steps))
-    assert made == tokens * samples
-    return time.perf_counter() - began, time.perf_counter() - first
+    for tokens in steps:
+        n_tokens += len(tokens)
+    end = time.perf_counter()
+    assert n_tokens == n_new * n_samples
+    return Seconds(end - began, end - first)
 
 
-def transformers_model(dtype: torch.dtype, device: str = "cpu"):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config()).eval().to(device, dtype)
-
-
-@torch.inference_mode()
-def theirs(model, context: int, tokens: int) -> float:
-    ids = torch.arange(1, context + 1, device=model.device).unsqueeze(0)
-    began = time.perf_counter()
-    model.generate(ids, do_sample=True, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0, **SAMPLING)
-    return time.perf_counter() - began
+def possible_types() -> list[str]:
+    """Types of weights that this processor can decode with."""
+    types = []
+    for dtype in BYTES:
+        try:
+            choose_weights(dtype, torch.device("cpu"))
+            types.append(dtype)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+    return types
 
 
-def nanogpt(peer: str):
-    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(peer) / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module, module.GPT(module.GPTConfig(vocab_size=50257, dropout=0.0, bias=True)).eval()
-
-
-def read_bandwidth(device: str = "cpu") -> float:
-    """Bytes per second of summing 1 GiB: the best of several."""
-    data = torch.ones(1 << 28, device=device)
+def read_bandwidth(mebibytes: int, device: str = "cpu") -> float:
+    """Bytes per second of summing so much memory: the best of several."""
+    data = torch.ones(mebibytes << 18, device=device)
     best = 0.0
     for _ in range(8):
         began = time.perf_counter()
@@ -120,177 +164,296 @@ def read_bandwidth(device: str = "cpu") -> float:
     return best
 
 
-def weight_bytes(model: GPT, dtype: str, positions: float) -> float:
-    """Bytes that one token reads: the matrices, and keys and values of the positions before it."""
-    c = model.config
-    on_cpu = model.transformer.wte.weight.is_cpu
-    element, head = 4 if on_cpu else 2, 2 if on_cpu and dtype == "int8" else BYTES[dtype]  # bytes of a cached number
+def bytes_read(c: GPTConfig, dtype: str, positions: float, on_cpu: bool = True) -> float:
+    """By one token: the matrices, and keys and values of the positions before it."""
+    of_weight = BYTES[dtype]
+    of_head_weight = 2 if on_cpu and dtype == "int8" else of_weight
+    of_cached = 4 if on_cpu else 2
     matrices = c.n_layer * (4 * c.n_embd**2 + 2 * c.n_embd * c.n_hidden)
-    return (
-        matrices * BYTES[dtype]
-        + c.n_embd * c.padded_vocab_size * head
-        + 2 * c.n_layer * c.n_kv_head * c.head_dim * element * positions
+    head = c.n_embd * c.padded_vocab_size
+    cached = 2 * c.n_layer * c.n_kv_head * c.head_dim * positions
+    return matrices * of_weight + head * of_head_weight + cached * of_cached
+
+
+# -----------------------------------------------------------------------------
+# batch1
+
+
+def measure_batch1(options: Options):
+    n_new = options.tokens
+    n_context = 16
+    models = {dtype: prepare_weights(random_gpt2(options), dtype) for dtype in possible_types()}
+    peers = {dtype: transformers_model(options, dtype) for dtype in ("float32", "bfloat16")}
+    contestants = {}
+    for dtype, model in models.items():
+        contestants[f"lathe {dtype}"] = lambda model=model: (
+            n_new / decode(model, n_context, n_new).whole
+        )
+    for dtype, peer in peers.items():
+        contestants[f"transformers {dtype}"] = lambda peer=peer: (
+            n_new / decode_by_transformers(peer, n_context, n_new)
+        )
+    speeds = in_turn(options.repeats, contestants, warm_up=True)
+    medians = {name: statistics.median(of_one) for name, of_one in speeds.items()}
+    bandwidth = read_bandwidth(options.read_mib)
+
+    config = models["float32"].config
+    base = medians["transformers float32"]
+    rows = []
+    for name, speed in medians.items():
+        dtype = name.split()[1]
+        same_type = medians.get(f"transformers {dtype}", base)
+        limit = bandwidth / bytes_read(config, dtype, n_context + n_new / 2)
+        rows.append(
+            [
+                name,
+                f"{speed:.1f}",
+                f"{speed / base:.2f}",
+                f"{speed / same_type:.2f}",
+                f"{speed / limit:.0%}",
+            ]
+        )
+    record(
+        "Decoding one text",
+        [
+            "one text",
+            "tokens/s",
+            "x transformers float32",
+            "x transformers same type",
+            "of the memory limit",
+        ],
+        rows,
+        f"GPT-2 {options.size_name}, {n_new} new tokens after {n_context}; memory read at "
+        f"{bandwidth / 1e9:.1f} GB/s, {torch.get_num_threads()} threads.",
+        options.save,
     )
 
 
-def in_turn(repeats: int, contestants: dict) -> dict[str, list[float]]:
-    """{name: what its function returned, each repeat}, all once before the clock counts."""
-    for run in contestants.values():
-        run()
-    out = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            out[name].append(run())
-    return out
+def transformers_model(shape: Shape, dtype: str) -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(**shape.sizes)).eval().to(getattr(torch, dtype))
 
 
-def possible() -> list[str]:
-    names = []
-    for dtype in DTYPES:
-        try:
-            names.append(choose_weights(dtype, torch.device("cpu"))[0])
-        except ValueError as error:
-            print(error, file=sys.stderr)
-    return names
+@torch.inference_mode()
+def decode_by_transformers(model: torch.nn.Module, n_context: int, n_new: int) -> float:
+    """Seconds."""
+    ids = torch.arange(1, n_context + 1).unsqueeze(0)
+    began = time.perf_counter()
+    model.generate(
+        ids,
+        do_sample=True,
+        min_new_tokens=n_new,
+        max_new_tokens=n_new,
+        pad_token_id=0,
+        **SAMPLING,
+    )
+    return time.perf_counter() - began
 
 
-def batch1(o: Options):
-    n, context = o.tokens, 16
-    models = {dtype: lathe(dtype) for dtype in possible()}
-    contestants = {f"lathe {d}": lambda m=m: n / ours(m, context, n)[0] for d, m in models.items()}
-    for dtype in ("float32", "bfloat16"):
-        peer = transformers_model(getattr(torch, dtype))
-        contestants[f"transformers {dtype}"] = lambda m=peer: n / theirs(m, context, n)
-    speeds, bandwidth = in_turn(o.repeats, contestants), read_bandwidth()
+# -----------------------------------------------------------------------------
+# context, ten
+
+
+@torch.no_grad()
+def decode_by_nanogpt(model: torch.nn.Module, n_context: int, n_new: int) -> float:
+    """Seconds."""
+    ids = torch.arange(1, n_context + 1).unsqueeze(0)
+    began = time.perf_counter()
+    model.generate(ids, n_new, **SAMPLING)
+    return time.perf_counter() - began
+
+
+def nanogpt_model(options: Options) -> torch.nn.Module:
+    return nanogpt.load_model(options.peer, vocab_size=VOCAB_SIZE, **options.sizes)
+
+
+def measure_context(options: Options):
+    model = prepare_weights(random_gpt2(options), "float32")
+    peer = nanogpt_model(options) if options.peer else None
     rows = []
-    for name, found in speeds.items():
-        dtype, speed = name.split()[1], statistics.median(found)
-        base = statistics.median(speeds["transformers float32"])
-        same = statistics.median(speeds.get(f"transformers {dtype}", [base]))
-        limit = bandwidth / weight_bytes(next(iter(models.values())), dtype, context + n / 2)
-        rows.append([name, f"{speed:.1f}", f"{speed / base:.2f}", f"{speed / same:.2f}", f"{speed / limit:.0%}"])
-    header = ["one text", "tokens/s", "x transformers float32", "x transformers same type", "of the memory limit"]
-    notes = f"GPT-2 124M, {n} new tokens behind {context}; memory read at {bandwidth / 1e9:.1f} GB/s"
-    record("Decoding one text", header, rows, f"{notes}, {torch.get_num_threads()} threads.", o.save)
-
-
-def context(o: Options):
-    model, (_, peer) = lathe("float32"), nanogpt(o.peer)
-    rows = []
-    for length, n in ((64, 16), (500, 8)):
-
-        @torch.no_grad()
-        def nano(length=length, n=n):
-            ids = torch.arange(1, length + 1).unsqueeze(0)
-            began = time.perf_counter()
-            peer.generate(ids, n, temperature=0.8, top_k=200)
-            return n / (time.perf_counter() - began)
-
-        contestants = {"lathe": lambda length=length: 40 / ours(model, length, 41)[1], "nanoGPT": nano}
-        found = {name: statistics.median(v) for name, v in in_turn(o.repeats, contestants).items()}
-        a, b = found["lathe"], found["nanoGPT"]
-        rows.append([length, f"{a:.1f}", f"{b:.2f}", f"{a / b:.1f}"])
-    header = ["tokens of context", "lathe tokens/s", "nanoGPT tokens/s", "ratio"]
-    record("Decoding at a context, float32", header, rows, "GPT-2 124M; tokens behind the first.", o.save)
-
-
-def ten(o: Options):
-    model, (_, peer) = lathe("float32"), nanogpt(o.peer)
-    seconds = min(ours(model, 1, 500, samples=10)[0] for _ in range(2))
-    with torch.no_grad():
-        began = time.perf_counter()
-        peer.generate(torch.ones(1, 1, dtype=torch.long), 500, temperature=0.8, top_k=200)
-        theirs = 10 * (time.perf_counter() - began)
-    rows = [
-        ["lathe", f"{seconds:.1f}", f"{theirs / seconds:.1f}"],
-        ["nanoGPT (one sample, times ten)", f"{theirs:.0f}", 1],
-    ]
-    record("10 samples of 500 tokens, float32", ["", "seconds", "speed"], rows, "GPT-2 124M.", o.save)
-
-
-def quality(o: Options):
-    source = find_model(o.run)
-    dataset = open_dataset(o.dataset or source.state["settings"]["dataset"])
-    run, rows, base = devices.Runtime(torch.device("cpu"), torch.float32), [], None
-    for dtype in possible():
-        model = prepare_weights(source.load(), dtype)
-        loss = validation(model, dataset, run, 8)["loss"]
-        base = base or loss
-        rows.append([dtype, f"{loss:.5f}", f"{loss / base - 1:+.3%}"])
-    record("Validation loss by type of weights", ["weights", "loss", "against float32"], rows, f"{source.folder.name}.", o.save)
-
-
-def start(o: Options):
-    module, peer = nanogpt(o.peer)
-    with tempfile.TemporaryDirectory() as work:
-        tokenizer, model = load_tokenizer("gpt2"), GPT(GPTConfig(**GPT2))
-        state = {"step": 1, "samples": 1, "model": asdict(model.config), "settings": {}, "val_loss": None}
-        state["tokenizer"] = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
-        checkpoint.save(work, model.state_dict(), {}, state, tokenizer)
-        arguments = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, bias=True, vocab_size=50257, dropout=0.0)
-        torch.save({"model": peer.state_dict(), "model_args": arguments}, Path(work) / "ckpt.pt")
-        common = ["--num_samples=1", "--max_new_tokens=1", "--device=cpu", "--dtype=float32"]
-        commands = {
-            "lathe": ([sys.executable, "sample.py", f"--out_dir={work}", "--prompt=Hello", *common], ROOT),
-            "nanoGPT": ([sys.executable, "sample.py", f"--out_dir={work}", "--start=Hello", *common], Path(o.peer)),
+    for n_context, n_by_peer in ((64, 16), (500, 8)):
+        contestants = {
+            "lathe": lambda n_context=n_context: 40 / decode(model, n_context, 41).after_first
         }
+        if peer is not None:
+            contestants["nanoGPT"] = lambda n_context=n_context, n_by_peer=n_by_peer: (
+                n_by_peer / decode_by_nanogpt(peer, n_context, n_by_peer)
+            )
+        speeds = in_turn(options.repeats, contestants, warm_up=True)
+        medians = {name: statistics.median(of_one) for name, of_one in speeds.items()}
+        row = [n_context, f"{medians['lathe']:.1f}", "-", "-"]
+        if peer is not None:
+            row[2] = f"{medians['nanoGPT']:.2f}"
+            row[3] = f"{medians['lathe'] / medians['nanoGPT']:.1f}"
+        rows.append(row)
+    record(
+        "Decoding at a context, float32",
+        ["tokens of context", "lathe tokens/s", "nanoGPT tokens/s", "ratio"],
+        rows,
+        f"GPT-2 {options.size_name}; tokens after the first.",
+        options.save,
+    )
 
-        def child(name):
-            words, folder = commands[name]
-            # A small process in between: a child's peak memory counts from that of its parent.
-            done = subprocess.run([sys.executable, "-c", TIMED, *words], cwd=folder, capture_output=True, text=True)
-            if done.returncode:
-                raise ValueError(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
-            seconds, peak = done.stdout.split()[-2:]
-            return float(seconds), int(peak) * (1 if sys.platform == "darwin" else 1024)
 
-        found = in_turn(o.repeats, {name: lambda name=name: child(name) for name in commands})
+def measure_ten(options: Options):
+    model = prepare_weights(random_gpt2(options), "float32")
+    seconds = min(decode(model, 1, 500, n_samples=10).whole for _ in range(2))
+    rows = [["lathe", f"{seconds:.1f}", "-"]]
+    if options.peer:
+        by_peer = 10 * decode_by_nanogpt(nanogpt_model(options), 1, 500)
+        rows[0][2] = f"{by_peer / seconds:.1f}"
+        rows.append(["nanoGPT (one sample, times ten)", f"{by_peer:.0f}", 1])
+    record(
+        "10 samples of 500 tokens, float32",
+        ["", "seconds", "speed"],
+        rows,
+        f"GPT-2 {options.size_name}.",
+        options.save,
+    )
+
+
+# -----------------------------------------------------------------------------
+# quality
+
+
+def measure_quality(options: Options):
+    source = find_model(options.run)
+    dataset = open_dataset(options.dataset or source.state["settings"]["dataset"])
+    run = devices.Runtime(torch.device("cpu"), torch.float32)
+    losses = {}
+    for dtype in possible_types():
+        model = prepare_weights(source.load(), dtype)
+        losses[dtype] = validation(model, dataset, run, micro_batch_size=8)["loss"]
+    rows = []
+    for dtype, loss in losses.items():
+        rows.append([dtype, f"{loss:.5f}", f"{loss / losses['float32'] - 1:+.3%}"])
+    record(
+        "Validation loss by type of weights",
+        ["weights", "loss", "against float32"],
+        rows,
+        f"{source.folder.name}.",
+        options.save,
+    )
+
+
+# -----------------------------------------------------------------------------
+# start
+
+
+def measure_start(options: Options):
+    model = random_gpt2(options)
+    common = ["--num_samples=1", "--max_new_tokens=1", "--device=cpu", "--dtype=float32"]
+    with tempfile.TemporaryDirectory() as work:
+        save_checkpoint(model, work)
+        sample = [sys.executable, "sample.py", f"--out_dir={work}", *common]
+        contestants = {"lathe": lambda: run_child([*sample, "--prompt=Hello"], ROOT)}
+        if options.peer:
+            save_nanogpt_checkpoint(options, work)
+            contestants["nanoGPT"] = lambda: run_child([*sample, "--start=Hello"], options.peer)
+        children = in_turn(options.repeats, contestants, warm_up=True)
     allowed = 1.3 * 4 * model.n_params() + 400e6
-    rows = [
-        [name, f"{statistics.median(s for s, _ in runs):.2f}", f"{max(m for _, m in runs) / 1e6:,.0f}"]
-        for name, runs in found.items()
+    record(
+        "From the command to its first token",
+        ["", "seconds", "peak MB"],
+        [start_row(name, of_one) for name, of_one in children.items()],
+        f"GPT-2 {options.size_name}, float32, files in memory; 1.3 x weights + 400 MB is "
+        f"{allowed / 1e6:,.0f} MB.",
+        options.save,
+    )
+
+
+def save_checkpoint(model: GPT, out_dir: str):
+    tokenizer = load_tokenizer("gpt2")
+    state = {
+        "step": 1,
+        "samples": 1,
+        "model": asdict(model.config),
+        "settings": {},
+        "val_loss": None,
+        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
+    }
+    checkpoint.save(out_dir, model.state_dict(), {}, state, tokenizer)
+
+
+def save_nanogpt_checkpoint(options: Options, out_dir: str):
+    arguments = {
+        **options.sizes,
+        "block_size": 1024,
+        "bias": True,
+        "vocab_size": VOCAB_SIZE,
+        "dropout": 0.0,
+    }
+    weights = nanogpt_model(options).state_dict()
+    torch.save({"model": weights, "model_args": arguments}, Path(out_dir, "ckpt.pt"))
+
+
+def start_row(name: str, children: list[Child]) -> list[str]:
+    seconds = statistics.median(child.seconds for child in children)
+    peak_bytes = max(child.peak_bytes for child in children)
+    return [name, f"{seconds:.2f}", f"{peak_bytes / 1e6:,.0f}"]
+
+
+# -----------------------------------------------------------------------------
+# gpu
+
+
+@dataclass
+class OnGPU:
+    """A network that decodes on CUDA."""
+
+    name: str
+    shape: Shape
+    n_samples: int
+    compiled: bool
+
+
+def measure_gpu(options: Options):
+    small = Shape()
+    large = Shape(n_layer=48, n_head=25, n_embd=1600)
+    cases = [
+        OnGPU("124M", small, n_samples=1, compiled=False),
+        OnGPU("124M", small, n_samples=1, compiled=True),
+        OnGPU("124M", small, n_samples=64, compiled=True),
+        OnGPU("1.5B", large, n_samples=1, compiled=True),
     ]
-    notes = f"GPT-2 124M, float32, files in memory; 1.3 x weights + 400 MB is {allowed / 1e6:,.0f} MB."
-    record("From the command to its first token", ["", "seconds", "peak MB"], rows, notes, o.save)
+    bandwidth = read_bandwidth(options.read_mib, "cuda")
+    rows = [gpu_row(case, options.repeats, bandwidth) for case in cases]
+    record(
+        "Decoding on CUDA, bfloat16",
+        ["network", "texts", "", "tokens/s", "of bandwidth", "s before the first"],
+        rows,
+        f"memory read at {bandwidth / 1e12:.2f} TB/s",
+        options.save,
+    )
 
 
-def gpu(o: Options):
-    bandwidth, rows = read_bandwidth("cuda"), []
-    shapes = {"124M": {}, "1.5B": dict(n_layer=48, n_head=25, n_embd=1600)}
-    for name, samples, compiled in (("124M", 1, False), ("124M", 1, True), ("124M", 64, True), ("1.5B", 1, True)):
-        model, n = lathe("bfloat16", shapes[name], "cuda"), 256
-        began = time.perf_counter()
-        ours(model, 16, 8, samples, compiled)
-        ready = time.perf_counter() - began
-        speeds = []
-        for _ in range(o.repeats):  # every call captures its graphs anew: a long text minus a short one leaves decoding
-            short, long = (ours(model, 16, tokens, samples, compiled)[0] for tokens in (64, n))
-            speeds.append(samples * (n - 64) / (long - short))
-        speed = statistics.median(speeds)
-        share = speed / samples * weight_bytes(model, "bfloat16", 16 + 160 * samples) / bandwidth
-        words = [name, samples, "compiled" if compiled else "captured", f"{speed:,.0f}", f"{share:.0%}", f"{ready:.1f}"]
-        rows.append(words)
-        del model
-    header = ["network", "texts", "", "tokens/s", "of bandwidth", "s before the first"]
-    record("Decoding on CUDA, bfloat16", header, rows, f"memory read at {bandwidth / 1e12:.2f} TB/s", o.save)
+def gpu_row(case: OnGPU, repeats: int, bandwidth: float) -> list:
+    model = prepare_weights(random_gpt2(case.shape).to("cuda"), "bfloat16")
 
+    def seconds(n_new: int) -> float:
+        return decode(model, 16, n_new, case.n_samples, case.compiled).whole
 
-def main(argv: list[str] | None = None) -> int:
-    return measure(cli.parse(Options, argv, **PARSER))
-
-
-def measure(o: Options) -> int:
-    needs = {"batch1": "", "context": "peer", "ten": "peer", "quality": "run", "start": "peer", "gpu": ""}
-    if unknown := set(o.only) - set(needs):
-        raise ValueError(f"only is {', '.join(unknown)}: choose among {', '.join(needs)}")
-    for name, needed in needs.items():
-        if o.only and name not in o.only or not o.only and name == "gpu" and not torch.cuda.is_available():
-            continue
-        if needed and not getattr(o, needed):
-            print(f"{name}: left out, it needs --{needed}", file=sys.stderr)
-            continue
-        globals()[name](o)
-    return 0
+    before_first = seconds(8)
+    # Every call captures its graphs anew: a long text minus a short one leaves decoding.
+    short = 64
+    long = 256
+    speeds = []
+    for _ in range(repeats):
+        of_short = seconds(short)
+        of_long = seconds(long)
+        speeds.append(case.n_samples * (long - short) / (of_long - of_short))
+    speed = statistics.median(speeds)
+    positions = 16 + (short + long) / 2 * case.n_samples
+    n_bytes = bytes_read(model.config, "bfloat16", positions, on_cpu=False)
+    return [
+        case.name,
+        case.n_samples,
+        "compiled" if case.compiled else "captured",
+        f"{speed:,.0f}",
+        f"{speed / case.n_samples * n_bytes / bandwidth:.0%}",
+        f"{before_first:.1f}",
+    ]
 
 
 if __name__ == "__main__":

@@ -1,80 +1,137 @@
-"""Measure the pages of visualize.py: seconds and size of a 124M model's page, and of five long runs'.
+"""Measure the pages of visualize.py: time and size of a 124M model's page, and of five long runs'.
 
     python bench/page_speed.py            GPT-2's shape with random weights, on the CPU
     python bench/page_speed.py --out DIR  keeps the pages
 
-GPT-2's encoding is fetched, or comes from TIKTOKEN_CACHE_DIR. Loading and building the model are not counted.
+GPT-2's encoding is fetched, or comes from TIKTOKEN_CACHE_DIR. Loading and building the model are
+not counted.
 """
 
 import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from bench.gpt2 import Shape, random_gpt2
 from bench.results import record
-from lathe import cli
+from lathe import ROOT, cli
 
 
 @dataclass
-class Options:
+class Options(Shape):
+    """What to draw."""
+
+    # --- pages
+    tokenizer: str = "gpt2"  # byte needs no files
+    tokens: list[int] = field(default_factory=lambda: [64, 256])  # of the texts of a model's pages
+    points: int = 10_000  # training rows of each run
     out: str = ""  # folder that keeps the pages
     save: bool = False  # append to bench/RESULTS.md
 
 
-def long_run(folder: Path, points: int, seed: int) -> Path:
-    """A run's metrics with as much noise as real ones have."""
-    random = np.random.default_rng(seed)
-    folder.mkdir()
-    with open(folder / "metrics.jsonl", "w") as file:
-        for step in range(1, points + 1):
-            row = {"step": step, "tokens": step * 65536, "loss": 3 + 5 / step + random.normal() * 0.05, "lr": 1e-3}
-            row |= {"grad_norm": abs(random.normal()), "tokens_per_second": 1e5 + 1e3 * random.normal()}
-            file.write(json.dumps({**row, "elapsed": round(step * 0.61, 3), "memory": 10**9}) + "\n")
-            if step % 100 == 0:
-                file.write(json.dumps({"step": step, "val_loss": 3 + 5 / step, "elapsed": step * 0.61}) + "\n")
-    return folder
+@dataclass
+class Page:
+    """A page that was made."""
+
+    title: str
+    file_name: str
+    html: str
+    seconds: float
+
+    def row(self) -> list[str]:
+        megabytes = len(self.html.encode()) / 1e6
+        return [self.title, f"{self.seconds:.1f}", f"{megabytes:.2f}"]
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     options = cli.parse(Options, argv, prog="bench/page_speed.py", description=__doc__)
+
     import torch
 
+    pages = [*model_pages(options), runs_page(options.points)]
+    record(
+        "Pages",
+        ["page", "seconds", "MB"],
+        [page.row() for page in pages],
+        f"{torch.get_num_threads()} threads.",
+        options.save,
+    )
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        for page in pages:
+            (folder / page.file_name).write_text(page.html, encoding="utf-8")
+    return 0
+
+
+def timed_page(title: str, file_name: str, draw: Callable[[], str]) -> Page:
+    began = time.perf_counter()
+    html = draw()
+    return Page(title, file_name, html, time.perf_counter() - began)
+
+
+def model_pages(options: Options) -> list[Page]:
+    """Pages of a model that reads the first tokens of model.py."""
     from lathe.text.tokenizer import load_tokenizer
-    from model import GPT, GPT2, GPTConfig
     from pages.model_page import model_page
     from pages.options import ModelOptions
+
+    tokenizer = load_tokenizer(options.tokenizer)
+    name = options.size_name
+    model = random_gpt2(options, tokenizer.vocab_size)
+    ids = tokenizer.encode((ROOT / "model.py").read_text(encoding="utf-8"))
+    pages = []
+    for n_tokens in options.tokens:
+        prompt = tokenizer.decode(ids[: n_tokens - 1])  # end-of-text comes before it
+        how = ModelOptions(prompt=prompt)
+        page = timed_page(
+            f"model, {name}, {n_tokens} tokens",
+            f"model-{n_tokens}.html",
+            lambda how=how: model_page(model, tokenizer, name, {}, how),
+        )
+        pages.append(page)
+    return pages
+
+
+def runs_page(n_points: int) -> Page:
+    """The page of five runs."""
     from pages.run_page import run_page
 
-    tokenizer = load_tokenizer("gpt2")
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**GPT2))
-    ids = tokenizer.encode((ROOT / "model.py").read_text(encoding="utf-8"))
-    rows, pages = [], {}
-    for tokens in (64, 256):
-        prompt = tokenizer.decode(ids[: tokens - 1])
-        began = time.perf_counter()
-        pages[f"model-{tokens}"] = model_page(model, tokenizer, "124M", {}, ModelOptions(prompt=prompt))
-        rows.append([f"model, 124M, {tokens} tokens", time.perf_counter() - began])
     with tempfile.TemporaryDirectory() as folder:
-        runs = [long_run(Path(folder) / f"run{i}", 10_000, i) for i in range(5)]
-        began = time.perf_counter()
-        pages["runs"] = run_page(runs)
-        rows.append(["5 runs x 10,000 points", time.perf_counter() - began])
-    sizes = [len(page.encode()) / 1e6 for page in pages.values()]
-    rows = [[name, f"{seconds:.1f}", f"{size:.2f}"] for (name, seconds), size in zip(rows, sizes, strict=True)]
-    record("Pages", ["page", "seconds", "MB"], rows, f"{torch.get_num_threads()} threads.", save=options.save)
-    if options.out:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-        for name, page in pages.items():
-            (Path(options.out) / f"{name}.html").write_text(page, encoding="utf-8")
-    return 0
+        runs = [Path(folder, f"run{i}") for i in range(5)]
+        for seed, run in enumerate(runs):
+            write_run(run, n_points, seed)
+        return timed_page(f"5 runs x {n_points:,} points", "runs.html", lambda: run_page(runs))
+
+
+def write_run(folder: Path, n_points: int, seed: int):
+    """A run's metrics with as much noise as real ones have."""
+    draw = np.random.default_rng(seed)
+    folder.mkdir()
+    with open(folder / "metrics.jsonl", "w") as file:
+        for step in range(1, n_points + 1):
+            loss = 3 + 5 / step
+            row = {
+                "step": step,
+                "tokens": step * 65536,
+                "loss": loss + draw.normal() * 0.05,
+                "lr": 1e-3,
+                "grad_norm": abs(draw.normal()),
+                "tokens_per_second": 1e5 + 1e3 * draw.normal(),
+                "elapsed": round(step * 0.61, 3),
+                "memory": 10**9,
+            }
+            file.write(json.dumps(row) + "\n")
+            if step % 100 == 0:
+                row = {"step": step, "val_loss": loss, "elapsed": step * 0.61}
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
