@@ -1,20 +1,276 @@
-"""What the commands that measure promise about their arithmetic; the figures themselves are bench/RESULTS.md's."""
+"""The commands that measure: each runs, here on small sizes, and counts what it says that it counts.
+
+The figures themselves are bench/RESULTS.md's.
+"""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from xml.etree import ElementTree
 
 import pytest
-from tiny_run import ROOT, SMALL, make_dataset
+from tiny_run import ROOT, SMALL, command, finished, make_dataset
 
-from bench import ablate, results, train_speed
+from bench import ablate, nanogpt, results, time_to_loss, train_speed
 from bench.ablate import Point
+from bench.processes import run_child
+from bench.turns import in_turn
 
+COMMANDS = sorted(
+    path.stem for path in (ROOT / "bench").glob("*.py") if "cli.run(" in path.read_text()
+)
+KEPT_RUN = ROOT / "tests" / "kept" / "run"
+TIKTOKEN_FILES = ROOT.parent / "shared" / "data" / "tiktoken"
+QUICKSTART = ROOT / "config" / "quickstart.toml"
 SLOW = "slow: learning_rate=0.00001, optimizer=adamw"
+
+
+# -----------------------------------------------------------------------------
+# Small runs
+
+
+@dataclass
+class Table:
+    header: list[str]
+    rows: list[dict[str, str]]  # by the header
+
+    def column(self, name: str) -> list[str]:
+        return [row[name] for row in self.rows]
+
+
+def tables(text: str) -> list[Table]:
+    """The tables in what a command printed; one may follow another at once."""
+    found = []
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if re.fullmatch(r"\|[-|]+\|", line):  # below a header
+            found.append(Table(cells(lines[i - 1]), []))
+        is_header = i + 1 < len(lines) and lines[i + 1].startswith("|-")
+        if line.startswith("| ") and not is_header:
+            row = zip(found[-1].header, cells(line), strict=True)
+            found[-1].rows.append(dict(row))
+    return found
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def bench(line: str) -> tuple[str, list[Table]]:
+    """What a command of bench/ prints, and the tables in it; it is a process with one thread."""
+    name, *words = shlex.split(line)
+    code, out, err = finished(command(ROOT / "bench" / f"{name}.py", *words))
+    assert code == 0, err
+    return out, tables(out)
+
+
+def check(table: Table, header: str, arms: list[str]):
+    """A row for each arm, whose name begins so, and figures that are finite."""
+    assert table.header == header.split(" | ")
+    names = table.column(table.header[0])
+    assert len(names) == len(arms)
+    for name, arm in zip(names, arms, strict=True):
+        assert name.startswith(arm)
+    for row in table.rows:
+        figures = " ".join(list(row.values())[1:])
+        assert re.search(r"\d|identical|True", figures)
+        assert not re.search(r"\b(nan|inf|None|False|DIFFERENT)\b", figures)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> str:
+    """A small dataset, for training."""
+    return make_dataset(tmp_path_factory.mktemp("bench") / "texts")
+
+
+def training(**changed) -> str:
+    """Settings of a training run that takes a second, as --extra takes them."""
+    settings = {**SMALL, "n_layer": 1, "warmup_steps": 0, **changed}
+    settings.pop("eval_interval")
+    return shlex.quote(" ".join(f"--{name}={value}" for name, value in settings.items()))
+
+
+TINY = "--n_layer=1 --n_head=2 --n_embd=32"
+
+
+@pytest.mark.slow
+def test_ablate_compares_a_recipe_with_itself(texts):
+    line = f"ablate {QUICKSTART} --dataset={texts} --extra={training(n_layer=2)}"
+    line += f" --seeds=2 --evals=4 --at_once=2 --save=false --without {shlex.quote(SLOW)}"
+    _, (table,) = bench(line)
+    header = "arm | final val loss | less the base's | seconds in all | steps to target | "
+    check(table, header + "seconds to target | reached", ["base", "slow"])
+    base, arm = table.rows
+    assert float(arm["final val loss"].split()[0]) > float(base["final val loss"].split()[0])
+    assert (base["reached"], arm["reached"]) == ("1 of 2", "0 of 2")
+    assert arm["seconds to target"] == "-"
+    assert float(arm["less the base's"].split()[0]) > 0
+
+
+@pytest.mark.slow
+def test_checkpoint_speed_saves_and_trains_meanwhile(tmp_path):
+    line = f"checkpoint_speed {TINY} --vocab_size=64 --only save stall --repeats=2 --save=false"
+    _, (table,) = bench(f"{line} --work={tmp_path}")
+    arms = ["save: torch.save", "save: torch.save and fsync", "save: verified save"]
+    arms += ["save: verified / torch.save", "save: verified / torch.save and fsync"]
+    arms += ["stall: training waits for a save", "stall: on disk and verified"]
+    arms += ["stall: a step alone, and while a save is written"]
+    check(table, "what | figure", arms)
+    assert not list(tmp_path.iterdir()), "nothing is left"
+
+
+@pytest.mark.slow
+def test_checkpoint_speed_trains_on_two_ranks():
+    settings = training(max_steps=4, micro_batch_size=4)
+    line = f"checkpoint_speed --only scaling --runs=1 --save=false --extra={settings}"
+    _, (table,) = bench(line)
+    check(table, "what | figure", ["scaling: tokens/s of one rank", "scaling: two ranks / one"])
+
+
+@pytest.mark.slow
+def test_data_speed_measures_all_its_parts(tmp_path):
+    line = f"data_speed --library={ROOT / 'lathe'} --scale=0.002 --tokenizer=byte --repeats=1"
+    line += f" --shakespeare={ROOT / 'LICENSE'} --work={tmp_path} --save=false"
+    _, (table,) = bench(line)
+    arms = ["corpus", "bare tiktoken (byte)", "prepare/text.py", "prepare / bare"]
+    arms += ["2 workers / 1 worker, 0.6 MB", "CPU seconds, 1 and 2 workers", "sha256 of"]
+    arms += [f"one document of 0.002 GB, {n} workers" for n in (1, 2)]
+    arms += [f"2,000 tiny documents, {n} workers" for n in (1, 2)]
+    arms += ["disk while preparing", "sha256 after 1 kill -9", "own BPE", "bytes per token"]
+    arms += ["ids equal after save", "tiny Shakespeare", "the Python library"]
+    arms += ["fetch B=12", "fetch B=32", "fetch B=64", "order of 0.02B tokens"]
+    check(table, "what | figure", arms)
+
+
+@pytest.mark.slow
+def test_decode_speed_times_one_text_with_each_type_of_weights():
+    line = f"decode_speed {TINY} --only batch1 --tokens=4 --repeats=1 --read_mib=8 --save=false"
+    _, (table,) = bench(line)
+    header = "one text | tokens/s | x transformers float32 | x transformers same type | "
+    arms = [name for name in table.column("one text") if name.startswith("lathe")]
+    assert {"lathe float32", "lathe int8"} <= set(arms)
+    arms += ["transformers float32", "transformers bfloat16"]
+    check(table, header + "of the memory limit", arms)
+
+
+@pytest.mark.slow
+def test_decode_speed_shows_lathe_alone_without_a_peer():
+    line = f"decode_speed {TINY} --only context ten quality --repeats=1 --save=false"
+    line += f" --run={KEPT_RUN} --dataset={KEPT_RUN.parent / 'dataset'}"
+    _, (context, ten, quality) = bench(line)
+    header = "tokens of context | lathe tokens/s | nanoGPT tokens/s | ratio"
+    check(context, header, ["64", "500"])
+    check(ten, " | seconds | speed", ["lathe"])
+    check(quality, "weights | loss | against float32", quality.column("weights"))
+    assert quality.rows[0]["weights"] == "float32"
+    assert quality.rows[0]["against float32"] == "+0.000%"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not TIKTOKEN_FILES.is_dir(), reason=f"the gpt2 vocabulary is not in {TIKTOKEN_FILES}"
+)
+def test_decode_speed_times_a_whole_command(monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_FILES))
+    _, (table,) = bench(f"decode_speed {TINY} --only start --repeats=1 --save=false")
+    check(table, " | seconds | peak MB", ["lathe"])
+
+
+@pytest.mark.slow
+def test_eval_speed_scores_in_three_ways_that_agree():
+    _, (table,) = bench("eval_speed --only small --items=4 --rounds=1 --save=false")
+    header = "model | one by one | item by item | in batches | batches / one by one | "
+    check(table, header + "same choices | max difference, nats", ["make run's"])
+    assert table.rows[0]["same choices"] == "yes"
+    assert float(table.rows[0]["max difference, nats"]) < 1e-3
+
+
+@pytest.mark.slow
+def test_page_speed_draws_and_keeps_its_pages(tmp_path):
+    line = f"page_speed {TINY} --tokenizer=byte --tokens 16 --points=200 --save=false"
+    _, (table,) = bench(f"{line} --out={tmp_path}")
+    check(table, "page | seconds | MB", ["model, 1 layers x 32, 16 tokens", "5 runs x 200 points"])
+    for name in ("model-16.html", "runs.html"):
+        assert "<html" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_pictures_draws_a_kept_run(tmp_path):
+    bench(f"pictures {KEPT_RUN} --out={tmp_path} --prompt='ba ne da ko'")
+    for name in ("curves.svg", "heads.svg"):
+        assert len(list(ElementTree.parse(tmp_path / name).iter())) > 10
+
+
+@pytest.mark.slow
+def test_time_to_loss_says_whether_a_run_had_the_target(texts):
+    line = f"time_to_loss {QUICKSTART} --dataset={texts} --seeds=1 --save=false"
+    out, (table,) = bench(f"{line} --target=100 --extra={training(max_steps=6)}")
+    check(table, "arm | seed | seconds | val loss | <= 100.0 | peak MiB", ["lathe"])
+    (row,) = table.rows
+    assert row["seed"] == "1337" and row["<= 100.0"] == "reached"
+    assert f"Median {row['seconds']} s" in out
+
+
+@pytest.mark.slow
+def test_train_speed_times_and_profiles_steps(texts):
+    extra = shlex.quote("--n_layer=1 --block_size=32 --dtype=float32")
+    line = f"train_speed {QUICKSTART} --dataset={texts} --steps=12 --repeats=1 --waits=true"
+    out, (table,) = bench(f"{line} --extra={extra} --save=false")
+    check(table, "arm | tokens/s | range | ms/step | peak MiB | MFU", ["lathe"])
+    (row,) = table.rows
+    tokens_per_second = float(row["tokens/s"].replace(",", ""))
+    tokens_per_step = tokens_per_second * float(row["ms/step"]) / 1000
+    assert tokens_per_step == pytest.approx(16 * 32, rel=0.01)
+    assert row["MFU"] == "-"
+    share = re.search(r"The device waits ([\d.]+)% of the time", out)[1]
+    assert 0 < float(share) < 100
+
+
+# -----------------------------------------------------------------------------
+# Help and mistakes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_mistakes_are_answered_before_torch_is_imported(name):
+    script = ROOT / "bench" / f"{name}.py"
+    asked = command("-X", "importtime", script, "--help")
+    mistaken = command(script, "--no_such_setting=1")
+    code, out, imported = finished(asked)
+    assert code == 0
+    assert out.startswith(f"usage: bench/{name}.py")
+    assert not re.search(r"\| +torch$", imported, re.MULTILINE)
+    code, out, err = finished(mistaken)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and "no_such_setting" in err
+
+
+@pytest.mark.parametrize(
+    "module, words, said",
+    [
+        (ablate, [QUICKSTART], "at least one arm"),
+        (ablate, [QUICKSTART, "--without", "a: beta1=0.8", "a: beta1=0.9"], "two arms have one"),
+        (train_speed, [QUICKSTART, "--peer=/nanoGPT"], "peer needs a shape"),
+        (time_to_loss, ["--seeds=0"], "seeds is 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(module, words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main([str(word) for word in words])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# -----------------------------------------------------------------------------
+# What is counted
 
 
 def test_an_arm_has_a_name_or_its_settings_are_the_name():
     assert ablate.read_arm(SLOW) == ("slow", ["--learning_rate=0.00001", "--optimizer=adamw"])
-    assert ablate.read_arm("init_from=hf:x,seed=2") == (
-        "init_from=hf:x,seed=2",
-        ["--init_from=hf:x", "--seed=2"],
-    )
+    name, settings = ablate.read_arm("init_from=hf:x,seed=2")
+    assert name == "init_from=hf:x,seed=2"
+    assert settings == ["--init_from=hf:x", "--seed=2"]
 
 
 def test_the_way_to_a_target_is_read_between_evaluations():
@@ -30,82 +286,92 @@ def test_the_way_to_a_target_is_read_between_evaluations():
 
 def test_a_mean_comes_with_its_standard_error():
     assert ablate.mean_and_error([1.0, 2.0, 3.0], 2) == "2.00 +- 0.58"
-    assert (ablate.mean_and_error([1.0], 1), ablate.mean_and_error([], 1)) == ("1.0", "-")
+    assert ablate.mean_and_error([1.0], 1) == "1.0"
+    assert ablate.mean_and_error([], 1) == "-"
+
+
+def test_the_time_in_which_nothing_ran_on_the_device_is_counted_once():
+    # Overlapping, and one within another: (begin, length)
+    kernels = [(100, 10), (105, 20), (150, 50), (160, 10), (240, 10)]
+    events = [{"cat": "kernel", "ts": begin, "dur": length} for begin, length in kernels]
+    events += [{"cat": "cpu_op", "ts": 0, "dur": 1000}, {"ph": "M", "name": "process_name"}]
+    assert train_speed.waiting(events) == pytest.approx(1 - (25 + 50 + 10) / 150)
+    on_cpu = [{"cat": "cpu_op", "ts": 0, "dur": 10}, {"cat": "cpu_op", "ts": 15, "dur": 5}]
+    assert train_speed.waiting(on_cpu) == 0.25
+
+
+def test_arms_take_turns_and_a_warm_up_does_not_count(capsys):
+    calls = []
+
+    def arm(name: str):
+        calls.append(name)
+        return len(calls)
+
+    arms = {"a": lambda: arm("a"), "b": lambda: arm("b")}
+    measured = in_turn(2, arms, warm_up=True, describe=lambda call: f"call {call}")
+    assert calls == ["a", "b"] * 3
+    assert measured == {"a": [3, 5], "b": [4, 6]}
+    assert "run 2 of 2, b: call 6" in capsys.readouterr().err
+
+
+def test_a_child_is_measured_by_itself(tmp_path):
+    code = "import os, sys; block = b'x' * 40_000_000; print(os.getcwd(), os.environ['WORD'])"
+    child = run_child([sys.executable, "-c", code], tmp_path, WORD="here")
+    assert child.output == f"{tmp_path} here\n"
+    assert 40e6 < child.peak_bytes < 100e6, "not its parent's, which has torch"
+    assert child.cpu_seconds > 0 and child.seconds > 0
+
+
+def test_a_child_that_fails_is_an_error_with_its_last_words():
+    with pytest.raises(ValueError, match="failed:\nno such thing"):
+        run_child([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
+
+
+# As nanoGPT prints it.
+PRINTED = """\
+number of parameters: 0.80M
+step 0: train loss 4.1676, val loss 4.1649
+iter 0: loss 4.1852, time 1036.42ms, mfu -100.00%
+iter 1: loss 4.1641, time 41.07ms, mfu -100.00%
+step 250: train loss 2.0123, val loss 2.0519
+iter 250: loss 2.0551, time 40.93ms, mfu 0.11%
+step 500: train loss 1.9500, val loss 2.0625
+peak 2048
+"""
+
+
+def test_what_nanogpt_prints_is_read():
+    assert nanogpt.step_times(PRINTED) == [1036.42, 41.07, 40.93]
+    assert nanogpt.val_losses(PRINTED) == [4.1649, 2.0519, 2.0625]
+    assert nanogpt.peak_on_gpu(PRINTED) == 2048
+
+
+def test_a_comparison_is_by_pairs():
+    ours = [train_speed.Speed(speed, 1.0, 1, None) for speed in (100.0, 300.0)]
+    peers = [train_speed.Speed(speed, 1.0, 1, None) for speed in (50.0, 100.0)]
+    assert "median 2.50, from 2.00 to 3.00" in train_speed.compare(ours, peers)
+    ours = [time_to_loss.Run(seconds, 1.8, 1) for seconds in (2.0, 4.0)]
+    peers = [time_to_loss.Run(seconds, 1.9, 1) for seconds in (20.0, 60.0)]
+    assert time_to_loss.summary(ours, []) == "Median 3.0 s"
+    said = "Median 3.0 s against 40.0 s: 12.5 times faster, pair by pair 10.0 to 15.0"
+    assert time_to_loss.summary(ours, peers) == said
+
+
+# -----------------------------------------------------------------------------
+# RESULTS.md
 
 
 def test_figures_told_one_by_one_become_one_entry(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(sys, "argv", ["bench/x.py", "--peer=/a/b/nanoGPT", "--repeats=2"])
     figures = results.Figures()
     figures.tell("speed", "3 MB/s")
     assert "3 MB/s" in capsys.readouterr().err, "as soon as it is known"
     figures.record("Data", "A note.")
     entry = (tmp_path / "RESULTS.md").read_text()
-    assert "## Data" in entry and "| speed | 3 MB/s |" in entry and "commit" in entry
-    assert entry.endswith("A note.\n")
-
-
-def test_the_time_in_which_nothing_ran_on_the_device_is_counted_once():
-    kernels = [
-        (100, 10),
-        (105, 20),
-        (150, 50),
-        (160, 10),
-        (240, 10),
-    ]  # overlapping, and one within another
-    events = [{"cat": "kernel", "ts": ts, "dur": dur} for ts, dur in kernels]
-    events += [{"cat": "cpu_op", "ts": 0, "dur": 1000}, {"ph": "M", "name": "process_name"}]
-    assert train_speed.waiting(events) == pytest.approx(1 - (25 + 50 + 10) / 150)
-    assert (
-        train_speed.waiting(
-            [{"cat": "cpu_op", "ts": 0, "dur": 10}, {"cat": "cpu_op", "ts": 15, "dur": 5}]
-        )
-        == 0.25
+    assert entry.startswith(
+        "\n## Data\n\n| what  | figure |\n|-------|--------|\n| speed | 3 MB/s |"
     )
-
-
-@pytest.mark.slow
-def test_a_step_is_timed_and_profiled(tmp_path, capsys):
-    data = make_dataset(tmp_path / "data")
-    words = [
-        str(ROOT / "config" / "quickstart.toml"),
-        f"--dataset={data}",
-        "--steps=12",
-        "--repeats=1",
-        "--waits=true",
-    ]
-    assert (
-        train_speed.main(
-            [*words, "--save=false", "--extra=--n_layer=1 --block_size=32 --dtype=float32"]
-        )
-        == 0
-    )
-    note, *table = capsys.readouterr().out.splitlines()
-    header, row = ([cell.strip() for cell in table[i].split("|")[1:-1]] for i in (0, 2))
-    row = dict(zip(header, row, strict=True))
-    speed, ms = float(row["tokens/s"].replace(",", "")), float(row["ms/step"])
-    assert speed * ms / 1000 == pytest.approx(16 * 32, rel=0.01) and row["MFU"] == "-"
-    assert 0 < float(note.split()[3].rstrip("%")) < 100
-
-
-@pytest.mark.slow
-def test_a_recipe_is_compared_with_itself(tmp_path, capsys):
-    data = make_dataset(tmp_path / "data")
-    extra = " ".join(f"--{name}={value}" for name, value in {**SMALL, "warmup_steps": 0}.items())
-    words = [
-        str(ROOT / "config" / "quickstart.toml"),
-        f"--dataset={data}",
-        f"--extra={extra}",
-        "--seeds=2",
-    ]
-    assert ablate.main([*words, "--evals=4", "--save=false", "--at_once=2", "--without", SLOW]) == 0
-    table = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in capsys.readouterr().out.splitlines()
-    ]
-    assert table[3][0] == "slow"
-    base, arm = (dict(zip(table[0], row, strict=True)) for row in table[2:])
-    assert float(arm["final val loss"].split()[0]) > float(base["final val loss"].split()[0])
-    assert (base["reached"], arm["reached"]) == ("1 of 2", "0 of 2") and arm[
-        "seconds to target"
-    ] == "-"
-    assert float(arm["less the base's"].split()[0]) > 0
+    assert "`python bench/x.py --peer=.../nanoGPT --repeats=2`" in entry
+    assert "torch" in entry and "commit" in entry
+    assert entry.endswith("  \nA note.\n")
