@@ -54,7 +54,7 @@ from lathe.run.parallel import (
     parallelize,
     total_norm,
 )
-from lathe.run.plan import RESUMING, Plan, resolve
+from lathe.run.plan import RESUMING, Plan
 from lathe.run.process import (
     StopSignals,
     Watchdog,
@@ -69,14 +69,7 @@ from lathe.run.provenance import log_start
 from lathe.use.find_model import FoundModel
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
-from lathe.use.start import (
-    build_model,
-    check_tokenizer,
-    choose_network,
-    find_start,
-    open_start,
-    without_weights,
-)
+from lathe.use.start import build_model, find_start, open_start, plan_run
 from lathe.use.tasks import Task, open_tasks
 from lathe.use.validation import validation
 from model import GPT
@@ -156,7 +149,10 @@ class Run:
 
 
 def set_up(settings: Settings, contexts: ExitStack) -> Run:
-    """Decide, build and open all that training needs; contexts gets what must be closed again."""
+    """Decide, build and open all that training needs; contexts gets what must be closed again.
+
+    Long because it is a list: what comes later needs what came before, and each is made once.
+    """
     if settings.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", 1)) < 2:
         raise ValueError(
             "parallel is fsdp, which shards over processes: "
@@ -165,52 +161,37 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     runtime = devices.start(settings.device, settings.dtype, settings.rank_timeout, training=True)
     say = Progress(settings.max_steps, enabled=runtime.is_main).print
 
-    # What is learned from, and what is begun with: rank 0 holds the folder and decides for all.
+    # Data, the weights to begin with, and a plan. Rank 0 holds the folder and decides for all.
     dataset = find_dataset(settings)
-    tokenizer = dataset.tokenizer()
     ranks.on_main(lambda: claim_folder(settings, contexts))
     start = open_start(ranks.on_main(lambda: find_start(settings, say)), settings.block_size)
-    resumed = start is not None and settings.init_from in RESUMING
-    state = TrainState(wandb_run_id=os.urandom(4).hex())
-    if resumed:
-        state = read_position(start, settings, dataset)
-    if start is not None:
-        check_tokenizer(dataset, start)
-
-    # What the settings leave open
-    config = choose_network(settings, dataset.vocab_size, tokenizer.eot_id, start)
-    shapes = without_weights(config, settings)
-    plan = resolve(settings, runtime, shapes, start.state if resumed else None)
+    plan = plan_run(settings, runtime, dataset, start)
     s = plan.settings
+    state = TrainState(wandb_run_id=os.urandom(4).hex())
+    if plan.resumed:
+        state = read_position(start, settings, dataset)
     contexts.enter_context(memory_levers(s))
 
-    # The network and its optimizers
+    # The network and what moves it
     seed_everything(s.seed)
     model = build_model(plan, start)
-    tasks = open_tasks(
-        s.eval_tasks, tokenizer, [tokenizer.eot_id], config.block_size, 0, dataset.template
-    )
-    batches = TrainBatches(
-        dataset, s.block_size, s.batch_size, s.micro_batch_size, s.seed,
-        runtime.device, runtime.rank, runtime.world_size,
-    )  # fmt: skip
+    tasks = find_tasks(plan, dataset)
+    batches = make_batches(plan, dataset, runtime)
     blocks = model.transformer.h
     checkpoint_activations(blocks, s.activation_checkpointing)
     network = parallelize(model.train(), blocks, s.parallel, plan.compiled, runtime)
-    optimizers = build_optimizers(
-        model.named_parameters(), s.optimizer, s.learning_rate, s.muon_learning_rate,
-        s.weight_decay, (s.beta1, s.beta2), s.muon_momentum, model.fused_rows(),
-    )  # fmt: skip
+    optimizers = make_optimizers(s, model)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     seed_everything(s.seed + 1 + runtime.rank)  # dropout differs between ranks
-    if resumed:
+    if plan.resumed:
         changes = restore(start, plan, optimizers, scaler, runtime)
         changed = f"; changed: {', '.join(changes)}" if changes else ""
         say(f"resuming from {start.folder}{changed}")
     announce(plan, dataset, batches, say)
 
     # What is written to, and what watches
-    log, mirrors = None, None
+    log = None
+    mirrors = None
     if runtime.is_main:
         log, mirrors = open_logs(plan, state, runtime, contexts, say)
     return Run(
@@ -231,7 +212,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         writer=contexts.enter_context(BackgroundWriter()),
         watchdog=contexts.enter_context(Watchdog(s.rank_timeout, runtime)),
         signals=contexts.enter_context(StopSignals(say)),
-        saved_step=state.step if resumed else None,
+        saved_step=state.step if plan.resumed else None,
     )
 
 
@@ -255,6 +236,45 @@ def claim_folder(s: Settings, contexts: ExitStack):
             f"out_dir {out} already holds a run: --init_from=resume continues it, "
             "--overwrite=true starts over, another --out_dir keeps both"
         )
+
+
+def find_tasks(plan: Plan, dataset: Dataset) -> dict[str, Task]:
+    """The tasks that are scored at evaluations; texts begin as the dataset's documents do."""
+    tokenizer = dataset.tokenizer()
+    return open_tasks(
+        plan.settings.eval_tasks,
+        tokenizer,
+        begin=[tokenizer.eot_id],
+        block_size=plan.config.block_size,
+        template=dataset.template,
+    )
+
+
+def make_batches(plan: Plan, dataset: Dataset, runtime: devices.Runtime) -> TrainBatches:
+    s = plan.settings
+    return TrainBatches(
+        dataset,
+        s.block_size,
+        s.batch_size,
+        s.micro_batch_size,
+        s.seed,
+        runtime.device,
+        runtime.rank,
+        runtime.world_size,
+    )
+
+
+def make_optimizers(s: Settings, model: GPT) -> list[Optimizer]:
+    return build_optimizers(
+        model.named_parameters(),
+        s.optimizer,
+        s.learning_rate,
+        s.muon_learning_rate,
+        s.weight_decay,
+        (s.beta1, s.beta2),
+        s.muon_momentum,
+        model.fused_rows(),
+    )
 
 
 def announce(plan: Plan, dataset: Dataset, batches: TrainBatches, say: Callable[[str], None]):
@@ -295,10 +315,14 @@ def open_logs(
     contexts.callback(mirrors.close)
     keep_samples(out / "samples.jsonl", state.step)
     log_start(
-        out / "starts.jsonl", state.step, runtime.device_name, runtime.world_size,
+        out / "starts.jsonl",
+        state.step,
+        runtime.device_name,
+        runtime.world_size,
         {"torch": torch.__version__},
-        parameters=plan.n_params, flops_per_token=plan.flops_per_token,
-    )  # fmt: skip
+        parameters=plan.n_params,
+        flops_per_token=plan.flops_per_token,
+    )
     return log, mirrors
 
 
@@ -313,17 +337,11 @@ def train(settings: Settings) -> int:
     """
     with ExitStack() as contexts:  # closed however this ends: signals, writer, bar, logs, lock
         run = set_up(settings, contexts)
-        s = run.settings
         state = run.state
         begin(run)
-        while state.step < s.max_steps and not run.stopping:
-            factor = lr_factor(
-                state.step, s.max_steps, s.lr_schedule,
-                s.warmup_steps, s.decay_fraction, s.min_lr_fraction,
-            )  # fmt: skip
-            set_rates(run.optimizers, factor)
+        while state.step < run.settings.max_steps and not run.stopping:
+            lr = set_lr(run)
             numbers = ranks.LaterByName(train_step(run))
-            lr = factor * s.learning_rate
             run.updates.append(Update(state.step, state.samples, lr, numbers))
             report(run, keep=run.runtime.lag)
             if evaluation_is_due(run):
@@ -346,6 +364,17 @@ def begin(run: Run):
     if evaluation_is_due(run):
         evaluate(run)
     run.row_began = time.perf_counter()
+
+
+def set_lr(run: Run) -> float:
+    """Give the optimizers their rates for the next update; returns the learning rate."""
+    s = run.settings
+    step = run.state.step
+    factor = lr_factor(
+        step, s.max_steps, s.lr_schedule, s.warmup_steps, s.decay_fraction, s.min_lr_fraction
+    )
+    set_rates(run.optimizers, factor)
+    return factor * s.learning_rate
 
 
 def train_step(run: Run) -> dict[str, Tensor]:
@@ -559,9 +588,13 @@ def measure(run: Run) -> dict[str, float] | None:
     """Validation loss and the scores in tasks, by name; None if a signal came meanwhile."""
     s = run.settings
     losses = validation(
-        run.model, run.dataset, run.runtime, s.micro_batch_size, s.eval_tokens,
+        run.model,
+        run.dataset,
+        run.runtime,
+        s.micro_batch_size,
+        s.eval_tokens,
         interrupted=run.stop_asked,
-    )  # fmt: skip
+    )
     if losses is None:
         return None
     scores = {"val_loss": losses["loss"], "val_bits_per_byte": losses["bits_per_byte"]}
@@ -764,24 +797,14 @@ def print_plan(settings: Settings) -> int:
     say = Progress(settings.max_steps, enabled=is_main).print
     start = open_start(find_start(settings, say), settings.block_size)
     dataset = None
-    vocab_size = dry_run.assumed_vocab_size(settings.dataset)
-    eot_id = 0
     try:
         dataset = open_dataset(settings.dataset)
-        vocab_size = dataset.vocab_size
-        eot_id = dataset.tokenizer().eot_id
     except FileNotFoundError:
         if start is not None:  # whose tokenizer it must share
             raise
-    if start is not None:
-        check_tokenizer(dataset, start)
-    model = without_weights(choose_network(settings, vocab_size, eot_id, start), settings)
-    resumed = None
-    if start is not None and settings.init_from in RESUMING:
-        resumed = start.state
-    plan = resolve(settings, target.runtime, model, resumed, target.absent_memory)
+    plan = plan_run(settings, target.runtime, dataset, start, target.absent_memory)
     if is_main:
-        for name, figure in dry_run.describe(plan, target, model, dataset):
+        for name, figure in dry_run.describe(plan, target, dataset):
             print(f"{name:<16}{figure}")
     return 0
 

@@ -3,7 +3,6 @@
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,6 @@ from lathe.run.memory import StepMemory, step_memory
 from lathe.run.plan import Plan
 from lathe.run.process import peak_memory
 from lathe.settings import Settings
-from model import GPT
 
 Line = tuple[str, str]  # a name and its figure
 
@@ -73,22 +71,17 @@ def own_target(s: Settings) -> Target:
     return Target(runtime, name, known_gpu(name))
 
 
-def assumed_vocab_size(dataset: str) -> int:
-    """Of a dataset that is not there yet: what its prepare/ command makes, or else GPT-2's."""
-    return {"python_stdlib": 1024, "shakespeare_char": 66}.get(Path(dataset).name, 50257)
-
-
 # -----------------------------------------------------------------------------
 # What is printed
 
 
-def describe(plan: Plan, target: Target, model: GPT, dataset: Dataset | None) -> list[Line]:
-    """A line a figure. model: of shapes only; dataset: None if it is not prepared."""
+def describe(plan: Plan, target: Target, dataset: Dataset | None) -> list[Line]:
+    """A line a figure. dataset: None if it is not prepared."""
     s = plan.settings
     config = plan.config
     tokens = s.max_steps * plan.tokens_per_step
     flops = tokens * plan.flops_per_token
-    blocks = sum(p.numel() for p in model.transformer.h.parameters())
+    blocks = sum(p.numel() for p in plan.shapes.transformer.h.parameters())
     shape = f"{blocks:,} in {config.n_layer} blocks of width {config.n_embd}"
     lines = [("parameters", f"{plan.n_params:,}; {shape}")]
     lines.append(("vocabulary", describe_vocabulary(plan, dataset)))
@@ -98,7 +91,7 @@ def describe(plan: Plan, target: Target, model: GPT, dataset: Dataset | None) ->
     lines.append(("tokens", f"{tokens:,} in {s.max_steps:,} steps; {per_parameter}"))
     lines.append(("step", plan.describe_step()))
     lines.append(("FLOPs", f"{plan.flops_per_token:,} per token, {flops:.4g} in all"))
-    lines += memory_lines(step_memory(s, model, plan.world_size), target)
+    lines += memory_lines(step_memory(s, plan.shapes, plan.world_size), target)
     lines += time_lines(s, target, flops)
     return lines
 

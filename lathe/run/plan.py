@@ -28,20 +28,33 @@ class Plan:
     """What a run goes by."""
 
     settings: Settings  # as decided: no "auto" is left, and no 0 that stands for a rule
-    config: GPTConfig  # of the network
+    shapes: GPT  # the network without its weights
     resumed: bool  # a checkpoint of this run is gone on from
     world_size: int
     micro_steps: int  # micro-batches that a device reads for one update
     compiled: bool
-    n_params: int
-    n_trained: int  # of them
-    flops_per_token: int  # forward and backward pass
     choices: tuple[str, ...]  # device, dtype, micro_batch_size, compile: what was chosen, and why
     rules: tuple[str, ...]  # a line about each setting that a published rule decided
 
     @property
+    def config(self) -> GPTConfig:
+        return self.shapes.config
+
+    @property
+    def n_params(self) -> int:
+        return self.shapes.n_params()
+
+    @property
+    def n_trained(self) -> int:
+        return sum(p.numel() for p in self.shapes.parameters() if p.requires_grad)
+
+    @property
     def tokens_per_step(self) -> int:
         return self.settings.batch_size * self.settings.block_size
+
+    @property
+    def flops_per_token(self) -> int:
+        return training_flops(self.shapes, self.settings)
 
     def describe_choices(self) -> str:
         """What runs where, and why."""
@@ -63,13 +76,13 @@ class Plan:
 def resolve(
     settings: Settings,
     runtime: devices.Runtime,
-    model: GPT,
+    shapes: GPT,
     resumed: dict | None = None,
     device_memory: float = 0.0,
 ) -> Plan:
     """Decide what the settings leave open.
 
-    model: the network that will be trained, of which shapes are enough (the meta device).
+    shapes: the network that will be trained, on the meta device.
     resumed: state.json of the checkpoint that the run goes on from, if it does.
     device_memory: bytes of a device that is not here; 0 = what is free on this one.
 
@@ -84,39 +97,40 @@ def resolve(
         kept = {name: was[name] for name in ["init_from", *SHAPE] if name in was}
         s = replace(s, **kept)  # how it began; its shape is the same, in the words of then
     elif settings.init_from not in ("scratch", *RESUMING):
-        s = replace(s, **{name: getattr(model.config, name) for name in SHAPE})
+        s = replace(s, **{name: getattr(shapes.config, name) for name in SHAPE})
     if s.lora_rank:
         s = replace(s, optimizer="adamw")  # Muon is for whole matrices
-    s, rules = follow_rules(s, model)
+    s, rules = follow_rules(s, shapes)
 
     choices = list(runtime.reasons)
     if not s.micro_batch_size:
-        size, reason = choose_micro_batch(s, model, runtime, device_memory)
+        size, reason = choose_micro_batch(s, shapes, runtime, device_memory)
         s = replace(s, micro_batch_size=size)
         choices.append(reason)
     micro_steps = even_split(s.batch_size, s.micro_batch_size, runtime.world_size)
 
-    # A backward pass costs two forward ones, or one where weights need no gradients.
-    passes = 2 if s.lora_rank else 3
-    flops_per_token = passes * model.flops_per_token(s.block_size, training=False)
     tokens_left = (s.max_steps - steps_done) * s.batch_size * s.block_size
-    compiled, reason = decide_compile(s, runtime, tokens_left * flops_per_token)
+    compiled, reason = decide_compile(s, runtime, tokens_left * training_flops(shapes, s))
     s = replace(s, compile=str(compiled).lower())
     choices.append(reason)
 
     return Plan(
         settings=s,
-        config=model.config,
+        shapes=shapes,
         resumed=resumed is not None,
         world_size=runtime.world_size,
         micro_steps=micro_steps,
         compiled=compiled,
-        n_params=model.n_params(),
-        n_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        flops_per_token=flops_per_token,
         choices=tuple(choices),
         rules=tuple(rules),
     )
+
+
+def training_flops(model: GPT, s: Settings) -> int:
+    """Operations for one token, forward and backward. That costs two forward passes, or one where
+    the weights need no gradients."""
+    passes = 2 if s.lora_rank else 3
+    return passes * model.flops_per_token(s.block_size, training=False)
 
 
 def decide_compile(s: Settings, runtime: devices.Runtime, flops_left: float) -> tuple[bool, str]:

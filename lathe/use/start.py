@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from lathe.data.dataset import Dataset
-from lathe.run import checkpoint
-from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan
+from lathe.run import checkpoint, devices
+from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan, resolve
 from lathe.settings import Settings
 from lathe.use import lora, network
 from lathe.use.find_model import FoundModel, find_model
 from lathe.use.hf import find as hf_find
 from model import GPT, GPTConfig
+
+# -----------------------------------------------------------------------------
+# What it begins with
 
 
 def find_start(s: Settings, say: Callable[[str], None]) -> str | None:
@@ -59,6 +62,45 @@ def open_start(spec: str | None, block_size: int) -> FoundModel | None:
     return start
 
 
+# -----------------------------------------------------------------------------
+# What is trained
+
+
+def plan_run(
+    s: Settings,
+    runtime: devices.Runtime,
+    dataset: Dataset | None,
+    start: FoundModel | None,
+    device_memory: float = 0.0,
+) -> Plan:
+    """Decide all that the settings leave open. Both a run and its dry run begin with this.
+
+    dataset: None if it is not prepared, for a dry run. device_memory: see resolve. Raises
+    ValueError for settings, data and weights that do not go together.
+    """
+    if dataset is None:
+        vocab_size = assumed_vocab_size(s.dataset)
+        eot_id = 0
+    else:
+        vocab_size = dataset.vocab_size
+        eot_id = dataset.tokenizer().eot_id
+        if start is not None:
+            check_tokenizer(dataset, start)
+    config = choose_network(s, vocab_size, eot_id, start)
+    shapes = network.without_weights(config)
+    if s.lora_rank:
+        lora.adapt(shapes, s.lora_rank, s.lora_alpha)
+    resumed = None
+    if start is not None and s.init_from in RESUMING:
+        resumed = start.state
+    return resolve(s, runtime, shapes, resumed, device_memory)
+
+
+def assumed_vocab_size(dataset: str) -> int:
+    """Of a dataset that is not there yet: what its prepare/ command makes, or else GPT-2's."""
+    return {"python_stdlib": 1024, "shakespeare_char": 66}.get(Path(dataset).name, 50257)
+
+
 def check_tokenizer(dataset: Dataset, start: FoundModel):
     """Raises ValueError if the model has learned with other tokens than the dataset's."""
     if start.tokenizer.fingerprint != dataset.tokenizer_fingerprint:
@@ -103,14 +145,6 @@ def refuse_another_network(s: Settings, start: FoundModel):
             changed.append(f"{name} {was[name]} -> {now[name]}")
     if changed:
         raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(changed)}")
-
-
-def without_weights(config: GPTConfig, s: Settings) -> GPT:
-    """The network as it is trained, of shapes only: enough to plan with."""
-    model = network.without_weights(config)
-    if s.lora_rank:
-        lora.adapt(model, s.lora_rank, s.lora_alpha)
-    return model
 
 
 def build_model(plan: Plan, start: FoundModel | None) -> GPT:

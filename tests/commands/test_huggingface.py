@@ -12,7 +12,6 @@ import evaluate
 import huggingface
 import sample
 from lathe.run import checkpoint, devices
-from lathe.run.plan import resolve
 from lathe.settings import Settings
 from lathe.use import start
 from lathe.use.hf.weights import load_model
@@ -107,21 +106,26 @@ def test_a_folder_scores_as_the_run_it_came_from(run, exported, tmp_path, capsys
 
 
 def test_training_begins_with_the_folders_weights(exported):
+    class Letters:  # what a plan asks of a dataset
+        path = "data/letters"
+        vocab_size = CHARACTERS.vocab_size
+        tokenizer_name = "char"
+        tokenizer_fingerprint = CHARACTERS.fingerprint
+
+        @staticmethod
+        def tokenizer():
+            return CHARACTERS
+
     asked = Settings(init_from=f"hf:{exported}", block_size=CONTEXT, dropout=0.1)
     beginning = start.open_start(start.find_start(asked, print), CONTEXT)
-    config = start.choose_network(asked, CHARACTERS.vocab_size, CHARACTERS.eot_id, beginning)
     runtime = devices.Runtime(torch.device("cpu"), torch.float32)
-    plan = resolve(asked, runtime, start.without_weights(config, asked))
+    plan = start.plan_run(asked, runtime, Letters, beginning)
     model = start.build_model(plan, beginning)
     for name, tensor in load_model(exported).state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
     assert model.config.dropout == 0.1
     assert (asked.n_embd, plan.settings.n_embd) == (768, 32)
 
-    class Other:  # a dataset of other tokens
-        path = "data/other"
-        tokenizer_fingerprint = "another"
-        tokenizer_name = "char"
-
+    Letters.tokenizer_fingerprint = "another"
     with pytest.raises(ValueError, match="tokenizer"):
-        start.check_tokenizer(Other, beginning)
+        start.plan_run(asked, runtime, Letters, beginning)
