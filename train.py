@@ -38,7 +38,7 @@ from lathe.corpus.own import prepare_own
 from lathe.data.batches import TrainBatches, val_windows
 from lathe.data.dataset import Dataset, open_dataset
 from lathe.optim.build import build_optimizers, load_optimizer_state, optimizer_state
-from lathe.optim.optimizer import Optimizer
+from lathe.optim.optimizer import Optimizer, TorchOptimizer
 from lathe.optim.schedule import lr_factor, set_rates
 from lathe.run import checkpoint, devices, dry_run, ranks
 from lathe.run.background import BackgroundWriter
@@ -112,7 +112,7 @@ class Run:
     model: GPT
     network: nn.Module  # what training calls: the model, or DDP around it
     parameters: list[nn.Parameter]  # those that are trained
-    optimizers: list[Optimizer]
+    optimizers: list[Optimizer | TorchOptimizer]
     scaler: torch.amp.GradScaler
 
     log: MetricsLog | None  # on rank 0
@@ -264,7 +264,7 @@ def make_batches(plan: Plan, dataset: Dataset, runtime: devices.Runtime) -> Trai
     )
 
 
-def make_optimizers(s: Settings, model: GPT) -> list[Optimizer]:
+def make_optimizers(s: Settings, model: GPT) -> list[Optimizer | TorchOptimizer]:
     return build_optimizers(
         model.named_parameters(),
         s.optimizer,
@@ -732,7 +732,7 @@ def read_position(start: FoundModel, s: Settings, dataset: Dataset) -> TrainStat
 def restore(
     start: FoundModel,
     plan: Plan,
-    optimizers: list[Optimizer],
+    optimizers: list[Optimizer | TorchOptimizer],
     scaler: torch.amp.GradScaler,
     runtime: devices.Runtime,
 ) -> list[str]:

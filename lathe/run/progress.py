@@ -84,6 +84,11 @@ def is_terminal(stream: TextIO) -> bool:
 # Rows of metrics.jsonl as lines
 
 
+# What every training row has, or may have. Whatever else a step measures is shown by its name.
+USUAL = {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second"}
+USUAL |= {"elapsed", "memory", "skipped", "mfu"}
+
+
 def train_line(row: dict[str, Any], max_steps: int) -> str:
     """A training row for people; time per step and time left follow from the row itself."""
     seconds_per_step = row["tokens"] / row["step"] / row["tokens_per_second"]
@@ -94,9 +99,12 @@ def train_line(row: dict[str, Any], max_steps: int) -> str:
         f"loss {row['loss']:.4f}",
         f"lr {row['lr']:.2e}",
         f"grad {row['grad_norm']:.2f}",
-        f"{row['tokens_per_second']:,.0f} tok/s",
-        f"{1000 * seconds_per_step:,.{decimals}f} ms",
     ]
+    for name, value in row.items():
+        if name not in USUAL:
+            parts.append(f"{name} {value:.4g}")
+    parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+    parts.append(f"{1000 * seconds_per_step:,.{decimals}f} ms")
     if "mfu" in row:
         parts.append(f"mfu {row['mfu']:.1%}")
     parts.append(f"eta {duration(seconds_left)}")
