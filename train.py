@@ -412,8 +412,8 @@ def train_step(run: Run) -> dict[str, Tensor]:
             "saves_failed": torch.full_like(loss, run.writer.failed),
         }
     )
-    fits = shared["loss"].isfinite() & grad_norm.isfinite() & (grad_norm <= largest_norm(run))
-    skipped = ~fits  # the same on every rank
+    is_good = shared["loss"].isfinite() & grad_norm.isfinite() & (grad_norm <= largest_norm(run))
+    skipped = ~is_good  # the same on every rank
     if s.grad_clip:
         nn.utils.clip_grads_with_norm_(run.parameters, s.grad_clip, grad_norm, foreach=True)
     for optimizer in run.optimizers:

