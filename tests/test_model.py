@@ -90,7 +90,8 @@ def gradients(model: GPT, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(zip((n for n, _ in model.named_parameters()), grads, strict=True))
 
 
-# ---- settings ----
+# -----------------------------------------------------------------------------
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,8 @@ def test_tokens_beyond_the_context_are_refused():
     assert cache.pos == 6
 
 
-# ---- norm and positions ----
+# -----------------------------------------------------------------------------
+# Norm and positions
 
 
 @pytest.mark.parametrize("weighted", (False, True))
@@ -266,7 +268,8 @@ def test_rotary_turns_pairs_by_the_formulas_angles():
         )
 
 
-# ---- attention ----
+# -----------------------------------------------------------------------------
+# Attention
 
 
 @over_the_grid
@@ -387,7 +390,7 @@ def test_explicit_attention_equals_the_fused_and_shows_each_step(config):
         assert steps["weights"][..., future].eq(0).all() and steps["weights"].ge(0).all()
 
 
-def test_explicit_attention_behind_earlier_keys_sees_all_of_them():
+def test_explicit_attention_after_earlier_keys_sees_all_of_them():
     q, k, v = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 7, 8), torch.randn(1, 2, 7, 8)
     steps = {}
     y = attention(q, k, v, None, 0.0, steps)
@@ -449,7 +452,8 @@ def test_dropout_falls_on_embeddings_weights_of_attention_and_both_outputs():
     )
 
 
-# ---- loss ----
+# -----------------------------------------------------------------------------
+# Loss
 
 
 @over_the_grid
@@ -736,7 +740,8 @@ def test_full_logits_never_exist_in_training(fast, monkeypatch):
     assert largest.numel <= 4 << 20 < 1024 * 32768
 
 
-# ---- the whole network ----
+# -----------------------------------------------------------------------------
+# The whole network
 
 
 @pytest.mark.parametrize("tie_weights", (False, True))
@@ -848,7 +853,8 @@ def test_fused_rows_cover_their_parameters(config):
     assert len(model.fused_rows()) == len(fused) * config.n_layer
 
 
-# ---- against transformers ----
+# -----------------------------------------------------------------------------
+# Against transformers
 
 
 def test_state_dict_keys_are_gpt2s():
@@ -968,7 +974,8 @@ def test_modern_models_are_exportable(transformers, family, parts, norm_weight, 
     assert largest_logit_difference(ours, theirs) <= 1e-4
 
 
-# ---- compiled ----
+# -----------------------------------------------------------------------------
+# Compiled
 
 
 @pytest.mark.slow
@@ -1007,7 +1014,8 @@ def test_the_compiled_loss_in_pieces_and_its_gradients_are_the_plain_ones(monkey
         torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-5)
 
 
-# ---- the same on a GPU ----
+# -----------------------------------------------------------------------------
+# The same on a GPU
 
 
 @gpu

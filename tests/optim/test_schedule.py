@@ -34,7 +34,7 @@ def test_the_rate_stays_between_its_bounds(data, max_steps, warmup, decay, low, 
 @many
 @given(*runs.values())
 def test_the_rate_ends_at_its_minimum(max_steps, warmup, decay, low, schedule):
-    """The step behind the last would have it: the last update is one decrement above."""
+    """The step after the last would have it: the last update is one decrement above."""
     end = lr_factor(max_steps, max_steps, schedule, warmup, decay, low)
     assert end == pytest.approx(1.0 if schedule == "constant" else low, abs=1e-9)
     if schedule == "wsd":
@@ -65,7 +65,7 @@ def test_wsd_is_flat_and_then_a_straight_line(data, max_steps, warmup, decay, lo
 
 @many
 @given(st.integers(1, 1000), st.integers(0, 500), st.floats(0, 1))
-def test_cosine_is_half_way_down_at_half_the_way_behind_warmup(quarter, warmup, low):
+def test_cosine_is_half_way_down_at_half_the_way_after_warmup(quarter, warmup, low):
     warmup = min(warmup, quarter)  # at most a fifth of the run
     rate = [
         lr_factor(warmup + i * quarter, warmup + 4 * quarter, "cosine", warmup, 0.2, low)
