@@ -51,7 +51,7 @@ class GPTConfig:
     n_embd: int = 768  # width of the residual stream
     # width of the MLP; 0 = 4 n_embd, for swiglu 8/3 n_embd up to a multiple of 32
     n_hidden: int = 0
-    # how a token knows its place
+    # how a token's position is encoded
     position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     # normalisation before attention, MLP and head
@@ -87,9 +87,8 @@ class GPTConfig:
             check(self.n_embd % self.n_head == 0, "n_embd", rule)
             self.head_dim = self.n_embd // self.n_head
         if self.n_hidden == 0 and self.activation == "swiglu":
-            self.n_hidden = 32 * math.ceil(
-                self.n_embd / 12
-            )  # three matrices, where others have two
+            # 8/3 n_embd: three matrices of it are as large as the two of 4 n_embd
+            self.n_hidden = 32 * math.ceil(self.n_embd / 12)
         elif self.n_hidden == 0:
             self.n_hidden = 4 * self.n_embd
 
@@ -212,7 +211,7 @@ class KVCache:
     - advance(T) -> positions, mask. GPT.features calls it once, first: make room for T more tokens
       in each row. positions, (T,) or (B, T): theirs in the tables of positions. mask, booleans
       (T, S) or (B, 1, T, S): which of the S positions that `append` will return each of them may
-      look at. None: all up to its own, where the new ones are the last T.
+      look at. None: all up to its own; only where T is S or 1, see fused_attention.
     - last, (B, 1). GPT.pairs, if there is a table by pairs, reads here which token stands before
       the new ones of each row, and writes the last of the new ones.
     - append(layer, k, v) -> k, v. Attention calls it in each layer: keep the new tokens' keys and
@@ -280,14 +279,15 @@ def attention(
         mask = causal_mask(T, S, q.device)
     # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
     scaled = (q * (1 / math.sqrt(hd))) @ keys.mT
-    # 0 or -inf is added, since masked_fill of the scores is slower going back
+    # 0 or -inf is added, since masked_fill of the scores has a slower backward pass
     barrier = torch.zeros_like(mask, dtype=scaled.dtype).masked_fill_(~mask, float("-inf"))
     masked = scaled + barrier
     weights = masked.softmax(dim=-1)
     if steps is not None:
         scores = scaled * math.sqrt(hd)
         steps.update(q=q, k=k, v=v, scores=scores, scaled=scaled, masked=masked, weights=weights)
-    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
+    weights = F.dropout(weights, dropout, training=dropout > 0)
+    weights = weights.to(v.dtype)  # on CUDA autocast makes softmax float32
     # (B, nh, T, S) x (B, nh, S, hd) -> (B, nh, T, hd)
     return weights @ values
 
@@ -314,7 +314,7 @@ class CausalSelfAttention(nn.Module):
         nh = c.n_head
         nkv = c.n_kv_head
         qkv = self.c_attn(x).unflatten(-1, (nh + 2 * nkv, c.head_dim))  # (B, T, heads, hd)
-        qk, v = qkv.split((nh + nkv, nkv), dim=2)  # what both need is done together: fewer kernels
+        qk, v = qkv.split((nh + nkv, nkv), dim=2)  # q and k stay one: fewer kernels
         if c.qk_norm:
             qk = rms_norm(qk, None, c.norm_eps)
         if self.q_norm is not None:
@@ -327,7 +327,7 @@ class CausalSelfAttention(nn.Module):
         k = k.transpose(1, 2)
         v = v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.append(layer, k, v)  # of earlier tokens, too: (B, nkv, S, hd)
+            k, v = cache.append(layer, k, v)  # with those of earlier tokens: (B, nkv, S, hd)
         dropout = c.dropout if self.training else 0.0
         if steps is None and fused_attention_wins(q, v):
             y = fused_attention(q, k, v, mask, dropout)
@@ -361,7 +361,7 @@ class MLP(nn.Module):
             x = F.relu(x).square()
         elif self.activation == "gelu":
             x = F.gelu(x)
-        else:
+        else:  # gelu_tanh
             x = F.gelu(x, approximate="tanh")
         return self.dropout(self.c_proj(x))
 
@@ -395,8 +395,8 @@ def softcapped(logits: Tensor, cap: float) -> Tensor:
 def cross_entropy_loss(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
     """logits (N, V), targets (N,) -> their cross-entropy in nats, 0 where the target is IGNORE.
 
-    reduction: "none" (N,), or "sum". This is the place to change the loss: faster forms of it are
-    left aside by themselves (loss_is_as_derived).
+    reduction: "none" (N,), or "sum". To change the loss, change this: the faster form of it notices
+    and is not taken any more (loss_is_as_derived).
     """
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction=reduction)
 
@@ -464,7 +464,7 @@ class GPT(nn.Module):
     def pairs(self, idx: Tensor, cache: KVCache | None) -> Tensor:
         """ids (B, T) -> (B, T), the row of the table by pairs for each with the one before it."""
         c = self.config
-        before = F.pad(idx, (1, -1))  # each id one place on; 0 as none is before the first
+        before = F.pad(idx, (1, -1))  # ids moved right by one; 0, as none is before the first
         if cache is not None:
             before[:, :1] = cache.last
             cache.last[:] = idx[:, -1:]
@@ -580,8 +580,8 @@ class GPT(nn.Module):
         matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
         weights = sum(p.numel() for p in matrices) + self.head_weight.numel()
         # Scores and weighted sums: two products of hd for each head and token of the context
-        attention = 4 * c.n_layer * (context or c.block_size) * c.n_head * c.head_dim
-        forward = 2 * weights + attention
+        in_attention = 4 * c.n_layer * (context or c.block_size) * c.n_head * c.head_dim
+        forward = 2 * weights + in_attention
         return 3 * forward if training else forward
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
@@ -638,8 +638,11 @@ def fused_attention_wins(q: Tensor, v: Tensor) -> bool:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Plain form: attention. One kernel, which never holds the products, (B, nh, T, S)."""
-    causal = mask is None and q.shape[2] > 1
+    """Plain form: attention. One kernel, which never holds the products, (B, nh, T, S).
+
+    Without a mask T must be S or 1: torch's causal mask is of the first T positions, not the last.
+    """
+    causal = mask is None and q.shape[2] > 1  # a token alone may look at all before it
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
 
@@ -747,7 +750,7 @@ def loss_is_as_derived(model: GPT) -> bool:
             plain_grads = torch.autograd.grad(plain, (x, weight))
             pairs = zip((plain, *plain_grads), (fast, *fast_grads), strict=True)
             equal = all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
-        except Exception:  # what needs more than a head is not what it was
+        except Exception:  # a loss that needs more than the head is another one, too
             equal = False
     if not equal:
         message = "the loss was changed: large vocabularies get their gradients a slower way"
