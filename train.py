@@ -426,7 +426,12 @@ def train_step(run: Run) -> dict[str, Tensor]:
     if state.step == 1:  # what lives now lives to the end: the collector need not look at it again
         gc.collect()
         gc.freeze()
-    return {**shared, "grad_norm": grad_norm, "skipped": skipped, "loss_of_rank": loss}
+    return {
+        **shared,
+        "grad_norm": grad_norm,
+        "skipped": skipped,
+        "loss_of_rank": loss,
+    }
 
 
 def largest_norm(run: Run) -> float:
