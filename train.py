@@ -380,17 +380,18 @@ def set_lr(run: Run) -> float:
 def train_step(run: Run) -> dict[str, Tensor]:
     """One update, on the next batch_size samples. Returns what it measured: numbers on the device.
 
-    A training metric more is one key more here: metrics.jsonl, its mirrors and the line on the
-    screen have it then. What is summed over ranks goes through sum_by_name, their only exchange
-    beside gradients.
+    One more key here is one more training metric: in metrics.jsonl, its mirrors and the line on the
+    screen. What is to be summed over ranks goes through sum_by_name, all in one exchange.
     """
     s = run.settings
     state = run.state
     runtime = run.runtime
-    # Each target weighs the same, whichever micro-batch or rank it is in; the ranks are averaged.
-    scale = runtime.world_size / run.batches.targets(state.samples)
+    # Each target weighs the same, whichever micro-batch or rank it is in. The factor world_size is
+    # there because DDP and FSDP average gradients over ranks.
+    scale = runtime.world_size / run.batches.count_targets(state.samples)
     loss = torch.zeros((), device=runtime.device)
-    # DDP adds up over ranks once a step; FSDP each time, since no rank has room for all gradients.
+    # DDP exchanges gradients in the last micro-step alone. FSDP, which has no no_sync, does so in
+    # each, since no rank has room for whole ones.
     no_sync = getattr(run.network, "no_sync", nullcontext)
     for micro in range(run.plan.micro_steps):
         run.watchdog.alive(f"training step {state.step + 1}")
@@ -419,7 +420,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
     for optimizer in run.optimizers:
         optimizer.step(skipped)
         optimizer.zero_grad()
-    run.scaler.update()
+    run.scaler.update()  # by the infinities that unscale_ saw; its own step() is not used
 
     state.step += 1
     state.samples += s.batch_size
@@ -435,7 +436,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
 
 
 def largest_norm(run: Run) -> float:
-    """A gradient with a larger norm is a spike. Before the usual norm is known there are none."""
+    """A larger gradient norm is a spike; infinite until there are norms to say what is usual."""
     norms = run.state.grad_norms
     if not run.settings.skip_spikes or len(norms) < 20:
         return math.inf
@@ -577,7 +578,7 @@ def evaluate(run: Run):
     state.evaluation = {"step": state.step, **scores}
     log_row(run, {**state.evaluation, "elapsed": elapsed()}, run.progress.evaluation)
     if is_best or not s.checkpoint_interval or state.step == s.max_steps:
-        run.saved_step = None  # also where this step was saved before it was evaluated
+        run.saved_step = None  # a save from before this evaluation lacks it: save once more
         save(run, is_best)
     if s.sample_tokens:
         write_samples(run)

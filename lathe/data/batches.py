@@ -12,7 +12,7 @@ from lathe.data.order import MixtureOrder, SampleOrder
 from lathe.data.shards import expect_random_reads
 from lathe.data.windows import count_windows, window_bounds
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # at run time where it is used: importing torch takes seconds
     import torch
 
 # -----------------------------------------------------------------------------
@@ -43,7 +43,7 @@ class _Buffer:
     batch: "torch.Tensor"  # (2, B, T) int64: x and y, which one copy takes to the device
     x: np.ndarray  # (B, T), the same memory
     y: np.ndarray  # (B, T), the same memory
-    copied: "torch.cuda.Event | None"  # on CUDA: after the copy to the device
+    copied: "torch.cuda.Event | None"  # on CUDA: when the copy to the device is done
 
 
 class TrainBatches:
@@ -86,6 +86,7 @@ class TrainBatches:
             expect_random_reads(shard)
         # Two, so that the next batch is gathered while the copy of this one may be under way.
         self._buffers = cycle([self._new_buffer(block_size), self._new_buffer(block_size)])
+        # What Stream.gather works in: the tokens of each window, before they are x and y
         self._rows = np.zeros((micro_batch_size, block_size + 1), self.stream.dtype)
 
     def _new_buffer(self, block_size: int) -> _Buffer:
@@ -108,7 +109,7 @@ class TrainBatches:
         windows = self.order.windows(samples)
         buffer = next(self._buffers)
         if buffer.copied is not None:
-            buffer.copied.synchronize()  # the copy before last, long done
+            buffer.copied.synchronize()  # this buffer's last copy, two fetches ago, so long done
         self.stream.gather(windows, self._rows, buffer.x, buffer.y)
         if self.device.type == "cpu":
             return buffer.batch[0], buffer.batch[1]
@@ -117,7 +118,7 @@ class TrainBatches:
             buffer.copied.record()
         return on_device[0], on_device[1]
 
-    def targets(self, seen: int) -> int:
+    def count_targets(self, seen: int) -> int:
         """How many targets the step after `seen` samples scores on all ranks: one or more."""
         windows = self.order.windows(np.arange(seen, seen + self.batch_size))
         if self.stream.mask is None:

@@ -12,7 +12,8 @@ import numpy as np
 from lathe.data.windows import Spans, Windows, count_windows, window_bounds
 
 MIXTURE_BLOCK = 1024  # samples in which a mixture's proportions are exact
-FEISTEL_ABOVE = 2**27  # windows (137 billion tokens at block_size 1024): no stored order from here
+# With more windows than this (137 billion tokens at block_size 1024) no epoch's order is stored.
+FEISTEL_ABOVE = 2**27
 FEISTEL_ROUNDS = 6
 
 
@@ -37,7 +38,7 @@ class SampleOrder:
         self.seed = seed
         self.spans = spans
         self.n_windows = count_windows(n_tokens, block_size, spans)
-        self._kept = {}  # {epoch: its order}: steps at a border need two
+        self._kept = {}  # {epoch: its order}; a step across the border of two epochs needs both
 
     def windows(self, samples: np.ndarray) -> Windows:
         """The windows of the samples with these numbers, int64."""
@@ -101,9 +102,10 @@ class MixtureOrder:
         self.seed = seed
         self.counts = np.array(mixture_counts(weights))
         self.offsets = np.cumsum([0] + [order.n_tokens for order in orders])
-        self._ends = np.cumsum(self.counts)  # slots of a block: source s has those below its end
+        # Of the 1,024 slots of a block source s has those from _begins[s] to _ends[s] - 1.
+        self._ends = np.cumsum(self.counts)
         self._begins = self._ends - self.counts
-        self._block = None  # the one whose permutation is kept
+        self._block = None  # the number of the block whose permutation is kept
         self._permutation = None
 
     def windows(self, samples: np.ndarray) -> Windows:

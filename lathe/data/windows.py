@@ -58,18 +58,18 @@ def window_bounds(
     """
     if spans is not None:
         first_inputs = spans.begins[index]
-        begins = first_inputs
-        ends = spans.ends[index]
+        own_begins = first_inputs
+        own_ends = spans.ends[index]
     else:
         stride = stride or block_size
         first_inputs = index * stride
-        begins = first_inputs
+        own_begins = first_inputs
         if stride != block_size:
-            begins = np.where(index > 0, first_inputs + block_size - stride, first_inputs)
-        ends = np.minimum(first_inputs + block_size, n_tokens - 1)
+            own_begins = np.where(index > 0, first_inputs + block_size - stride, first_inputs)
+        own_ends = np.minimum(first_inputs + block_size, n_tokens - 1)
     # Windows that would read beyond the last token begin earlier.
     starts = np.maximum(np.minimum(first_inputs, n_tokens - 1 - block_size), 0)
-    return Windows(starts, begins - starts, ends - starts)
+    return Windows(starts, own_begins - starts, own_ends - starts)
 
 
 def cut_between_documents(begins: list[int], block_size: int) -> Spans:

@@ -35,5 +35,5 @@ def step_samples(dataset, block_size, seen, seed, ranks, micro_steps, rows):
             assert x.shape == y.shape == (rows, block_size) and x.dtype == y.dtype
             found += [(tuple(a), tuple(b)) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
             count += int((y != -1).sum())
-    assert batches.targets(seen) == count
+    assert batches.count_targets(seen) == count
     return sorted(found)

@@ -75,7 +75,7 @@ def test_the_count_of_targets_is_what_the_ranks_fetch(tmp_path):
         fetched = sum(
             int((b.fetch(8 * step, micro)[1] != IGNORE).sum()) for b in ranks for micro in range(2)
         )
-        assert fetched == ranks[0].targets(8 * step) == ranks[1].targets(8 * step) > 0
+        assert fetched == ranks[0].count_targets(8 * step) == ranks[1].count_targets(8 * step) > 0
         seen += fetched
     assert seen > 0
 
@@ -85,7 +85,7 @@ def test_pairs_shorter_than_a_block_are_trained_on(tmp_path):
     batches = TrainBatches(dataset, 500, 2, 2, 0, "cpu")
     x, y = batches.fetch(0, 0)
     assert (
-        batches.targets(0)
+        batches.count_targets(0)
         == 2 * sum(len(row["completion"]) + 1 for row in PAIRS[:2])
         == int((y != IGNORE).sum())
     )
@@ -132,8 +132,8 @@ def test_gradients_with_masked_prompts_are_those_of_the_completions_by_hand(tmp_
     windows = len(dataset.train.spans(block_size))
     assert windows > 1
     epoch = TrainBatches(dataset, block_size, windows, 1, 0, "cpu")
-    assert epoch.targets(0) == n and batches.targets(0) < n
+    assert epoch.count_targets(0) == n and batches.count_targets(0) < n
     for micro in range(windows):
-        (model(*epoch.fetch(0, micro), reduction="sum") / epoch.targets(0)).backward()
+        (model(*epoch.fetch(0, micro), reduction="sum") / epoch.count_targets(0)).backward()
     for name, p in model.named_parameters():
         assert (p.grad - expected[name]).abs().max() <= 1e-6, name
