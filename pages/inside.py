@@ -28,6 +28,7 @@ def look_inside(
 
     ids begins with the token before a document; the ids `ends` end one. The weights take no more
     gradients afterwards. Raises ValueError for more tokens than the context or the page can hold.
+    Long because it is a list: what is computed, in order, and then each name that model.js reads.
     """
     c = model.config
     T = len(ids)

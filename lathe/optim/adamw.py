@@ -58,7 +58,8 @@ class AdamW(Optimizer):
             maximize=False,
             found_inf=found_inf,
         )
-        if found_inf is not None:  # as a list, since one tensor for all would be read by the host
+        if found_inf is not None:  # a skipped update does not count
+            # As a list, since one tensor for all would be read by the host.
             torch._foreach_sub_(steps, [found_inf] * len(steps))
 
 

@@ -22,9 +22,9 @@ def build_optimizers(
     """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names` and `base_lr`.
 
     Every parameter that is trained is in exactly one group. fused_rows: see GPT.fused_rows. Raises
-    ValueError for an unknown optimizer. One of torch.optim is another name in the settings and here
+    ValueError for an unknown optimizer. To have one of torch.optim, add its name to the choices in
+    lathe/settings.py and, with groups as for adamw, a branch here that ends in
         return [TorchOptimizer(torch.optim.NAdam(groups, learning_rate, betas), "exp_avg")]
-    with groups as for adamw.
     """
     trained = {name: p for name, p in named_params if p.requires_grad}
     if optimizer == "adamw":

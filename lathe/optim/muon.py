@@ -23,7 +23,8 @@ POLAR_EXPRESS = (
     (3.28575, -2.36813, 0.46449),
     (2.34654, -1.70978, 0.42324),
 )
-MARGIN = 1.02  # the polynomials hold up to 1: rounding must not carry a singular value beyond
+# The polynomials are made for singular values up to 1; rounding must not carry one beyond.
+MARGIN = 1.02
 
 
 def orthogonalize(
@@ -95,7 +96,7 @@ class Muon(Optimizer):
             grads = [g.to_local() for g in grads]
             momenta = [m.to_local() for m in momenta]
 
-        if skip is not None:  # the average of momentum and itself is itself, whatever the gradient
+        if skip is not None:  # momentum is averaged with itself then, so it stays as it is
             for m, g in zip(momenta, grads, strict=True):
                 torch.where(skip, m, g, out=g)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
@@ -116,7 +117,7 @@ class Muon(Optimizer):
 
 
 def decay_cautiously(params: list[Tensor], updates: list[Tensor], rate: float):
-    """Take `rate` of each number away where its update has its sign, too."""
+    """Shrink each number by `rate` of itself, but only where its update has the same sign."""
     decay = torch._foreach_mul(updates, params)
     torch._foreach_sign_(decay)
     torch._foreach_clamp_min_(decay, 0.0)  # 1 where the signs agree, else 0
@@ -131,7 +132,7 @@ def decay_cautiously(params: list[Tensor], updates: list[Tensor], rate: float):
 def orthogonal_updates(momenta: list[Tensor], rows: list[tuple[int, ...]]) -> list[Tensor]:
     """Updates of whole parameters, each of which holds matrices of these numbers of rows.
 
-    Matrices of one shape, laid flat (m <= n), are stacked, so that a step is a few large kernels.
+    Matrices of one shape (transposed if m > n) are stacked, so that a step is a few large kernels.
     """
     stacks = defaultdict(list)
     for momentum, heights in zip(momenta, rows, strict=True):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def is_sharded(p: Tensor) -> bool:
-    """Whether p is cut up over ranks: a DTensor, whose module takes too long to import to ask."""
-    return hasattr(p, "to_local")
+    """Whether p is cut up over ranks: a DTensor."""
+    return hasattr(p, "to_local")  # isinstance would need its module, which is slow to import
 
 
 def like_parameter(value: Tensor, p: Tensor) -> Tensor:

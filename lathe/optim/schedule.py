@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, set before each update: nothing of them needs saving."""
+"""Learning rates as functions of the step, set before each update: a checkpoint needs none."""
 
 import math
 
@@ -23,7 +23,7 @@ def lr_factor(
     """The share of the full learning rate at update `step` (0 is the first of max_steps).
 
     Linear warmup over warmup_steps, but at most a fifth of the run. Then "wsd": constant, and a
-    linear way down to min_fraction over the last decay_fraction of the run (arXiv 2405.18392);
+    linear decay to min_fraction over the last decay_fraction of the run (arXiv 2405.18392);
     "cosine": half a cosine down to min_fraction; "constant". Raises ValueError for another
     schedule.
     """

@@ -72,15 +72,18 @@ class Decoder:
         self.cache = RaggedCache(model.config, n_slots, length, self.device, cache_dtype(model))
         self.last = self._zeros(n_slots, 1)  # the token drawn last, not yet read
         self.n_drawn = self._zeros(n_slots)
+        # Random numbers from [0, 1): token n of a sample is chosen by number n of its slot.
         self.uniform = self._zeros(n_slots, max_new_tokens, dtype=torch.float32)
-        self.seen = self.counts = None
+        self.seen = None
+        self.counts = None
         if sampling.penalizes:
             vocab_size = model.config.vocab_size
             self.seen = self._zeros(n_slots, vocab_size, dtype=torch.bool)
             self.counts = self._zeros(n_slots, vocab_size, dtype=torch.int32)
         self.every_slot = torch.arange(n_slots, device=self.device)
         self.step = torch.compile(self._step, dynamic=False) if compiled else self._step
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by view: and its result
+        # {view of the cache: a step as a graph, and the tensor that its replays write to}
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -111,7 +114,9 @@ class Decoder:
             at_once = max(1, PREFILL_TOKENS // length)
             for begin in range(0, len(distinct), at_once):
                 group = distinct[begin : begin + at_once]
-                reader, source = [], []  # who reads what of the group
+                # Number reader[j] of `slots` reads number source[j] of the group.
+                reader = []
+                source = []
                 for n, context in enumerate(group):
                     reader += readers[context]
                     source += [n] * len(readers[context])
@@ -165,7 +170,8 @@ class Decoder:
         scores = logits
         if self.sampling.penalizes:
             scores = penalize(logits, self.seen[slots], self.counts[slots], self.sampling)
-        n_drawn = self.n_drawn[slots].clamp(max=self.uniform.shape[1] - 1)  # some slots are empty
+        # Slots that no sample is in are stepped, too, and count beyond the end.
+        n_drawn = self.n_drawn[slots].clamp(max=self.uniform.shape[1] - 1)
         ids = choose(scores, self.uniform[slots, n_drawn], self.sampling)
         if self.sampling.penalizes:
             self.counts[slots, ids] += 1
@@ -175,7 +181,7 @@ class Decoder:
         return pack(ids, logits, self.sampling.logprobs)
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """A graph of one step, and the tensor that replays write to; samples do not move."""
+        """A graph of one step, and the tensor that replays write to; no sample moves on by it."""
         state = [self.cache.filled, self.cache.last, self.last, self.n_drawn]
         if self.sampling.penalizes:
             state += [self.counts, self.seen]

@@ -13,7 +13,7 @@ def choose(logits: Tensor, u: Tensor, s: Sampling) -> Tensor:
     """One token id per row, (B,), of logits (B, V), by numbers u (B,) drawn uniformly from [0, 1).
 
     The choice inverts the cumulative distribution, so it is a function of (logits, u) alone, and
-    needs neither torch's generator nor a word with the device. temperature 0 takes the likeliest.
+    needs neither torch's generator nor a wait for the device. temperature 0 takes the likeliest.
     """
     if s.temperature == 0:
         return logits.argmax(dim=-1)
@@ -21,7 +21,7 @@ def choose(logits: Tensor, u: Tensor, s: Sampling) -> Tensor:
     cumulative = p.cumsum(dim=-1)
     wanted = u.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, wanted, right=True)  # (B, 1)
-    last = (p > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+    last = (p > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # index of the last weight above 0
     index = index.minimum(last)  # rounding must not reach a token that was left out
     if ids is not None:
         index = ids.gather(1, index)
@@ -74,6 +74,7 @@ def penalize(logits: Tensor, seen: Tensor, counts: Tensor, s: Sampling) -> Tenso
     Repetition penalty: Keskar et al., arXiv 1909.05858; the others: OpenAI's API.
     """
     if s.repetition_penalty != 1:
-        divided, multiplied = logits / s.repetition_penalty, logits * s.repetition_penalty
+        divided = logits / s.repetition_penalty
+        multiplied = logits * s.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, divided, multiplied), logits)
     return logits - s.frequency_penalty * counts - s.presence_penalty * (counts > 0)

@@ -58,11 +58,12 @@ def generate(
     while True:
         batch.admit()
         rows = batch.unfinished()
-        unread = [row for row in rows if row.n_cached in (0, length)]
+        # New rows, and rows whose context is full
+        to_prefill = [row for row in rows if row.n_cached in (0, length)]
         step = None
-        if unread and pending is None:  # so that the last tokens of their contexts are known
-            step = batch.prefill(unread)
-        elif rows and not unread:
+        if to_prefill and pending is None:  # with a step pending their last tokens are not known
+            step = batch.prefill(to_prefill)
+        elif rows and not to_prefill:
             step = batch.decode(rows)
         elif pending is None:
             return
@@ -86,7 +87,7 @@ class Row:
 
 @dataclass
 class Step:
-    """A pass of the network that was launched: the tokens that it draws, and whose they are."""
+    """A pass of the network under way: the tokens that it draws, and which row gets each."""
 
     drawn: ranks.Later
     rows: dict[int, Row]  # {row of `drawn`: sample}
@@ -101,12 +102,12 @@ class Batch:
     num_samples: int
     max_new_tokens: int
     stop_ids: tuple[int, ...]
-    ended: set[int]  # numbers of the rows that say no more
+    ended: set[int]  # numbers of the rows that are complete, or that the caller has ended
     waiting: deque[int]  # numbers of the rows that have not begun
     slots: list[Row | None]  # what runs in each
 
     def admit(self):
-        """Let rows that have ended go, and begin waiting ones in their slots."""
+        """Free the slots of rows that have ended, and begin waiting rows in them."""
         for slot, row in enumerate(self.slots):
             if row is not None and row.number in self.ended:
                 self.slots[slot] = None
@@ -119,11 +120,12 @@ class Batch:
     def uniform(self, sample: int) -> Tensor:
         """Numbers (max_new_tokens,) from [0, 1) that choose the tokens of a prompt's sample."""
         generator = torch.Generator()
+        # A number of its own for each seed and sample (of the first 1,000,003)
         generator.manual_seed((self.decoder.sampling.seed * 1_000_003 + sample) % 2**63)
         return torch.rand(self.max_new_tokens, generator=generator)
 
     def unfinished(self) -> list[Row]:
-        """Rows of which a token more is to be drawn."""
+        """Running rows for which another token is to be drawn."""
         running = [row for row in self.slots if row is not None]
         return [row for row in running if row.n_launched < self.max_new_tokens]
 
