@@ -25,6 +25,7 @@ def build_optimizers(
     ValueError for an unknown optimizer. To have one of torch.optim, add its name to the choices in
     lathe/settings.py and, with groups as for adamw, a branch here that ends in
         return [TorchOptimizer(torch.optim.NAdam(groups, learning_rate, betas), "exp_avg")]
+    NAdam's weight decay is a term of the gradient; decoupled_weight_decay=True makes it AdamW's.
     """
     trained = {name: p for name, p in named_params if p.requires_grad}
     if optimizer == "adamw":
