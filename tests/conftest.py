@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 
 # Only what a process needs to run reaches the tests and what they start, not what a user has set for
@@ -19,6 +20,7 @@ for name in list(os.environ):
 if not os.path.isdir(os.path.expanduser("~")):  # where libraries keep what they have fetched
     os.environ["HOME"] = tempfile.mkdtemp(prefix="lathe-tests-")
     atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+sys.warnoptions.clear()  # PYTHONWARNINGS, which multiprocessing hands on
 os.environ["OMP_NUM_THREADS"] = "1"  # test processes share the cores; their threads would only wait
 
 import pytest
