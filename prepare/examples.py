@@ -63,13 +63,14 @@ def clause(rng: random.Random, label: str) -> str:
     """A clause of this opinion, sometimes by denying the opposite one."""
     thing = rng.choice(THINGS)
     denies = rng.random() < 0.3
-    words_of = OPPOSITE[label] if denies else label
+    if denies:
+        label = OPPOSITE[label]
     if rng.random() < 0.5:
         person = rng.choice(PEOPLE)
-        verb = rng.choice(VERBS[words_of])
-        return f"{person} never {verb} the {thing}" if denies else f"{person} {verb} the {thing}"
+        verb = rng.choice(VERBS[label])
+        return f"{person} {'never ' if denies else ''}{verb} the {thing}"
     degree = rng.choice(DEGREES)
-    adjective = rng.choice(ADJECTIVES[words_of])
+    adjective = rng.choice(ADJECTIVES[label])
     return f"the {thing} was {'not ' if denies else ''}{degree}{adjective}"
 
 

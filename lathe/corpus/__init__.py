@@ -1,1 +1,13 @@
-"""Files of any kind to shards: find, cut, read, build."""
+"""Files of any kind to shards, in this order:
+
+options     what the user asks for, and the plan that it comes down to
+find        which files an input means; source: one of them, and its bytes
+cut         files to units of work; units: what these hold; formats: how each kind of file is cut
+            and read
+read        units to documents; rules: bytes and rows to text; pairs: rows to prompts and answers
+tokens      documents to tokens; workers: in several processes; learn: by which tokenizer
+split       for training or for validation; duplicates: or left out
+build       the whole; journal: what is done, if it is interrupted; room: on the disk; report: what
+            is told
+own         datasets that any machine can make by itself
+"""

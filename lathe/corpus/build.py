@@ -150,6 +150,7 @@ def _find_finished(plan: Plan) -> dict | None:
 
 
 def _begin_or_continue(plan: Plan) -> tuple[Tokenizer, Journal]:
+    """Tokenizer and journal of an interrupted run of the same plan, or new ones."""
     interrupted = read_journal(plan.out, plan.signature)
     if interrupted is not None:
         say(f"continuing in {plan.out}: {len(interrupted.records)} units of the input are done")

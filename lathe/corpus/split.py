@@ -15,7 +15,10 @@ from itertools import accumulate
 
 import numpy as np
 
-BY_HASH, TRAIN, VAL = -1, 0, 1  # of a document, as stored in arrays; TRAIN and VAL index SPLITS
+# Of a document, in arrays; TRAIN and VAL are places in SPLITS.
+BY_HASH = -1
+TRAIN = 0
+VAL = 1
 
 
 # -----------------------------------------------------------------------------

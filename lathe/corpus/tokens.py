@@ -50,7 +50,7 @@ def tokenize_unit(unit: Unit, rules: Rules, tokenizer: Tokenizer) -> Tokens:
     def encode(text: str) -> np.ndarray:
         return tokenizer.encode_numpy(text).astype(dtype, copy=False)
 
-    arrays = []
+    arrays = [eot[:0]]  # where there is no document, too, they can be joined
     scored = []
     lengths = []
     hashes = []
@@ -62,7 +62,9 @@ def tokenize_unit(unit: Unit, rules: Rules, tokenizer: Tokenizer) -> Tokens:
         if not document.begins:
             continues = True
         for part in _parts_of(document, characters, unit.val_begins, rules):
-            ids = [eot] if part.begins else []
+            ids = []
+            if part.begins:
+                ids.append(eot)
             if rules.template:
                 # A prompt's ids do not depend on what follows: sampling has nothing there yet.
                 prompt = encode(part.text[: part.n_prompt])
@@ -77,7 +79,7 @@ def tokenize_unit(unit: Unit, rules: Rules, tokenizer: Tokenizer) -> Tokens:
             splits.append(part.split)
         characters += len(document.text)
     return Tokens(
-        tokens=np.concatenate(arrays) if arrays else eot[:0],
+        tokens=np.concatenate(arrays),
         scored=np.concatenate(scored) if scored else None,
         lengths=np.array(lengths, np.int64),
         hashes=np.array(hashes, np.uint64),
