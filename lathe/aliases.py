@@ -1,6 +1,5 @@
 """What an unknown setting was meant to be: a typo, another program's name, or another command's."""
 
-import difflib
 from dataclasses import fields
 
 from lathe.settings import Settings
@@ -97,6 +96,8 @@ def did_you_mean(name: str, types: dict[str, type], dashes: str = "") -> str:
 
 def nearest(name: str, known: list[str], first: dict[str, type]) -> list[str]:
     """The known names most like this one; of equally near ones those in `first`, if any are."""
+    import difflib  # for mistakes alone
+
     nearness = {}
     for word in known:
         nearness[word] = difflib.SequenceMatcher(None, name, word, autojunk=False).ratio()

@@ -9,7 +9,6 @@ int, float, bool, Literal["a", "b"], list[str], list[int]. A wrong name, type or
 on stderr that names what was meant, and exit code 2.
 """
 
-import difflib
 import json
 import os
 import re
@@ -244,6 +243,8 @@ def choose(text: str, choices: tuple[str, ...]) -> str:
             choice = "true" if BOOLS[choice] else "false"
     if choice in choices:
         return choice
+    import difflib  # for mistakes alone
+
     expected = f"one of {', '.join(choices)}"
     for near in difflib.get_close_matches(text.lower(), choices, n=1, cutoff=0.5):
         expected += f"; did you mean {near}?"

@@ -13,7 +13,7 @@ import tempfile
 KEPT = ["PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
 KEPT += ["CI", "CUDA_VISIBLE_DEVICES", "TIKTOKEN_CACHE_DIR", "LATHE_SCREENSHOTS"]
 KEPT += ["SYSTEMROOT", "COMSPEC", "PATHEXT", "USERPROFILE", "TEMP", "TMP"]  # Windows
-KEPT_FAMILIES = ("PYTEST_", "COV_", "COVERAGE_")
+KEPT_FAMILIES = ("PYTEST_", "COV_", "COVERAGE_", "OPENBLAS_")  # the last: what a processor needs
 for name in list(os.environ):
     if name not in KEPT and not name.startswith(KEPT_FAMILIES):
         del os.environ[name]
