@@ -112,7 +112,8 @@ def resolve(
     tokens_left = (s.max_steps - steps_done) * s.batch_size * s.block_size
     compiled, reason = decide_compile(s, runtime, tokens_left * training_flops(shapes, s))
     s = replace(s, compile=str(compiled).lower())
-    choices.append(reason)
+    if reason:
+        choices.append(reason)
 
     return Plan(
         settings=s,
@@ -135,7 +136,7 @@ def training_flops(model: GPT, s: Settings) -> int:
 
 def decide_compile(s: Settings, runtime: devices.Runtime, flops_left: float) -> tuple[bool, str]:
     """Whether to compile, and why."""
-    if s.dry_run:  # whether a compiler works is tried where it is used
+    if s.dry_run:  # no word on it: whether a compiler works is tried where it is used
         return s.compile == "true", ""
     seconds = 0.0  # not known
     peak = peak_flops(runtime.device, runtime.dtype)
