@@ -2,8 +2,10 @@
 
     python huggingface.py export --out_dir=RUN --to=FOLDER [--verify=true]
 
-The folder opens in transformers, and so in vLLM, lm-eval and llama.cpp's converter, with equal
-logits. What has no exact counterpart there is refused by the name of the setting. The other way,
+The folder opens in transformers, and so in vLLM and lm-eval, with equal logits. What has no exact
+counterpart there is refused by the name of the setting. llama.cpp's converter takes it only with
+the gpt2 tokenizer: it knows tokenizers by a hash of their ids, and so none that was learned here
+(bpe:N, byte), and no tokenizer of characters. The other way,
 `init_from=hf:NAME_OR_FOLDER` in train.py and `--model=hf:NAME_OR_FOLDER` in sample.py, evaluate.py
 and visualize.py read such folders, from disk or from the Hub. One table, FAMILIES in
 lathe/use/hf/families.py, serves both directions.

@@ -3,7 +3,8 @@
 EOT = "<|endoftext|>"
 
 # How text is cut into pieces before pairs are merged; with possessive groups, which run faster.
-# Own vocabularies use it too: llama.cpp knows it (as "gpt-2"), so exported models convert.
+# Own vocabularies use it too. llama.cpp has it (as "gpt-2"), but its converter knows tokenizers by
+# a hash of their ids: it takes an own vocabulary only where it is told which pattern it has.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 

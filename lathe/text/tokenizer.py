@@ -1,15 +1,19 @@
-"""Text to token ids and back: bytes, characters, tiktoken's encodings, byte-level BPE of your own.
+"""Text to token ids and back: bytes, characters, tiktoken's encodings, byte-level BPE of your own,
+and Hugging Face's.
 
 Whatever its kind, a tokenizer is a list of byte strings, one per id, and a way to cut text into
 them. It is saved as readable files (tokenizer.json, and tokenizer.tiktoken for BPE) beside every
 dataset and checkpoint, so that neither needs anything else to turn ids into text again.
+
+Special tokens are never made from text: "<|endoftext|>" or "<|im_start|>" in a document or a prompt
+is ordinary text, with any tokenizer. What a Hugging Face tokenizer adds without calling it special,
+such as Qwen3's <think>, is a token wherever it stands, as there.
 """
 
 import base64
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +22,21 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lathe.text.gpt2 import EOT
-from lathe.text.hugging_face import read_byte_level_bpe
+from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges
+from lathe.text.library import (
+    normalize_nfc,
+    open_library,
+    pieces_of,
+    puts_space_first,
+    read_with_library,
+    same_ids,
+    say_what_is_left_out,
+    special_tokens,
+)
 
 if TYPE_CHECKING:
     import tiktoken
+    import tokenizers
 
 TIKTOKEN_ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")
 
@@ -31,17 +46,19 @@ class Tokenizer:
 
     pieces: text of each id in bytes, b"" for special tokens and for ids that the vocabulary leaves
     out; specials: {text: id}, always with "<|endoftext|>"; pattern: BPE's cutting rule;
-    normalization: Unicode form that text is brought into first ("NFC", as Qwen's), or none.
+    normalization: Unicode form that text is brought into first ("NFC", as Qwen's), or none; file:
+    of kind "hf", the content of the tokenizer.json that the tokenizers library runs.
     """
 
     def __init__(
         self,
-        kind: Literal["byte", "char", "bpe"],
+        kind: Literal["byte", "char", "bpe", "hf"],
         name: str,
         pieces: list[bytes],
         specials: dict[str, int],
         pattern: str = "",
         normalization: str = "",
+        file: dict | None = None,
     ):
         self.kind = kind
         self.name = name
@@ -49,6 +66,7 @@ class Tokenizer:
         self.specials = specials
         self.pattern = pattern
         self.normalization = normalization
+        self.file = file
         self.vocab_size = len(pieces)  # specials included
         self.eot_id = specials[EOT]
 
@@ -61,19 +79,23 @@ class Tokenizer:
 
     def encode_numpy(self, text: str) -> np.ndarray:
         """`encode` as a uint8 or uint32 array. Lone surrogates become U+FFFD."""
-        if self.normalization:
-            text = unicodedata.normalize(self.normalization, text)
         if self.kind == "char":
             return self._encode_characters(text)
         try:
-            if self.kind == "byte":
-                return np.frombuffer(text.encode(), np.uint8)
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
+            utf8 = text.encode()
         except UnicodeEncodeError:
             return self.encode_numpy(replace_lone_surrogates(text))
+        if self.kind == "byte":
+            return np.frombuffer(utf8, np.uint8)
+        if self.kind == "hf":
+            return np.array(self.library.encode(text, add_special_tokens=False).ids, np.uint32)
+        if self.normalization:
+            text = normalize_nfc(text)
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode(self, ids: Iterable[int], specials: bool = False) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD.
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Where the tokenizer puts a space
+        before every text, as Llama 2's does, that one is left out.
 
         ids: a list, array or tensor; specials: whether special tokens show. Raises ValueError for
         an id outside the vocabulary.
@@ -91,7 +113,8 @@ class Tokenizer:
         if specials:
             shown = {i: text.encode() for text, i in self.specials.items()}
             pieces = [shown.get(i, piece) for i, piece in zip(ids, pieces, strict=True)]
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        text = b"".join(pieces).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.puts_space_first else text
 
     def token_byte_lengths(self) -> np.ndarray:
         """(vocab_size,) int64: bytes of text per id, 0 for specials."""
@@ -107,6 +130,26 @@ class Tokenizer:
             pat_str=self.pattern,
             mergeable_ranks={piece: i for i, piece in enumerate(self.pieces) if piece},
             special_tokens=self.specials,
+        )
+
+    @cached_property
+    def library(self) -> "tokenizers.Tokenizer":
+        """The tokenizers library's object for kind "hf", which does the work."""
+        return open_library(self.file)
+
+    @cached_property
+    def puts_space_first(self) -> bool:
+        return self.kind == "hf" and puts_space_first(self.library, self.pieces)
+
+    def __getstate__(self) -> dict:
+        """For other processes, which make the library's object anew: it forgets on its way that
+        special tokens in a text are text."""
+        return {name: value for name, value in vars(self).items() if name != "library"}
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(
+            self.kind, self.pieces, self.specials, self.pattern, self.normalization, self.file
         )
 
     def _encode_characters(self, text: str) -> np.ndarray:
@@ -133,10 +176,12 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what decides the ids: kind, pattern, specials and every piece; not the name."""
+        """sha256 of what decides the ids: kind, rules, specials and every piece; not the name."""
         rules = [self.kind, self.pattern, sorted(self.specials.items()), self.vocab_size]
         if self.normalization:
             rules.append(self.normalization)
+        if self.kind == "hf":
+            rules.append(json.dumps(self.file, sort_keys=True))
         return hashlib.sha256(json.dumps(rules).encode() + b"\n" + self._table).hexdigest()
 
     @cached_property
@@ -160,9 +205,14 @@ class Tokenizer:
         if self.kind == "char":
             about["characters"] = [piece.decode() for piece in self.pieces if piece]
         files = {}
+        indent = 1
         if self.kind == "bpe":
             files["tokenizer.tiktoken"] = self._table
-        files["tokenizer.json"] = (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
+        if self.kind == "hf":
+            about["file"] = self.file
+            indent = None  # a line for each merge would be hundreds of thousands
+        text = json.dumps(about, indent=indent, ensure_ascii=False) + "\n"
+        files["tokenizer.json"] = text.encode()
         for name, content in files.items():  # tokenizer.json, which load looks for, last
             temporary = Path(folder, name + ".tmp")
             temporary.write_bytes(content)
@@ -175,7 +225,9 @@ def _read_saved(about: dict, path: Path) -> Tokenizer:
     if about["kind"] == "byte":
         return _bytes()
     pieces = [b""] * about["vocab_size"]
-    if about["kind"] == "char":
+    if about["kind"] == "hf":
+        pieces = pieces_of(about["file"], about["specials"])
+    elif about["kind"] == "char":
         characters = [character.encode() for character in about["characters"]]
         pieces[: len(characters)] = characters
     else:
@@ -189,6 +241,7 @@ def _read_saved(about: dict, path: Path) -> Tokenizer:
         about["specials"],
         about["pattern"],
         about.get("normalization", ""),
+        about.get("file"),
     )
     expected = about["sha256"]
     if tokenizer.fingerprint != expected:
@@ -204,7 +257,8 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     """The tokenizer named by `spec`: byte, gpt2, cl100k_base, o200k_base, or where its files are.
 
     That is a folder or a path; a run's folder will do, and so will a tokenizer.json of Hugging
-    Face's with byte-level BPE. Raises ValueError, or OSError where files are missing.
+    Face's, or a GPT-2 folder with vocab.json and merges.txt. Its ids are those of the tokenizers
+    library, or it is refused. Raises ValueError, or OSError where files are missing.
     """
     if spec == "byte":
         return _bytes()
@@ -212,10 +266,12 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         return _tiktoken_encoding(spec)
     path = _find_tokenizer_json(spec)
     try:
+        if path.name == "vocab.json":
+            return _read_hugging_face(read_vocab_and_merges(path.parent), path)
         about = json.loads(path.read_text(encoding="utf-8"))
         if about.get("format") == "lathe-tokenizer":
             return _read_saved(about, path)
-        bpe = read_byte_level_bpe(about, path)
+        return _read_hugging_face(about, path)
     except (
         KeyError,
         IndexError,
@@ -227,8 +283,25 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         raise ValueError(
             f"{path} is not a tokenizer that lathe can read ({type(error).__name__}: {error})"
         ) from error
-    name = path.parent.name or "huggingface"
-    return Tokenizer("bpe", name, bpe.pieces, bpe.specials, bpe.pattern, bpe.normalization)
+
+
+def _read_hugging_face(content: dict, path: Path) -> Tokenizer:
+    """Run by tiktoken where all its rules have an equal there, else by the tokenizers library."""
+    if "model" not in content:
+        raise ValueError(f"{path} is not a tokenizer that lathe can read: it has no model")
+    say_what_is_left_out(content, path)
+    specials = special_tokens(content, path)
+    folder = path.parent.name or "huggingface"
+    ours = read_ours(content, specials)
+    if ours is not None:
+        name = folder if ours.kind == "bpe" else ours.kind
+        tokenizer = Tokenizer(
+            ours.kind, name, ours.pieces, ours.specials, ours.pattern, ours.normalization
+        )
+        if same_ids(ours, tokenizer.encode, content):
+            return tokenizer
+    theirs = read_with_library(content, specials, path)
+    return Tokenizer("hf", folder, theirs.pieces, theirs.specials, file=theirs.file)
 
 
 def _find_tokenizer_json(spec: str | Path) -> Path:
@@ -239,6 +312,8 @@ def _find_tokenizer_json(spec: str | Path) -> Path:
         path = path.with_name("tokenizer.json")
     if not path.is_file():  # in a run's folder all checkpoints have the same
         path = max(path.parent.glob("checkpoints/step-*/tokenizer.json"), default=path)
+    if not path.is_file() and path.with_name("merges.txt").is_file():
+        path = path.with_name("vocab.json")
     if not path.is_file():
         names = ", ".join(("byte", *TIKTOKEN_ENCODINGS))
         raise FileNotFoundError(

@@ -10,6 +10,8 @@ from exports import CHARACTERS, LETTERS, bpe_tokenizer, tiny_model
 
 from lathe import ROOT
 from lathe.text.bpe import count_pieces, train_bpe
+from lathe.text.hugging_face import special_token, their_file
+from lathe.text.patterns import CL100K_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, QWEN2_PATTERN
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use.hf.export import export
 from lathe.use.hf.tokenizers import find_tokenizer
@@ -55,18 +57,34 @@ def test_an_own_bpe_gives_equal_ids_in_transformers(tmp_path):
 
 
 def test_a_bpe_with_another_pattern_and_normalization_as_qwens_gives_equal_ids(tmp_path):
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    own = train_bpe(count_pieces(texts(), pattern), 400, pattern)
-    ours = Tokenizer("bpe", "qwen", own.pieces, own.specials, pattern, "NFC")
+    own = train_bpe(count_pieces(texts(), QWEN2_PATTERN), 400, QWEN2_PATTERN)
+    ours = Tokenizer("bpe", "qwen", own.pieces, own.specials, QWEN2_PATTERN, "NFC")
     normalized = [text for text in texts() if unicodedata.is_normalized("NFC", text)]
     check_tokenizer(ours, tmp_path / "out", normalized)
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs("cafe\u0301")["input_ids"] == ours.encode("cafe\u0301") == ours.encode("caf\xe9")
     ours.save(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint == ours.fingerprint != own.fingerprint
+
+
+@pytest.mark.parametrize("pattern", [CL100K_PATTERN, O200K_PATTERN, LLAMA3_PATTERN])
+def test_long_numbers_are_cut_alike_with_the_patterns_of_other_vocabularies(pattern, tmp_path):
+    own = train_bpe(count_pieces(["123456789 " * 50, *texts()], pattern), 500, pattern)
+    check_tokenizer(own, tmp_path, ["12345", "1234567890 12 1", *texts()])
+
+
+def test_a_tokenizer_that_the_library_runs_is_exported_as_it_was(tmp_path):
+    content = their_file(bpe_tokenizer().rules)
+    digits = {"type": "Digits", "individual_digits": True}
+    steps = [digits, content["pre_tokenizer"]]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    think = special_token("<think>", bpe_tokenizer().vocab_size) | {"special": False}
+    content["added_tokens"].append(think)
+    content["added_tokens"][0]["content"] = "<|end_of_text|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    ours = load_tokenizer(tmp_path)
+    assert ours.kind == "hf"
+    check_tokenizer(ours, tmp_path / "out", ["<think>12345</think>", *texts()])
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ WANTED_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
     "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
 ]
 
 
