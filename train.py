@@ -66,6 +66,7 @@ from lathe.run.process import (
 )
 from lathe.run.progress import Progress
 from lathe.run.provenance import log_start
+from lathe.run.standstill import Standstill
 from lathe.use.find_model import FoundModel
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
@@ -121,6 +122,7 @@ class Run:
     writer: BackgroundWriter
     watchdog: Watchdog
     signals: StopSignals
+    standstill: Standstill
 
     updates: deque[Update] = field(default_factory=deque)  # begun, and not looked at yet
     stopping: bool = False
@@ -212,6 +214,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         writer=contexts.enter_context(BackgroundWriter()),
         watchdog=contexts.enter_context(Watchdog(s.rank_timeout, runtime)),
         signals=contexts.enter_context(StopSignals(say)),
+        standstill=Standstill(plan.compiled),
         saved_step=state.step if plan.resumed else None,
     )
 
@@ -477,6 +480,7 @@ def report(run: Run, keep: int):
             run.stopping = True
         if numbers.pop("saves_failed"):
             ranks.on_main(run.writer.wait)  # raises what went wrong
+        run.standstill.look(update.step, update.lr, numbers)
         count_skipped(run, update, numbers)
         run.row_tokens += run.plan.tokens_per_step
         run.progress.step(update.step)
