@@ -15,6 +15,8 @@ set -euo pipefail
 # One torchrun a node; rank 0 lives on the first. --init_from=auto makes the same command start, go on after a fault,
 # and go on after Slurm's time limit. The variable lets torchrun's restarts find each other (see the README).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# How long torchrun lets its ranks save after USR1, within the three minutes below; torch 2.11 waits 30 s whatever is said.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 PYTHON="${PYTHON:-.venv/bin/python}"
