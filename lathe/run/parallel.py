@@ -1,7 +1,7 @@
 """A model over several devices: DDP, FSDP2, recomputed activations."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,10 @@ def parallelize(
         model.compile()
     if run.world_size == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # Buffers are tables that every rank has computed alike: there is nothing to pass on.
+    return nn.parallel.DistributedDataParallel(
+        model, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], compiled: bool, run: Runtime):
@@ -50,13 +53,19 @@ def shard(model: nn.Module, blocks: list[nn.Module], compiled: bool, run: Runtim
 @contextmanager
 def callable_by_method(model: nn.Module, method: str) -> Iterator[None]:
     """Inside, a sharded model puts itself together also for model.method(...), not only for
-    model(...)."""
-    if hasattr(model, "unshard"):
-        from torch.distributed.fsdp import register_fsdp_forward_method
-
-        register_fsdp_forward_method(model, method)
-    try:
+    model(...). Its blocks, if compiled for training, run uncompiled: what is called like this has
+    other shapes each time, and would compile as often."""
+    if not hasattr(model, "unshard"):
         yield
+        return
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    register_fsdp_forward_method(model, method)
+    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    uncompiled = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+    try:
+        with uncompiled:
+            yield
     finally:
         vars(model).pop(method, None)
 
