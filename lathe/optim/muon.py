@@ -32,8 +32,7 @@ def orthogonalize(
 ) -> Tensor:
     """The nearest orthogonal matrices, approximately: all singular values go to about 1.
 
-    x (K, m, n), with m <= n (transpose before otherwise). bfloat16 is enough on a GPU; on a CPU
-    float32 is as fast.
+    x (K, m, n), with m <= n (transpose before otherwise). bfloat16 is enough.
     """
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * MARGIN + 1e-7)
     for a, b, c in coefficients:
@@ -41,6 +40,14 @@ def orthogonalize(
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
         x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial x
     return x
+
+
+def iteration_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where its products are fast: on GPUs from compute capability 8.0 on (Ampere). A V100
+    or T4 would imitate it; in float16 small gradients would be zeros."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.float32
 
 
 class Muon(Optimizer):
@@ -141,7 +148,7 @@ def orthogonal_updates(momenta: list[Tensor], rows: list[tuple[int, ...]]) -> li
 
     orthogonal = {}
     for shape, stack in stacks.items():
-        dtype = torch.bfloat16 if stack[0].is_cuda else torch.float32
+        dtype = iteration_dtype(stack[0].device)
         done = orthogonalize(torch.stack(stack).to(dtype)).to(stack[0].dtype)
         orthogonal[shape] = iter(done)
 
