@@ -30,6 +30,8 @@ def join_ranks(backend: str, rank: int, world_size: int, timeout: timedelta):
             is_server = rank == 0 and not torchrun_serves
             store = dist.TCPStore(address, int(port), world_size, is_server, timeout)
             store = dist.PrefixStore(attempt, store)
+        # Without device_id: NCCL takes the device that start() has set, and no barrier guesses one.
+        # With it, exchanges are known to hang at random (pytorch/pytorch issue 153960).
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
