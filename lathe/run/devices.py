@@ -3,7 +3,8 @@
 import os
 import re
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -177,6 +178,23 @@ def cpu_has_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16 (AVX512-BF16 or AMX);
     elsewhere they are slow."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+# -----------------------------------------------------------------------------
+# Attention
+
+
+@contextmanager
+def without_plans() -> Iterator[None]:
+    """Inside, cuDNN does not attend: on an H100 it would, and takes half a second to plan for a
+    shape that it has not seen. Training and evaluation have one each; prompts and items have many.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 # -----------------------------------------------------------------------------

@@ -7,16 +7,19 @@ compiled, and captured as a CUDA graph.
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lathe.run.devices import without_plans
 from lathe.use.caches import RaggedCache, cache_dtype
 from lathe.use.filters import choose, penalize
 from lathe.use.sampling import Sampling
 from model import GPT, KVCache
 
+MOST_VIEWS = 8  # of a cache: each is compiled, and on CUDA captured, by itself
 PREFILL_TOKENS = 16384  # read in one pass: memory stays bounded
 
 
@@ -53,6 +56,47 @@ def unpack(row: int, numbers: list[float]) -> Token:
     return Token(row, int(token_id), logprob, list(zip(ids, likeliest[n_top:], strict=True)))
 
 
+def round_up(n: int, multiple: int) -> int:
+    return math.ceil(n / multiple) * multiple
+
+
+def bucket_of(device: torch.device) -> int:
+    """Attention looks at a multiple of so many positions."""
+    return 256 if device.type == "cuda" else 64
+
+
+def view_of(longest: int, length: int, device: torch.device) -> int:
+    """`longest` positions of `length`, rounded up to one of at most MOST_VIEWS numbers."""
+    bucket = round_up(math.ceil(length / MOST_VIEWS), bucket_of(device))
+    return min(round_up(longest, bucket), length)
+
+
+def compiled_step(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """step, compiled for each view and length of a cache by itself.
+
+    The compiler gives up after 8 of them, for the rest of the process: not even the first are used
+    any more.
+    """
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(step, dynamic=False)
+
+
+def is_captured(model: GPT, device: torch.device) -> bool:
+    """Whether a step is replayed as a CUDA graph: not of a sharded model, whose weights lie at
+    other addresses each time they are put together."""
+    return device.type == "cuda" and not hasattr(model, "unshard")
+
+
+def make_room(device: torch.device):
+    """Hand memory that nobody uses back to the GPU, if it has little else for a graph.
+
+    torch.cuda.graph does that always; in training the next step would ask for it all again.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    if free < total / 20:
+        torch.cuda.empty_cache()
+
+
 class Decoder:
     """`n_slots` samples of at most `length` positions, and what their tokens depend on."""
 
@@ -81,7 +125,7 @@ class Decoder:
             self.seen = self._zeros(n_slots, vocab_size, dtype=torch.bool)
             self.counts = self._zeros(n_slots, vocab_size, dtype=torch.int32)
         self.every_slot = torch.arange(n_slots, device=self.device)
-        self.step = torch.compile(self._step, dynamic=False) if compiled else self._step
+        self.step = compiled_step(self._step) if compiled else self._step
         # {view of the cache: a step as a graph, and the tensor that its replays write to}
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
@@ -129,6 +173,7 @@ class Decoder:
             )
         return self._draw(logits, torch.tensor(slots, device=self.device))
 
+    @without_plans()
     def _read(self, contexts: list[tuple], source: list[int], slots: list[int]) -> Tensor:
         """Read contexts of one length, and put context source[i] into slots[i].
 
@@ -144,6 +189,7 @@ class Decoder:
         cache.filled[slots] = length
         return self.model.logits(features[:, -1])
 
+    @without_plans()
     def decode(self, longest: int) -> Tensor:
         """Read the token drawn last in every slot, and draw the next: (n_slots, ...) of `pack`.
 
@@ -151,9 +197,8 @@ class Decoder:
         each such view and then replayed: launching its kernels one by one takes longer than
         running them.
         """
-        bucket = 256 if self.device.type == "cuda" else 64
-        self.cache.view = min(math.ceil(longest / bucket) * bucket, self.length)
-        if self.device.type != "cuda":
+        self.cache.view = view_of(longest, self.length, self.device)
+        if not is_captured(self.model, self.device):
             return self.step()
         if self.cache.view not in self.graphs:
             self.graphs[self.cache.view] = self._capture()
@@ -188,13 +233,16 @@ class Decoder:
         before = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        make_room(self.device)
         with torch.cuda.stream(side):
             for _ in range(2):  # warm-up, which compiles and allocates, is not to be captured
                 self.step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+            torch.cuda.synchronize()
+            graph.capture_begin()
             drawn = self.step()
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(side)
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)  # keys and values are not restored: the next step writes them again
         return graph, drawn

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lathe.run import ranks
-from lathe.use.decoder import Decoder, Token, unpack
+from lathe.use.decoder import Decoder, Token, bucket_of, round_up, unpack
 from lathe.use.sampling import Sampling
 from model import GPT
 
@@ -42,7 +42,10 @@ def generate(
     n_rows = len(prompts) * num_samples
     n_slots = min(batch_size, n_rows)
     longest = max(len(prompt) for prompt in prompts)
-    length = min(model.config.block_size, longest + max_new_tokens)
+    length = longest + max_new_tokens
+    if compiled:  # so that prompts of other lengths need not be compiled anew
+        length = round_up(length, bucket_of(model.transformer.wte.weight.device))
+    length = min(model.config.block_size, length)
     batch = Batch(
         decoder=Decoder(model, n_slots, length, max_new_tokens, sampling, compiled),
         prompts=prompts,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lathe.run.devices import without_plans
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.caches import ContinuationCache, cache_dtype
 from lathe.use.generation import generate
@@ -56,6 +57,7 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
+@without_plans()
 def score(model: GPT, pairs: list[tuple[list[int], list[int]]]) -> list[Score]:
     """The score of each continuation after its context.
 
