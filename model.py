@@ -182,6 +182,14 @@ def causal_mask(T: int, total: int, device: torch.device | str) -> Tensor:
     return torch.ones(T, total, dtype=torch.bool, device=device).tril(total - T)
 
 
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Booleans -> 0 where one may look, -inf where not, which attention adds to its scores.
+
+    A GPU's kernels want this: made once for all layers here, else by each of them for itself.
+    """
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
 def document_begins(idx: Tensor, document_token: int) -> Tensor:
     """ids (B, T) -> (B, T), for each token the index at which its document begins."""
     index = torch.arange(idx.shape[1], device=idx.device)
@@ -279,9 +287,8 @@ def attention(
         mask = causal_mask(T, S, q.device)
     # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
     scaled = (q * (1 / math.sqrt(hd))) @ keys.mT
-    # 0 or -inf is added, since masked_fill of the scores has a slower backward pass
-    barrier = torch.zeros_like(mask, dtype=scaled.dtype).masked_fill_(~mask, float("-inf"))
-    masked = scaled + barrier
+    # masked_fill of the scores has a slower backward pass
+    masked = scaled + as_bias(mask, scaled.dtype)
     weights = masked.softmax(dim=-1)
     if steps is not None:
         scores = scaled * math.sqrt(hd)
@@ -384,6 +391,12 @@ class Block(nn.Module):
 
 # -----------------------------------------------------------------------------
 # Loss
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type of matrix products with x: autocast's where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:
@@ -508,6 +521,8 @@ class GPT(nn.Module):
         elif c.position == "rope":  # in attention
             rope = self.rope[:, positions]  # (2, T, 1, hd) or (2, B, T, 1, hd)
         x = self.transformer.drop(x)
+        if mask is not None and x.is_cuda and trace is None:
+            mask = as_bias(mask, autocast_dtype(x))
         for layer, block in enumerate(self.transformer.h):
             steps = None if trace is None else {}
             x = block(x, rope, mask, cache, layer, steps)
@@ -640,7 +655,8 @@ def fused_attention_wins(q: Tensor, v: Tensor) -> bool:
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Plain form: attention. One kernel, which never holds the products, (B, nh, T, S).
 
-    Without a mask T must be S or 1: torch's causal mask is of the first T positions, not the last.
+    The mask may be booleans, or as_bias of them. Without one T must be S or 1: torch's causal mask
+    is of the first T positions, not the last.
     """
     causal = mask is None and q.shape[2] > 1  # a token alone may look at all before it
     grouped = q.shape[1] != k.shape[1]
@@ -717,11 +733,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, c: GPTConfig) -> Tensor:
     """ChunkedCrossEntropy, with products in autocast's type where that is on."""
-    kind = x.device.type
-    dtype = x.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    with torch.autocast(kind, enabled=False):
+    dtype = autocast_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
         return ChunkedCrossEntropy.apply(x, weight, targets, c.vocab_size, c.logit_softcap, dtype)
 
 
