@@ -1,0 +1,123 @@
+"""What rank 0 of many sends in a step: python wires.py WORLD ddp|fsdp [extra|buffers]
+
+A process group that sends nothing stands for the others; the network, DDP or FSDP2, and the
+optimizers are the real ones, on the CPU. Prints as JSON {phase: {collective: [count, bytes]}} of
+the third step, which is like all others. Faults that can be put in: `extra`, an all-gather more in a forward
+pass; `buffers`, DDP that passes its buffers on.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from lathe.optim.build import build_optimizers
+from lathe.optim.schedule import set_rates
+from lathe.run import ranks
+from lathe.run.devices import Runtime
+from lathe.run.parallel import parallelize, total_norm
+from model import GPT, GPTConfig
+
+# The shapes of a 124M network at a twelfth of its width: 12 layers count for Muon's exchange.
+CONFIG = dict(vocab_size=512, block_size=32, n_layer=12, n_head=2, n_embd=64)
+MICRO_STEPS = 2
+
+
+class Wires(TorchDispatchMode):
+    """Counts collectives and their bytes, as tensors that go in or come out of one rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.phase = ""
+        self.sent: dict = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+
+    def add(self, name: str, n_bytes: int):
+        entry = self.sent[self.phase][name]
+        entry[0] += 1
+        entry[1] += n_bytes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        if any(issubclass(t, DTensor) for t in types):
+            return NotImplemented  # it then comes again, as what is done to its local parts
+        name = str(func)
+        if "c10d" in name and "wait" not in name:
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            sizes = [t.numel() * t.element_size() for t in tensors]
+            short = name.split(".")[1].strip("_")
+            self.add(short, max(sizes, default=0))
+        return func(*args, **(kwargs or {}))
+
+
+def with_buffers(ddp: type, model: GPT, **options: object) -> torch.nn.Module:
+    return ddp(model, **{**options, "broadcast_buffers": True})
+
+
+def main():
+    world, parallel = int(sys.argv[1]), sys.argv[2]
+    faults = sys.argv[3:]
+    if "buffers" in faults:
+        ddp = torch.nn.parallel.DistributedDataParallel
+        torch.nn.parallel.DistributedDataParallel = partial(with_buffers, ddp)
+    torch.set_num_threads(1)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**CONFIG)).train()
+    runtime = Runtime(torch.device("cpu"), torch.float32, 0, world)
+    network = parallelize(model, model.transformer.h, parallel, False, runtime)
+    wires = Wires()
+    if parallel == "ddp":  # its reducer, in C++, is only seen here
+
+        def bucket_hook(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            buffer = bucket.buffer()
+            wires.add("DDP's bucket", buffer.numel() * buffer.element_size())
+            future = torch.futures.Future()
+            future.set_result(buffer)
+            return future
+
+        network.register_comm_hook(None, bucket_hook)
+    parameters = list(model.parameters())
+    optimizers = build_optimizers(
+        model.named_parameters(), "muon", 0.004, 0.02, 0.1, (0.9, 0.95), 0.95, model.fused_rows()
+    )
+    set_rates(optimizers, 1.0)
+    x = torch.randint(CONFIG["vocab_size"], (1, 32))
+    with wires:
+        for _ in range(3):  # DDP orders its buckets anew after the first
+            wires.sent.clear()
+            for micro in range(MICRO_STEPS):
+                is_last = micro == MICRO_STEPS - 1
+                with nullcontext() if is_last else getattr(network, "no_sync", nullcontext)():
+                    wires.phase = "forward"
+                    loss = network(x, x, reduction="sum")
+                    if "extra" in faults:
+                        dist.all_gather_into_tensor(torch.empty(world), loss.detach().view(1))
+                    wires.phase = "backward"
+                    loss.backward()
+            wires.phase = "norm"
+            norm = total_norm(parameters)
+            torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
+            wires.phase = "numbers"
+            ranks.sum_by_name({"loss": loss.detach(), "stops": torch.zeros(())})
+            wires.phase = "optimizers"
+            for optimizer in optimizers:
+                optimizer.step(~norm.isfinite())
+                optimizer.zero_grad()
+    weights = sum(p.numel() for p in GPT(GPTConfig(**CONFIG)).parameters()) * 4
+    print(json.dumps({"weights": weights, "sent": wires.sent}))
+
+
+if __name__ == "__main__":
+    main()
