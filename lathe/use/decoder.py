@@ -240,8 +240,10 @@ class Decoder:
                 self.step()
             torch.cuda.synchronize()
             graph.capture_begin()
-            drawn = self.step()
-            graph.capture_end()
+            try:
+                drawn = self.step()
+            finally:
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(side)
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)  # keys and values are not restored: the next step writes them again

@@ -14,8 +14,8 @@ Attention is asked for as on an H100: of cuDNN in 16 bits, of the efficient kern
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -410,17 +410,6 @@ class Graph:
                     output.copy_(values)
 
 
-@contextmanager
-def capture(graph: Graph, *_: object, **__: object) -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    graph.capture_begin()
-    try:
-        yield
-    finally:
-        graph.capture_end()
-
-
 tensor_of_torch = torch.tensor
 
 
@@ -449,7 +438,7 @@ def install():
     cuda.set_rng_state = lambda *_: None
     cuda.current_stream = lambda device=None: Stream()
     cuda.stream = lambda stream: nullcontext()
-    cuda.Event, cuda.Stream, cuda.CUDAGraph, cuda.graph = Event, Stream, Graph, capture
+    cuda.Event, cuda.Stream, cuda.CUDAGraph = Event, Stream, Graph
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.tensor = tensor
     F.scaled_dot_product_attention = attention_of_a_gpu
