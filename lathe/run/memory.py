@@ -65,7 +65,9 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
 
     # Momentum looked ahead, the orthogonal matrices, and what decays; or, where the iterations that
     # make them orthogonal run in float32, their results so far.
-    muon_copies = 4 if s.device == "cpu" else 3
+    muon_copies = 3
+    if s.device == "cpu":
+        muon_copies = 4
     accumulates = s.batch_size > s.micro_batch_size * world_size
     in_buckets = s.parallel == "ddp" and world_size > 1  # which DDP allocates once
     return StepMemory(
@@ -104,7 +106,9 @@ def number_size(half: bool) -> int:
 
 def c_fc_width(config: GPTConfig) -> int:
     """Columns that the first layer of an MLP computes: swiglu's gates and values are one matrix."""
-    return config.n_hidden * (2 if config.activation == "swiglu" else 1)
+    if config.activation == "swiglu":
+        return 2 * config.n_hidden
+    return config.n_hidden
 
 
 def logit_bytes(model: GPT, tokens: int, half: bool) -> float:
@@ -154,7 +158,9 @@ def block_activations(
     if on_cpu and block_size <= short:
         # Plain products: q, and keys and values for each of its heads; the weights, dropout's mask
         # and what that leaves of them.
-        tables = 3 if config.dropout else 1
+        tables = 1
+        if config.dropout:
+            tables = 3
         attention += size * (3 * q + tables * config.n_head * block_size)
     elif on_cpu and config.dropout:  # which the fused kernel lacks there: its steps, in float32
         attention += 4 * (q + 2 * kv) + 3 * 4 * config.n_head * block_size
@@ -165,6 +171,8 @@ def block_activations(
 
     mlp = size * 2 * c_fc
     masks = 0
-    if config.dropout:
-        masks = 2 * C * (size if on_cpu else 1)
+    if config.dropout and on_cpu:  # whose masks are numbers
+        masks = 2 * C * size
+    elif config.dropout:
+        masks = 2 * C
     return norms + scales + attention + mlp + masks
