@@ -70,6 +70,12 @@ def read_with_library(content: dict, specials: dict[str, int], path: Path) -> Ru
         )
     rules = Rules("hf", pieces_of(content, specials), specials, file=content)
     check_text(rules, path)
+    if puts_space_first(open_library(content), rules.pieces):
+        print(
+            f"{path}: this tokenizer puts a space before every text that it is given, and so also "
+            "before each part of a document too long to be read at once, and before an answer",
+            file=sys.stderr,
+        )
     return rules
 
 
@@ -165,16 +171,14 @@ def pieces_of(content: dict, specials: dict[str, int]) -> list[bytes]:
     )
     byte_of = printable_bytes()
     pieces = [b""] * (1 + max([*vocab.values(), *added.values()]))
-    for text, i in vocab.items():
-        if is_byte_level and all(character in byte_of for character in text):
-            pieces[i] = bytes(byte_of[character] for character in text)
+    for text, i in (vocab | added).items():
+        if is_byte_level and text not in added and all(letter in byte_of for letter in text):
+            pieces[i] = bytes(byte_of[letter] for letter in text)
         elif content["model"].get("byte_fallback") and is_byte_name(text):
             pieces[i] = bytes([int(text[3:5], 16)])
         else:
             shown = text.replace(SPACE, " ") if writes_spaces else text
             pieces[i] = shown.encode("utf-8", "replace")
-    for text, i in added.items():
-        pieces[i] = text.encode("utf-8", "replace")
     for i in specials.values():
         pieces[i] = b""
     return pieces
@@ -209,7 +213,7 @@ def check_text(rules: Rules, path: Path):
     added = rules.file["added_tokens"]
     special_ids = set(rules.specials.values())
     special = [token["content"] for token in added if token["id"] in special_ids]
-    ordinary = [token["content"] for token in added if token["id"] not in special_ids]
+    ordinary = [rules.pieces[token["id"]].decode() for token in added if not token["special"]]
     model = f"model {rules.file['model'].get('type', 'BPE')}"
     try:
         library = open_library(rules.file)

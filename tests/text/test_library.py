@@ -148,6 +148,7 @@ def cut_and_filled(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+SPACES_IN_ONE = AddedToken("▁▁", normalized=True)
 PHI3_END = AddedToken("</s>", rstrip=True, normalized=False)
 CJK = "[\u4e00-\u9fa5\u3040-ヿ]+"
 DEEPSEEK = p.Sequence(
@@ -179,7 +180,9 @@ EQUAL = {
         pre=None, normalizer=n.Sequence([n.Prepend("▁"), TO_SPACES]), tokens=[PHI3_END]
     ),
     "gemma": lambda: llama2(
-        pre=p.Split(" ", "merged_with_previous"), normalizer=TO_SPACES, tokens=["\n\n"]
+        pre=p.Split(" ", "merged_with_previous"),
+        normalizer=TO_SPACES,
+        tokens=["\n\n", SPACES_IN_ONE],
     ),
     "metaspace_never": lambda: llama2(pre=p.Metaspace("▁", "never")),
     "split_with_previous": lambda: made(split(r"\s+|\d", "merged_with_previous")),
@@ -388,8 +391,11 @@ def test_bytes_of_ids_are_the_text(loaded):
     assert loaded("smollm2").decode(loaded("smollm2").encode(lone)) == "a\ufffdb"
 
 
-def test_a_space_that_the_tokenizer_puts_before_a_text_is_no_part_of_it(loaded):
-    tokenizer = loaded("phi3")
+def test_a_space_that_the_tokenizer_puts_before_a_text_is_said_and_no_part_of_it(tmp_path, capsys):
+    tokenizer = load(built("phi3"), tmp_path)
+    said = capsys.readouterr().err
+    assert "puts a space before every text" in said
+    assert "'</s>' in a text is ordinary text here" in said
     for text in ("a", " a", "  a", "", " "):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode([tokenizer.eot_id, *tokenizer.encode("a")]) == "a"
