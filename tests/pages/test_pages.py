@@ -409,11 +409,11 @@ def test_only_wanted_heads_are_kept_step_by_step():
 
 
 @pytest.mark.slow
-def test_a_page_about_a_model_of_gpt2s_size_stays_small():
+def test_a_page_about_a_model_of_gpt2s_size_stays_small(monkeypatch):
     cache = ROOT.parent / "shared" / "data" / "tiktoken"
     if not cache.is_dir():
         pytest.skip("GPT-2's encoding is not at hand (../shared/data/tiktoken)")
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     tokenizer = load_tokenizer("gpt2")
     model = GPT(GPTConfig(**GPT2))
     prompt = tokenizer.decode(tokenizer.encode(Path(ROOT / "model.py").read_text())[:63])
