@@ -11,7 +11,7 @@ import tempfile
 # programs and libraries. The rest is removed here, before any library has read it, not in a fixture;
 # tests/environments.py runs the tests under what it may be.
 KEPT = ["PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
-KEPT += ["CI", "CUDA_VISIBLE_DEVICES", "LATHE_SCREENSHOTS"]
+KEPT += ["LATHE_CI", "CUDA_VISIBLE_DEVICES", "LATHE_SCREENSHOTS"]
 KEPT += ["SYSTEMROOT", "COMSPEC", "PATHEXT", "USERPROFILE", "TEMP", "TMP"]  # Windows
 KEPT_FAMILIES = ("PYTEST_", "COV_", "COVERAGE_", "OPENBLAS_")  # the last: what a processor needs
 for name in list(os.environ):
