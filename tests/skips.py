@@ -17,7 +17,10 @@ EXPECTED = [
     ("no CUDA device", True),
     ("this build of torch has a CUDA of its own", True),
     ("no C\\+\\+ compiler for the imaginary CUDA device", not IS_LINUX),
-    ("tiktoken's gpt2 files|GPT-2's (encoding|vocabulary)|gpt2 vocabulary|tokenizer gpt2", not HAS_SHARED),
+    (
+        "tiktoken's gpt2 files|GPT-2's (encoding|vocabulary)|gpt2 vocabulary|tokenizer gpt2",
+        not HAS_SHARED,
+    ),
     ("tiny Shakespeare is not at", not HAS_SHARED),
     ("no golden losses for torch", True),  # of a torch that is not the pinned one
     ("no Chromium here", not IS_LINUX),
