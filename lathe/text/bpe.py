@@ -10,6 +10,7 @@ import numpy as np
 from lathe.text.gpt2 import EOT, GPT2_PATTERN
 from lathe.text.tokenizer import Tokenizer
 
+AT_ONCE = 2**22  # places looked at in the beginning, so that memory stays at some 30 bytes for each
 GAP = -1  # the id between two words, and where a symbol became part of the one before it
 
 
@@ -98,15 +99,17 @@ class Words:
         self.ids = text.astype(np.int32)
         self.ids[0] = GAP
         self.ids[np.cumsum(n_places, dtype=np.int64)] = GAP
-        self.weight = np.ones(n, np.int64)  # how often the word occurs
-        self.weight[1:] = np.repeat(np.fromiter(counts.values(), np.int64, len(counts)), n_places)
+        most = max(counts.values(), default=0)
+        weights = np.fromiter(counts.values(), np.int32 if most < 2**31 else np.int64, len(counts))
+        self.weight = np.repeat(np.insert(weights, 0, 0), [1, *n_places])  # of each place's word
         self.left = np.arange(-1, n - 1, dtype=index)
         self.right = np.arange(1, n + 1, dtype=index)
 
         self.pair_counts: dict[int, int] = defaultdict(int)
         # Where the first id of a pair stands, or stood: {pair: arrays of places}
         self.places: dict[int, list[np.ndarray]] = defaultdict(list)
-        self.add_pairs(np.arange(n - 1, dtype=index))
+        for begin in range(0, n - 1, AT_ONCE):
+            self.add_pairs(np.arange(begin, min(begin + AT_ONCE, n - 1), dtype=index))
 
     def merge(self, pair: int, new: int) -> list[int]:
         """Put `new` in place of each `pair`, in a run such as aaa from the left. Returns the pairs
@@ -152,7 +155,7 @@ class Words:
         pairs = pairs[order]
         places = starts[inside][order]
         begins = np.flatnonzero(begins_of_equals(pairs))
-        counts = np.add.reduceat(self.weight[places], begins).tolist()
+        counts = np.add.reduceat(self.weight[places], begins, dtype=np.int64).tolist()
         different = pairs[begins].tolist()
         begins = begins.tolist()
         ends = [*begins[1:], len(places)]

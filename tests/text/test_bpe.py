@@ -38,6 +38,10 @@ TEXTS = st.sampled_from(ALPHABETS).flatmap(
 )
 
 
+# How often a word occurs, also beyond what 32 bits hold, alone or added up
+COUNTS = st.integers(1, 5) | st.sampled_from([2**31 - 1, 2**31, 2**40])
+
+
 @settings(deadline=None, max_examples=200)
 @given(TEXTS, st.integers(257, 300))
 def test_bpe_training_equals_its_plain_form(texts, vocab_size):
@@ -46,7 +50,7 @@ def test_bpe_training_equals_its_plain_form(texts, vocab_size):
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.dictionaries(st.text("ab日", min_size=1, max_size=20), st.integers(1, 5), max_size=6))
+@given(st.dictionaries(st.text("ab日", min_size=1, max_size=20), COUNTS, max_size=6))
 def test_bpe_training_equals_its_plain_form_for_any_counts(counts):
     assert train_bpe(counts, 290).pieces[:-1] == naive_bpe(counts, 290)
 
