@@ -1,21 +1,22 @@
-"""What rank 0 of many sends in a step: python wires.py WORLD ddp|fsdp [extra|buffers]
+"""What rank 0 of many sends in a step: python wires.py JOB..., each WORLD-ddp or WORLD-fsdp
 
 A process group that sends nothing stands for the others; the network, DDP or FSDP2, and the
-optimizers are the real ones, on the CPU. Prints as JSON {phase: {collective: [count, bytes]}} of
-the third step, which is like all others. Faults that can be put in: `extra`, an all-gather more in a forward
-pass; `buffers`, DDP that passes its buffers on.
+optimizers are the real ones, on the CPU. Prints as JSON {job: {"weights": their bytes, "sent":
+{phase: {collective: [count, bytes]}}}} of the third step, which is like all others.
+
+A fault is put into a job WORLD-ddp-FAULT: `extra`, an all-gather more in each forward pass;
+`buffers`, DDP that passes its buffers on.
 """
 
 import json
 import sys
 from collections import defaultdict
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from lathe.optim.build import build_optimizers
+from lathe.optim.optimizer import Optimizer
 from lathe.optim.schedule import set_rates
 from lathe.run import ranks
 from lathe.run.devices import Runtime
@@ -61,62 +63,76 @@ class Wires(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def with_buffers(ddp: type, model: GPT, **options: object) -> torch.nn.Module:
-    return ddp(model, **{**options, "broadcast_buffers": True})
+def count_buckets(network: nn.parallel.DistributedDataParallel, wires: Wires):
+    """DDP's reducer, which is in C++, is only seen by a hook."""
+
+    def hook(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        buffer = bucket.buffer()
+        wires.add("DDP's bucket", buffer.numel() * buffer.element_size())
+        future = torch.futures.Future()
+        future.set_result(buffer)
+        return future
+
+    network.register_comm_hook(None, hook)
 
 
-def main():
-    world, parallel = int(sys.argv[1]), sys.argv[2]
-    faults = sys.argv[3:]
-    if "buffers" in faults:
-        ddp = torch.nn.parallel.DistributedDataParallel
-        torch.nn.parallel.DistributedDataParallel = partial(with_buffers, ddp)
-    torch.set_num_threads(1)
+def step(
+    network: nn.Module, optimizers: list[Optimizer], wires: Wires, extra: bool, world: int
+) -> None:
+    """A step of train.py: two micro-batches, the norm, numbers for the host, the optimizers."""
+    x = torch.randint(CONFIG["vocab_size"], (1, 32))
+    for micro in range(MICRO_STEPS):
+        is_last = micro == MICRO_STEPS - 1
+        with nullcontext() if is_last else getattr(network, "no_sync", nullcontext)():
+            wires.phase = "forward"
+            loss = network(x, x, reduction="sum")
+            if extra:
+                dist.all_gather_into_tensor(torch.empty(world), loss.detach().view(1))
+            wires.phase = "backward"
+            loss.backward()
+    parameters = list(network.parameters())
+    wires.phase = "norm"
+    norm = total_norm(parameters)
+    nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
+    wires.phase = "numbers"
+    ranks.sum_by_name({"loss": loss.detach(), "stops_asked": torch.zeros(())})
+    wires.phase = "optimizers"
+    for optimizer in optimizers:
+        optimizer.step(~norm.isfinite())
+        optimizer.zero_grad()
+
+
+def count(world: int, parallel: str, fault: str = "") -> dict:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     torch.manual_seed(0)
     model = GPT(GPTConfig(**CONFIG)).train()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     runtime = Runtime(torch.device("cpu"), torch.float32, 0, world)
     network = parallelize(model, model.transformer.h, parallel, False, runtime)
-    wires = Wires()
-    if parallel == "ddp":  # its reducer, in C++, is only seen here
-
-        def bucket_hook(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-            buffer = bucket.buffer()
-            wires.add("DDP's bucket", buffer.numel() * buffer.element_size())
-            future = torch.futures.Future()
-            future.set_result(buffer)
-            return future
-
-        network.register_comm_hook(None, bucket_hook)
-    parameters = list(model.parameters())
+    if fault == "buffers":
+        network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizers = build_optimizers(
         model.named_parameters(), "muon", 0.004, 0.02, 0.1, (0.9, 0.95), 0.95, model.fused_rows()
     )
     set_rates(optimizers, 1.0)
-    x = torch.randint(CONFIG["vocab_size"], (1, 32))
+    wires = Wires()
+    if parallel == "ddp":
+        count_buckets(network, wires)
     with wires:
         for _ in range(3):  # DDP orders its buckets anew after the first
             wires.sent.clear()
-            for micro in range(MICRO_STEPS):
-                is_last = micro == MICRO_STEPS - 1
-                with nullcontext() if is_last else getattr(network, "no_sync", nullcontext)():
-                    wires.phase = "forward"
-                    loss = network(x, x, reduction="sum")
-                    if "extra" in faults:
-                        dist.all_gather_into_tensor(torch.empty(world), loss.detach().view(1))
-                    wires.phase = "backward"
-                    loss.backward()
-            wires.phase = "norm"
-            norm = total_norm(parameters)
-            torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
-            wires.phase = "numbers"
-            ranks.sum_by_name({"loss": loss.detach(), "stops": torch.zeros(())})
-            wires.phase = "optimizers"
-            for optimizer in optimizers:
-                optimizer.step(~norm.isfinite())
-                optimizer.zero_grad()
-    weights = sum(p.numel() for p in GPT(GPTConfig(**CONFIG)).parameters()) * 4
-    print(json.dumps({"weights": weights, "sent": wires.sent}))
+            step(network, optimizers, wires, fault == "extra", world)
+    dist.destroy_process_group()
+    return {"weights": weights, "sent": wires.sent}
+
+
+def main():
+    torch.set_num_threads(1)
+    report = {}
+    for job in sys.argv[1:]:
+        world, *rest = job.split("-")
+        report[job] = count(int(world), *rest)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
