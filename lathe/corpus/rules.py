@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lathe.corpus.archives import what_archive
 from lathe.text.tokenizer import EOT, replace_lone_surrogates
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -28,7 +29,10 @@ class Rules:
 
 
 def decode(data: bytes, label: str, offset: int, rules: Rules, counts: Counter) -> str:
-    """The text of bytes at `offset` of the file `label`. ValueError if they are not UTF-8."""
+    """The text of bytes at `offset` of the file `label`. ValueError if they are not UTF-8, or an
+    archive that its name does not tell."""
+    if offset == 0 and (archive := what_archive(data)):
+        raise ValueError(f"{label} is {archive}")
     skipped = 0
     if offset == 0 and data.startswith(BYTE_ORDER_MARK):
         skipped = len(BYTE_ORDER_MARK)

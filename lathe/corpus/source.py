@@ -1,15 +1,12 @@
 """A source: one file of the input, and how its bytes are reached."""
 
-import gzip
-import io
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-COMPRESSIONS = (".gz", ".zst")
+from lathe.corpus.archives import COMPRESSIONS, ArchiveError, open_archive
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +82,9 @@ def open_source(source: Source) -> Iterator[OpenFile]:
     """
     with open_stored(source.path) as stored:
         content = stored
-        damage = ()  # what the decompressor raises
-        if source.compression == ".gz":
-            content = io.BufferedReader(gzip.GzipFile(fileobj=stored))
-            damage = (EOFError, gzip.BadGzipFile, zlib.error)
-        elif source.compression == ".zst":
-            import zstandard
-
-            decompressor = zstandard.ZstdDecompressor()
-            reader = decompressor.stream_reader(stored, read_across_frames=True)
-            content = io.BufferedReader(reader)
-            damage = (zstandard.ZstdError,)
+        if source.compression:
+            content = open_archive(stored, source.compression)
         try:
             yield OpenFile(content, stored)
-        except damage as error:
-            raise ValueError(f"{source.label} is damaged or cut short: {error}") from error
+        except ArchiveError as error:
+            raise ValueError(f"{source.label} {error}") from error

@@ -1,9 +1,11 @@
 """Files of every kind with the same documents, and what is in the datasets that are made of them."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,10 @@ FORMS = {
 def compressed(content, suffix):
     if suffix == ".gz":
         return gzip.compress(content)
+    if suffix == ".bz2":
+        return bz2.compress(content)
+    if suffix == ".xz":
+        return lzma.compress(content)
     if suffix == ".zst":
         return pytest.importorskip("zstandard").compress(content)
     return content

@@ -14,11 +14,13 @@ from corpora import (
     write_jsonl,
 )
 
+from lathe.corpus.archives import COMPRESSIONS
+
 
 # Parquet files are compressed inside already.
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [(n, s) for n in FORMS for s in ("", ".gz", ".zst") if not (s and n.endswith(".parquet"))],
+    [(n, s) for n in FORMS for s in ("", *COMPRESSIONS) if not (s and n.endswith(".parquet"))],
 )
 def test_every_form_of_the_same_documents_gives_the_same_shards(name, suffix, tmp_path, unit_bytes):
     unit_bytes(3000)  # many units of each

@@ -1,11 +1,7 @@
 """How the bytes of a file are reached, and what is said when they cannot be."""
 
-import gzip
-import os
-from pathlib import Path
-
 import pytest
-from corpora import FORMS, SENTENCES, prepare, stored_documents, write
+from corpora import FORMS, SENTENCES, prepare, stored_documents
 
 
 def test_files_at_an_address_are_read_where_they_are(tmp_path):
@@ -20,16 +16,3 @@ def test_files_at_an_address_are_read_where_they_are(tmp_path):
 def test_addresses_that_cannot_be_opened(fails):
     pytest.importorskip("fsspec")
     fails(r"--input nowhere://x.jsonl: cannot be opened \(ValueError", inputs=["nowhere://x.jsonl"])
-
-
-def test_damaged_archives(fails):
-    whole = gzip.compress(os.urandom(5000).hex().encode())
-    write("a.txt.gz", whole[: len(whole) // 2])
-    fails("in/a.txt.gz is damaged or cut short")
-    write("a.txt.gz", whole[:2000] + bytes(50) + whole[2050:])
-    fails("in/a.txt.gz is damaged or cut short")
-    write("a.txt.gz", b"no archive at all")
-    fails("in/a.txt.gz is damaged or cut short")
-    Path("in/a.txt.gz").unlink()
-    write("a.txt.zst", b"no archive at all")
-    fails("in/a.txt.zst is damaged or cut short")

@@ -20,6 +20,11 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
     import pyarrow
     import pyarrow.parquet
 
+    if source.compression:
+        raise ValueError(
+            f"{source.label}: parquet files are read where they lie, and are compressed inside; "
+            f"decompress it, so that its name ends in .parquet"
+        )
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:

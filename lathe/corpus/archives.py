@@ -1,0 +1,236 @@
+"""Compressed files: their whole content, or a word on what is wrong with them."""
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Generator
+from typing import Any, BinaryIO, NamedTuple
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+READ_BYTES = 128 * 1024  # of the compressed file at a time
+
+
+class ArchiveError(Exception):
+    """What is wrong with an archive, in words that follow the name of the file."""
+
+
+def open_archive(stored: BinaryIO, compression: str) -> BinaryIO:
+    """The content of a file with this one of COMPRESSIONS; ArchiveError while it is read."""
+    if compression == ".zst":
+        return io.BufferedReader(_ZstdContent(stored))
+    return io.BufferedReader(_StreamContent(stored, DECOMPRESSORS[compression]))
+
+
+# -----------------------------------------------------------------------------
+# .gz, .bz2, .xz: streams with an end that is marked, one after the other
+
+
+class _GzipDecompressor:
+    """zlib's decompressor with the names that those of bz2 and lzma have."""
+
+    def __init__(self):
+        self._zlib = zlib.decompressobj(wbits=31)  # with gzip's header and checksum
+        self.needs_input = True
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        content = self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+        self.needs_input = len(content) < max_length
+        return content
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+
+def _xz_decompressor() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+
+DECOMPRESSORS = {
+    ".gz": _GzipDecompressor,
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": _xz_decompressor,
+}
+
+
+class _StreamContent(io.RawIOBase):
+    """The content of all streams of a file. The library's own readers take what comes after the
+    first stream and is damaged for the end of the file."""
+
+    def __init__(self, stored: BinaryIO, new_decompressor: Callable[[], Any]):
+        self._stored = stored
+        self._new_decompressor = new_decompressor
+        self._decompressor = new_decompressor()
+        self._unread = b""  # of what was taken from the file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        content = b""
+        while not content:
+            if self._decompressor.eof and not self._begin_next():
+                return 0
+            data = b""
+            if self._decompressor.needs_input:
+                data = self._unread or self._stored.read(READ_BYTES)
+                self._unread = b""
+                if not data:
+                    raise ArchiveError("is damaged or cut short: its end is missing")
+            try:
+                content = self._decompressor.decompress(data, len(buffer))
+            except (zlib.error, lzma.LZMAError, OSError) as error:
+                raise ArchiveError(f"is damaged or cut short: {error}") from error
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _begin_next(self) -> bool:
+        """Whether there is another stream, which then is begun. Zeros may fill up a file."""
+        self._unread = self._decompressor.unused_data.lstrip(b"\0")
+        while not self._unread:
+            data = self._stored.read(READ_BYTES)
+            if not data:
+                return False
+            self._unread = data.lstrip(b"\0")
+        self._decompressor = self._new_decompressor()
+        return True
+
+
+# -----------------------------------------------------------------------------
+# .zst: frames, whose end zstandard does not miss
+
+ZSTD_LARGEST_WINDOW = 2**31  # what zstd --ultra --long=31 writes; the library's default is 2**27
+ZSTD_FRAME = bytes.fromhex("28b52ffd")
+ZSTD_RLE_BLOCK = 1
+
+
+class _ZstdContent(io.RawIOBase):
+    """The content of all frames of a file."""
+
+    def __init__(self, stored: BinaryIO):
+        import zstandard
+
+        decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_LARGEST_WINDOW)
+        self._reader = decompressor.stream_reader(_WholeFrames(stored), read_across_frames=True)
+        self._error = zstandard.ZstdError
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            return self._reader.readinto(buffer)
+        except self._error as error:
+            reason = str(error)
+            if "memory" in reason or "Dictionary" in reason:
+                raise ArchiveError(f"cannot be decompressed: {reason}") from error
+            raise ArchiveError(f"is damaged or cut short: {reason}") from error
+
+
+class _WholeFrames:
+    """A file of frames as it is read; ArchiveError if it ends inside of one.
+
+    RFC 8878, section 3: https://www.rfc-editor.org/rfc/rfc8878
+    """
+
+    def __init__(self, stored: BinaryIO):
+        self._stored = stored
+        self._parts = _parts_of_frames()
+        self._part = next(self._parts)
+        self._seen = 0  # bytes of the part
+        self._kept = b""  # of them, if it is wanted
+        self._is_empty = True
+
+    def read(self, size: int) -> bytes:
+        data = self._stored.read(size)
+        if data:
+            self._is_empty = False
+            self._follow(data)
+        elif self._is_empty or not self._part.begins_frame or self._seen:
+            raise ArchiveError("is damaged or cut short: its end is missing")
+        return data
+
+    def _follow(self, data: bytes):
+        position = 0
+        while position < len(data):
+            part = self._part
+            end = min(position + part.size - self._seen, len(data))
+            if part.wanted:
+                self._kept += data[position:end]
+            self._seen += end - position
+            position = end
+            while self._seen == self._part.size:
+                self._part = self._parts.send(self._kept)
+                self._seen = 0
+                self._kept = b""
+
+
+class _Part(NamedTuple):
+    """What comes next in a file of frames."""
+
+    size: int  # in bytes
+    wanted: bool = False  # whether it decides on what comes after it
+    begins_frame: bool = False
+
+
+def _parts_of_frames() -> Generator[_Part, bytes, None]:
+    """All parts of a file of any number of frames; is sent those that it wants."""
+    while True:
+        magic = yield _Part(4, wanted=True, begins_frame=True)
+        if magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5:  # to be skipped by its readers
+            size = yield _Part(4, wanted=True)
+            yield _Part(int.from_bytes(size, "little"))
+            continue
+        if magic != ZSTD_FRAME:
+            yield _Part(2**63)  # zstandard says so
+        (descriptor,) = yield _Part(1, wanted=True)
+        has_window = not descriptor & 0b10_0000
+        dictionary_bytes = (0, 1, 2, 4)[descriptor & 0b11]
+        size_bytes = (0 if has_window else 1, 2, 4, 8)[descriptor >> 6]
+        yield _Part(has_window + dictionary_bytes + size_bytes)
+        is_last = False
+        while not is_last:
+            header = int.from_bytes((yield _Part(3, wanted=True)), "little")
+            is_last = header & 1
+            is_rle = header >> 1 & 0b11 == ZSTD_RLE_BLOCK
+            yield _Part(1 if is_rle else header >> 3)
+        has_checksum = descriptor & 0b100
+        yield _Part(4 if has_checksum else 0)
+
+
+# -----------------------------------------------------------------------------
+# Archives that are taken for text
+
+
+class _Mark(NamedTuple):
+    """Bytes that no text has in this place."""
+
+    offset: int
+    magic: bytes
+    what: str
+
+
+MARKS = (
+    _Mark(0, b"\x1f\x8b", "compressed: end its name in .gz"),
+    _Mark(4, b"1AY&SY", "compressed: end its name in .bz2"),
+    _Mark(0, b"\xfd7zXZ\0", "compressed: end its name in .xz"),
+    _Mark(0, ZSTD_FRAME, "compressed: end its name in .zst"),
+    _Mark(0, b"PAR1\x15", "a parquet file: end its name in .parquet, or add --format=parquet"),
+    _Mark(0, b"PK\x03\x04", "a zip archive: unpack it and name its folder"),
+    _Mark(0, b"7z\xbc\xaf", "a 7z archive: unpack it and name its folder"),
+    _Mark(0, b"Rar!\x1a\x07", "a rar archive: unpack it and name its folder"),
+    _Mark(257, b"ustar", "a tar archive: unpack it and name its folder"),
+)
+
+
+def what_archive(data: bytes) -> str:
+    """What a file that begins so is, and what to do, if it is an archive; else ""."""
+    for mark in MARKS:
+        if data.startswith(mark.magic, mark.offset):
+            return mark.what
+    return ""
