@@ -1,25 +1,43 @@
 """Text and JSON lines from a file that a user names, or from standard input for "-"."""
 
+import codecs
 import json
 import sys
 from pathlib import Path
 
+from lathe.terminal import print_note
+
+BYTE_ORDER_MARK = "\ufeff"
+
 
 def read_text(path: str) -> str:
-    """The text of a prompt. Raises ValueError if it is not UTF-8."""
+    """The text of a prompt, with a byte order mark left out and line ends as in training; either
+    is said. Raises ValueError if it is not UTF-8."""
     raw, name = _read_bytes(path)
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        byte = f"byte {error.start} is {raw[error.start]:#04x}"
-        raise ValueError(f"the prompt in {name} is not UTF-8: {byte}") from None
+        fault = f"byte {error.start} is {raw[error.start]:#04x}"
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            fault = "it is UTF-16, save it as UTF-8"
+        raise ValueError(f"the prompt in {name} is not UTF-8: {fault}") from None
+    changes = []
+    if text.startswith(BYTE_ORDER_MARK):
+        text = text.removeprefix(BYTE_ORDER_MARK)
+        changes.append("byte order mark left out")
+    if "\r" in text:
+        changes.append(f"{text.count(chr(13)):,} Windows or Mac line ends converted")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if changes:
+        print_note(f"the prompt in {name}: {', '.join(changes)}")
+    return text
 
 
 def read_json_lines(path: str) -> list[tuple[str, dict]]:
     """[(where, row)] of JSON objects, one a line. Raises ValueError, naming file and line."""
     raw, name = _read_bytes(path)
     rows = []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"{name}, line {number}"
