@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from lathe import cli
+from lathe.fields import PathName
+from lathe.terminal import print_result
 
 if TYPE_CHECKING:  # main() imports what takes seconds
     from lathe.data.dataset import Dataset
@@ -25,12 +27,12 @@ if TYPE_CHECKING:  # main() imports what takes seconds
 class Options:
     """What to evaluate, on what."""
 
-    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
-    model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
+    out_dir: PathName = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
+    model: PathName = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
     # prepared dataset whose validation split is read; empty = the run's own, or none with tasks
-    dataset: str = ""
+    dataset: PathName = ""
     # NAME (fetched) or NAME:FILE.jsonl, such as hellaswag:val.jsonl
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[PathName] = field(default_factory=list)
     limit: int = 0  # items of each task, from its beginning; 0 = all
     eval_tokens: int = 0  # how many tokens are read, always the same ones; 0 = all
     block_size: int = 0  # context of each window; 0 = the model's
@@ -110,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, task in tasks.items():
             report["tasks"][name] = task.measure(model, run, source.ends)
     if run.is_main:
-        print(json.dumps(report))
+        print_result(json.dumps(report))
     ranks.stop()
     return 0
 

@@ -11,12 +11,13 @@ and visualize.py read such folders, from disk or from the Hub. One table, FAMILI
 lathe/use/hf/families.py, serves both directions.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lathe import cli
+from lathe.fields import PathName
+from lathe.terminal import print_note, print_result
 
 
 @dataclass
@@ -24,8 +25,8 @@ class Options:
     """Write a trained model as a Hugging Face folder."""
 
     command: list[str] = field(default_factory=list)  # export
-    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
-    to: str = ""  # folder to write
+    out_dir: PathName = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
+    to: PathName = ""  # folder to write
     overwrite: bool = False  # replace the folder if it exists
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights written
     verify: bool = False  # compare logits and token ids with what transformers makes of the folder
@@ -61,14 +62,14 @@ def main(argv: list[str] | None = None) -> int:
 
     def check(written: Path):
         architecture = architecture_of(model.config)
-        print(f"{folder}: {architecture}, {model.n_params():,} parameters", file=sys.stderr)
+        print_note(f"{folder}: {architecture}, {model.n_params():,} parameters")
         round_weights(model, options.dtype)
         check_logits(model, written, source.folder)
         if options.verify:
             check_in_transformers(model, source.tokenizer, written)
 
     export(model, source.tokenizer, folder, options.dtype, source.state, check)
-    print(folder)
+    print_result(folder)
     return 0
 
 

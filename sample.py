@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lathe import cli
+from lathe.fields import PathName
 from lathe.use.sampling import Sampling
 
 
@@ -22,8 +23,8 @@ class Options(Sampling):
     top_k: int = 200  # choose among this many likeliest tokens; 0 = all
 
     # --- model
-    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
-    model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
+    out_dir: PathName = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
+    model: PathName = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     # of the weights; int8: 8 bits each
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
@@ -33,9 +34,9 @@ class Options(Sampling):
     # --- prompts
     # texts to continue; none = the start of a document, - = stdin
     prompt: list[str] = field(default_factory=list)
-    prompt_file: str = ""  # file with one text to continue
+    prompt_file: PathName = ""  # file with one text to continue
     # JSONL file, {"prompt": TEXT} a line; - = stdin; other keys are handed through to jsonl output
-    prompts: str = ""
+    prompts: PathName = ""
     # ask for prompts, continue or retry them, change settings: /help there
     interactive: bool = False
     # a model trained on chats gets prompts in its chat template; false: as they are
@@ -91,6 +92,7 @@ import torch
 
 from lathe.run import devices
 from lathe.run.progress import with_bar
+from lathe.terminal import print_note, print_result
 from lathe.text.chat import TEMPLATES
 from lathe.use.decoder import Token
 from lathe.use.dialogue import Dialogue
@@ -128,7 +130,7 @@ def generate_text(options: Options, argv: list[str]) -> int:
     compiled, why_compiled = choose_compile(options, len(prompts), device)
     model = prepare_weights(source.load().to(device), dtype)
     shape = f"{model.config.n_layer} layers, {model.config.n_embd} wide"
-    print(f"{source.name}: {shape}, {why_device}, {why_dtype}, {why_compiled}", file=sys.stderr)
+    print_note(f"{source.name}: {shape}, {why_device}, {why_dtype}, {why_compiled}")
     warn_of_length(prompts, options.max_new_tokens, model.config)
 
     if options.interactive:
@@ -179,16 +181,12 @@ def warn_of_length(prompts: list[Prompt], max_new_tokens: int, config: GPTConfig
     size = config.block_size
     longest = max((len(prompt.ids) for prompt in prompts), default=0)
     if longest > size:
-        print(
+        print_note(
             f"a prompt of {longest} tokens exceeds the context of {size}: "
-            f"its last {size // 2} count",
-            file=sys.stderr,
+            f"its last {size // 2} count"
         )
     elif longest + max_new_tokens > size:
-        print(
-            f"longer than the context of {size} tokens: when full, its last half is kept",
-            file=sys.stderr,
-        )
+        print_note(f"longer than the context of {size} tokens: when full, its last half is kept")
 
 
 # -----------------------------------------------------------------------------
@@ -237,8 +235,8 @@ class Sample:
         if self.finish_reason:
             new += "\n"
         if new and self.n_shown == 0:
-            print(self.heading, end="", file=sys.stderr, flush=True)
-        print(new, end="", flush=True)
+            print_note(self.heading, end="")
+        print_result(new, end="")
         self.n_shown = len(self.text)
 
     def print_json(self, options: Options):
@@ -254,7 +252,7 @@ class Sample:
         if options.logprobs:
             row["logprobs"] = [token.logprob for token in self.tokens]
             row["top_logprobs"] = [token.top for token in self.tokens]
-        print(json.dumps(row), flush=True)
+        print_result(json.dumps(row))
 
 
 def produce(
@@ -299,13 +297,10 @@ def produce(
     except KeyboardInterrupt:  # a dialogue goes on with what there is
         if not options.interactive:
             raise
-        print(file=sys.stderr)
+        print_note()
     n_made = sum(len(sample.tokens) for sample in samples)
     speed = n_made / (time.perf_counter() - began)
-    print(
-        f"{n_made:,} tokens, {speed:,.1f} tokens/s, first after {1000 * first:.0f} ms",
-        file=sys.stderr,
-    )
+    print_note(f"{n_made:,} tokens, {speed:,.1f} tokens/s, first after {1000 * first:.0f} ms")
     return samples
 
 
@@ -357,7 +352,7 @@ def converse(options: Options, argv: list[str], source: FoundModel, model: GPT):
         import readline  # noqa: F401 - gives input() line editing and history
     dialogue = Dialogue.new(source.template, options.system)
     kind = "message" if source.template in TEMPLATES else "text to continue"
-    print(f"a {kind}, or /help", file=sys.stderr)
+    print_note(f"a {kind}, or /help")
     while True:
         try:
             line = read_line()
@@ -377,7 +372,7 @@ def converse(options: Options, argv: list[str], source: FoundModel, model: GPT):
                 options = replace(options, seed=options.seed + 1)
                 dialogue = answer(dialogue.again(), options, source, model)
             elif line.startswith("/"):
-                print(HELP, file=sys.stderr)
+                print_note(HELP)
             elif line:
                 dialogue = answer(dialogue.ask(line), options, source, model)
             else:
@@ -385,11 +380,11 @@ def converse(options: Options, argv: list[str], source: FoundModel, model: GPT):
         except EOFError:
             return
         except KeyboardInterrupt:
-            print(file=sys.stderr)
+            print_note()
         except SystemExit:  # what is wrong with a /set has been printed
             continue
         except ValueError as error:  # an unknown character, say
-            print(error, file=sys.stderr)
+            print_note(error)
 
 
 def read_line() -> str:
@@ -402,7 +397,7 @@ def read_line() -> str:
 def show_settings(options: Options):
     names = [f.name for f in fields(Sampling)]
     names += ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
-    print("  ".join(f"{name}={getattr(options, name)}" for name in names), file=sys.stderr)
+    print_note("  ".join(f"{name}={getattr(options, name)}" for name in names))
 
 
 def answer(dialogue: Dialogue, options: Options, source: FoundModel, model: GPT) -> Dialogue:

@@ -67,6 +67,7 @@ from lathe.run.process import (
 from lathe.run.progress import Progress
 from lathe.run.provenance import log_start
 from lathe.run.standstill import Standstill
+from lathe.terminal import print_result
 from lathe.use.find_model import FoundModel
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
@@ -815,7 +816,7 @@ def print_plan(settings: Settings) -> int:
     plan = plan_run(settings, target.runtime, dataset, start, target.absent_memory)
     if is_main:
         for name, figure in dry_run.describe(plan, target, dataset):
-            print(f"{name:<16}{figure}")
+            print_result(f"{name:<16}{figure}")
     return 0
 
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from lathe import cli
+from lathe.terminal import print_note, print_result
 from pages.options import ModelOptions, RunOptions
 
 USAGE = (
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         path = draw_runs(options)
     else:
         path = draw_model(options)
-    print(path)
+    print_result(path)
     return 0
 
 
@@ -53,10 +54,10 @@ def parse(argv: list[str]) -> RunOptions | ModelOptions:
         )
     if command in ("-h", "--help"):
         about = "Write a page about runs, or about a model. Each has its own --help."
-        print(f"usage: {USAGE}\n\n{about}")
+        print_result(f"usage: {USAGE}\n\n{about}")
         sys.exit(0)
     given = repr(command or "nothing")
-    print(f"visualize.py: error: {given} is neither run nor model; usage: {USAGE}", file=sys.stderr)
+    print_note(f"visualize.py: error: {given} is neither run nor model; usage: {USAGE}")
     sys.exit(2)
 
 

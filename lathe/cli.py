@@ -26,7 +26,8 @@ from typing import Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hi
 
 from lathe import ROOT
 from lathe.aliases import did_you_mean
-from lathe.fields import read_comments
+from lathe.fields import PathName, read_comments
+from lathe.terminal import escape, print_note, print_result, printable, speak_utf8
 
 PRESET_DIR = ROOT / "config"
 BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -53,15 +54,18 @@ def parse(
     """
     prog = prog or command_name()
     types = get_type_hints(cls)
+    if argv is None:
+        speak_utf8()
+        argv = sys.argv[1:]
     try:
-        line = read_words(sys.argv[1:] if argv is None else argv, types)
+        line = read_words(argv, types)
         if line.wants_help:
             if is_rank_0():
                 bare_words = f"{positional} ... " if positional else ""
                 if presets:
                     bare_words = "[PRESET.toml ...] "
                 usage = f"usage: {prog} {bare_words}[--name=value ...]\n"
-                print(f"{usage}\n{description}".rstrip() + f"\n\n{describe(cls)}", flush=True)
+                print_result(f"{usage}\n{description}".rstrip() + f"\n\n{describe(cls)}")
             sys.exit(0)
         given = {}
         if presets:
@@ -78,7 +82,7 @@ def parse(
         end_for_closed_pipe()
     except (ValueError, OSError) as error:
         if is_rank_0():
-            print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
+            print_note(f"{prog}: error: {one_line(error)}")
         else:
             let_rank_0_speak()
         sys.exit(2)
@@ -164,7 +168,7 @@ def read_preset(preset: str, types: dict[str, type]) -> dict[str, Given]:
     """The settings in a preset, named by its path or by its name in config/."""
     path = find_preset(preset)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = from_toml(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from None
     given = {}
@@ -180,6 +184,7 @@ def read_preset(preset: str, types: dict[str, type]) -> dict[str, Given]:
 
 
 def find_preset(preset: str) -> Path:
+    preset = expand_home(preset)
     for path in (Path(preset), ROOT / preset, PRESET_DIR / preset, PRESET_DIR / f"{preset}.toml"):
         if path.is_file():
             return path
@@ -218,7 +223,9 @@ def build(cls: type[Options], given: dict[str, Given]) -> Options:
 def convert(text: str, kind: type) -> str | int | float | bool:
     """`text` as a value of its type. Raises ValueError, saying what it should have been."""
     if kind is str:
-        return text
+        return must_be_text(text)
+    if kind is PathName:
+        return expand_home(text)
     if kind is bool:
         if text.lower() not in BOOLS:
             raise ValueError(f"{text!r} is not true or false")
@@ -233,6 +240,30 @@ def convert(text: str, kind: type) -> str | int | float | bool:
         except ValueError:
             raise ValueError(f"{text!r} is not a number") from None
     raise TypeError(f"a setting cannot be of type {kind}")
+
+
+def must_be_text(text: str) -> str:
+    """`text` itself. Raises ValueError where the words of a command line were no UTF-8."""
+    for byte, char in enumerate(text):
+        if "\ud800" <= char <= "\udfff":
+            offset = len(text[:byte].encode("utf-8"))
+            code = escape(char).removeprefix("\\x")
+            raise ValueError(
+                f"not UTF-8 at byte {offset} ({code}): write it in a terminal of UTF-8"
+            )
+    return text
+
+
+# At the beginning, after a prefix (hf:~/gpt2) and in a list (~/a:0.7,~/b:0.3).
+HOME = re.compile(r"(?:^|(?<=[:,]))~[^/\\:,]*(?=[/\\:,]|$)")
+
+
+def expand_home(path: str) -> str:
+    """`path` with the home folder where it says ~, or another user's for ~name. What is there under
+    the name as it stands is meant itself."""
+    if os.path.lexists(path):
+        return f"./{path}" if path.startswith("~") else path
+    return HOME.sub(lambda match: os.path.expanduser(match[0]), path)
 
 
 def choose(text: str, choices: tuple[str, ...]) -> str:
@@ -304,6 +335,8 @@ def describe(cls: type) -> str:
 def type_name(kind: type) -> str:
     if kind is bool:
         return "{true,false}"
+    if kind is PathName:
+        return "PATH"
     if get_origin(kind) is Literal:
         return "{" + ",".join(get_args(kind)) + "}"
     if is_list(kind):
@@ -336,7 +369,23 @@ def to_toml(settings: object) -> str:
     return "\n".join(lines) + "\n"
 
 
+def from_toml(text: str) -> dict:
+    """The settings in a preset's text. ValueError if it is not TOML."""
+    return {name: read_toml_value(value) for name, value in tomllib.loads(text).items()}
+
+
+def read_toml_value(value: object) -> object:
+    if isinstance(value, list):
+        return [read_toml_value(item) for item in value]
+    if isinstance(value, dict) and list(value) == ["json"]:
+        return json.loads(value["json"])
+    return value
+
+
 def toml_value(value: str | bool | int | float | list) -> str:
+    """A value as TOML. It has no names that are not UTF-8: they are JSON's there, {json = ...}."""
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        return f"{{ json = {toml_value(json.dumps(value))} }}"
     if isinstance(value, str):  # JSON's escapes are TOML's, but JSON leaves DEL as it is
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
@@ -392,6 +441,7 @@ def run(main: Callable[..., int | None], *arguments: object) -> NoReturn:
         if __name__ == "__main__":
             cli.run(train, options)
     """
+    speak_utf8()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -408,7 +458,7 @@ def run(main: Callable[..., int | None], *arguments: object) -> NoReturn:
         if not is_rank_0():
             let_rank_0_speak()
             speaker += f": rank {os.environ['RANK']}"
-        print(f"{speaker}: error: {one_line(error)}", file=sys.stderr)
+        print_note(f"{speaker}: error: {one_line(error)}")
         code = 1
     if code and "RANK" in os.environ:
         # Python's own end can abort on gloo's threads, which still serve other ranks.
@@ -432,10 +482,9 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
         if error.filename is not None:
-            text = f"{error.filename}: {text}"
-    text = " ".join(text.split()) or type(error).__name__
-    printable = [char if char.isprintable() else repr(char)[1:-1] for char in text]
-    return "".join(printable)
+            text = f"{printable(str(error.filename))}: {text}"
+    text = re.sub(r"\s*[\n\r\t\v\f]\s*", " ", text.strip())
+    return printable(text) or type(error).__name__
 
 
 def is_rank_0() -> bool:

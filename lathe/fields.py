@@ -11,6 +11,11 @@ import ast
 import inspect
 import textwrap
 from dataclasses import dataclass, fields
+from typing import NewType
+
+# The type of a setting that is a path, or has one in it, such as hf:FOLDER or FOLDER:WEIGHT. On the
+# command line and in presets `~` in it is the home folder, and it may be no UTF-8.
+PathName = NewType("PathName", str)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Literal
 
 from lathe import ROOT
-from lathe.fields import read_fields
+from lathe.fields import PathName, read_fields
 
 # -----------------------------------------------------------------------------
 # Settings of the network: GPTConfig without what the data decides
@@ -49,10 +49,11 @@ class RunSettings:
     """The section of Settings that stands before the network's."""
 
     # --- run
-    out_dir: str = "out/default"  # folder that the run writes to
-    dataset: str = "data/python_stdlib"  # folder of token shards, as a prepare/ command writes it
+    out_dir: PathName = "out/default"  # folder that the run writes to
+    # folder of token shards, as a prepare/ command writes it
+    dataset: PathName = "data/python_stdlib"
     # scratch, resume, auto (resume if possible), hf:NAME_OR_FOLDER, or another run's folder
-    init_from: str = "scratch"
+    init_from: PathName = "scratch"
     overwrite: bool = False  # start over in an out_dir that already holds a run
     new_data: bool = False  # resume although dataset or seed changed: samples come in a new order
     seed: int = 1337  # of the weights, the order of samples, dropout and sampled text
@@ -110,7 +111,8 @@ class Settings(ModelSettings):
     # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
-    eval_tasks: list[str] = field(default_factory=list)  # scored at evaluations; see evaluate.py
+    # scored at evaluations; see evaluate.py
+    eval_tasks: list[PathName] = field(default_factory=list)
     log_interval: int = 10  # steps between rows of training metrics
     checkpoint_interval: int = 0  # steps between saves; 0 = at every evaluation
     keep_checkpoints: int = 2  # newest checkpoints that stay, beside the best

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from lathe.fields import PathName
+
 
 @dataclass
 class RunOptions:
     """Which runs to show."""
 
-    runs: list[str] = field(default_factory=list)  # folders of runs, to be overlaid
-    out: str = ""  # page to write; empty = report.html in the run's folder, runs.html for several
+    runs: list[PathName] = field(default_factory=list)  # folders of runs, to be overlaid
+    # page to write; empty = report.html in the run's folder, runs.html for several
+    out: PathName = ""
     max_mb: float = 5.0  # largest page, in MB
 
     def __post_init__(self):
@@ -20,10 +23,10 @@ class RunOptions:
 class ModelOptions:
     """Which model to look into, with which text."""
 
-    out_dir: str = "out/quickstart"  # a run's folder (its best checkpoint), or a checkpoint's
-    model: str = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
+    out_dir: PathName = "out/quickstart"  # a run's folder (its best checkpoint), or a checkpoint's
+    model: PathName = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
     prompt: str = "Jane visits Africa in September."  # text to look at
-    out: str = ""  # page to write; empty = model.html in the run's folder, or here for hf:
+    out: PathName = ""  # page to write; empty = model.html in the run's folder, or here for hf:
     heads: list[str] = field(default_factory=list)  # LAYER.HEAD ... to show; empty = the strongest
     max_new_tokens: int = 30  # length of the text that the model writes after the prompt
     temperature: float = 0.8  # of that text

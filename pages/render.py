@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lathe.run.files import hidden_beside
+
 PAGES = Path(__file__).parent
 
 
@@ -90,6 +92,7 @@ def security_policy(sources: list[str]) -> str:
 def write(path: Path, page: str):
     """Whole or not at all: a browser may be looking at it while a run refreshes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8", newline="\n")
+    temporary = hidden_beside(path, ".tmp")
+    # A run's name need not be UTF-8.
+    temporary.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
     temporary.replace(path)

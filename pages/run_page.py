@@ -1,10 +1,10 @@
 """What the page of one run or several shows: curves, losses, samples, settings, a summary."""
 
-import tomllib
 from pathlib import Path
 
 import numpy as np
 
+from lathe import cli
 from lathe.run.metrics import read_lines, read_metrics
 from pages.render import render, write
 
@@ -127,7 +127,7 @@ def read_run(folder: str | Path, most_points: int = MOST_POINTS) -> dict:
 def read_settings(folder: Path) -> dict:
     """settings.toml of a run; {} where it is missing or damaged."""
     try:
-        return tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8"))
+        return cli.from_toml((folder / "settings.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

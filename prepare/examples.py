@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lathe import cli
 from lathe.corpus import build
+from lathe.fields import PathName
 from prepare import pairs
 
 
@@ -166,7 +167,7 @@ TEST_ITEMS = 1000
 @dataclass
 class Options:
     task: list[str] = field(default_factory=list)  # reverse, add, sentiment or translate
-    out: str = ""  # folder for the dataset; empty = data/example_TASK
+    out: PathName = ""  # folder for the dataset; empty = data/example_TASK
     seed: int = 1337  # of what is drawn
     overwrite: bool = False  # replace another dataset in the same folder
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lathe import cli
 from lathe.corpus import build
+from lathe.fields import PathName
 
 LEFT_OUT = {  # folders: tests, and what is not of the library itself
     "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data",
@@ -21,10 +22,10 @@ LEFT_OUT = {  # folders: tests, and what is not of the library itself
 
 @dataclass
 class Options:
-    input: str = ""  # a folder of Python source to take instead of this Python's library
-    out: str = "data/python_stdlib"  # folder for the dataset
+    input: PathName = ""  # a folder of Python source to take instead of this Python's library
+    out: PathName = "data/python_stdlib"  # folder for the dataset
     # small enough for a model that learns within minutes on two cores
-    tokenizer: str = "bpe:1024"  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N or a folder
+    tokenizer: PathName = "bpe:1024"  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N or a folder
     overwrite: bool = False  # replace another dataset in the same folder
 
 

@@ -13,14 +13,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lathe import cli
 from lathe.corpus import build
+from lathe.fields import PathName
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
 @dataclass
 class Options:
-    input: str = ""  # the text, where it is on this machine already; else it is downloaded
-    out: str = "data/shakespeare_char"  # folder for the dataset
+    input: PathName = ""  # the text, where it is on this machine already; else it is downloaded
+    out: PathName = "data/shakespeare_char"  # folder for the dataset
     overwrite: bool = False  # replace another dataset in the same folder
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lathe import cli
 from lathe.corpus import build
 from lathe.corpus.options import Options
+from lathe.terminal import print_note
 
 
 def main(
@@ -41,9 +42,8 @@ def main(
     if not options.input or not options.out:
         missing = "--out FOLDER" if options.input else "--input FILE..."
         command = f"prepare/{name}.py"
-        print(
-            f"{command}: error: {missing} is missing: {command} --input FILE... --out FOLDER",
-            file=sys.stderr,
+        print_note(
+            f"{command}: error: {missing} is missing: {command} --input FILE... --out FOLDER"
         )
         sys.exit(2)
     build.prepare(options)

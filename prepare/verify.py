@@ -19,6 +19,8 @@ from lathe import cli
 from lathe.data.dataset import Dataset, Stream, open_dataset
 from lathe.data.order import SampleOrder
 from lathe.data.shards import SPLITS
+from lathe.fields import PathName
+from lathe.terminal import print_result
 from lathe.text.tokenizer import Tokenizer
 
 PIECE_TOKENS = 2**22  # read at once
@@ -26,7 +28,8 @@ PIECE_TOKENS = 2**22  # read at once
 
 @dataclass
 class Options:
-    dataset: list[str] = field(default_factory=list)  # folders of shards, or raw:TOKENIZER:FOLDER
+    # folders of shards, or raw:TOKENIZER:FOLDER
+    dataset: list[PathName] = field(default_factory=list)
     windows: int = 10  # how many random windows of text to show
     window_tokens: int = 64  # tokens in each
     seed: int = 0  # decides which windows
@@ -45,7 +48,7 @@ def main(argv: list[str] | None = None):
         Options, argv, prog="prepare/verify.py", description=__doc__, positional="dataset"
     )
     for name in options.dataset:
-        print(report(open_dataset(name, verify=True), options))
+        print_result(report(open_dataset(name, verify=True), options))
 
 
 def report(dataset: Dataset, options: Options) -> str:

@@ -7,15 +7,21 @@ import string
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 
+import evaluate
+import huggingface
 from lathe import ROOT
 from lathe.aliases import ALIASES
 from lathe.cli import parse, to_toml
-from lathe.fields import read_comments
+from lathe.corpus.options import Options
+from lathe.fields import PathName, read_comments
 from lathe.settings import Settings
+from pages.options import ModelOptions, RunOptions
+from prepare import examples, pairs, python_stdlib, shakespeare_char, verify
+from sample import Options as SampleOptions
 
 NAMES = [f.name for f in fields(Settings)]
 
@@ -327,7 +333,7 @@ def test_help_shows_every_setting_with_type_default_and_help_as_plain_text():
     assert "\x1b" not in done.stdout
     shown = " ".join(done.stdout.split())
     for name, comment in read_comments(Settings).items():
-        kind = r"(STR|INT|FLOAT|STR \.\.\.|{[\w,]+})"
+        kind = r"(STR|INT|FLOAT|PATH|PATH \.\.\.|STR \.\.\.|{[\w,]+})"
         pattern = rf"--{name} {kind} {re.escape(comment.help)} \(default: "
         assert re.search(pattern, shown), name
 
@@ -463,3 +469,73 @@ def test_a_mistake_that_all_ranks_share_is_printed_once_under_torchrun(tmp_path,
     assert done.returncode != 0
     assert done.stderr.count(said) == 1
     assert done.stderr.count("train.py: error:") == 1
+
+
+# -----------------------------------------------------------------------------
+# Names of files
+
+
+@dataclass
+class Paths:
+    """Options that are paths, and one that is not."""
+
+    out: PathName = ""  # a folder
+    input: list[PathName] = field(default_factory=list)  # files
+    text: str = ""  # no path
+
+
+def test_the_home_folder_is_meant_wherever_a_path_may_begin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    for given, meant in {
+        "~": "/home/me",
+        "~/data": "/home/me/data",
+        "hf:~/gpt2": "hf:/home/me/gpt2",
+        "raw:~/t:~/data": "raw:/home/me/t:/home/me/data",
+        "~/a:0.7,~/b:0.3": "/home/me/a:0.7,/home/me/b:0.3",
+        "exact_match:~/a b.jsonl": "exact_match:/home/me/a b.jsonl",
+        "~nobody-of-this-name/x": "~nobody-of-this-name/x",
+        "a~/b": "a~/b",
+        "https://host/~me/a.txt": "https://host/~me/a.txt",
+    }.items():
+        assert parse(Paths, [f"--out={given}"]).out == meant
+        assert parse(Paths, ["--input", "x", given]).input == ["x", meant]
+        assert parse(Paths, [f"--text={given}"]).text == given
+    (tmp_path / "~").mkdir()
+    assert parse(Paths, ["--out=~"]).out == "./~"  # there is such a folder
+
+
+def test_every_path_of_every_command_may_begin_at_home():
+    """By the words of the help: who adds an option for a file or folder gives it the type."""
+    for cls in (
+        Settings,
+        SampleOptions,
+        evaluate.Options,
+        huggingface.Options,
+        Options,
+        pairs.Options,
+        examples.Options,
+        python_stdlib.Options,
+        shakespeare_char.Options,
+        verify.Options,
+        RunOptions,
+        ModelOptions,
+    ):
+        types = get_type_hints(cls)
+        for name, comment in read_comments(cls).items():
+            is_path = re.search(r"\b(folders?|files?|page to write|FILE|NAME)\b", comment.help)
+            if is_path and types[name] not in (int, bool, float):
+                assert types[name] in (PathName, list[PathName]) or name in NO_PATHS, (cls, name)
+
+
+NO_PATHS = ("format", "field", "prompt_field", "completion_field")
+
+
+def test_a_name_that_is_no_utf_8_is_a_path_and_no_text(mistake, tmp_path):
+    latin = os.fsdecode(b"caf\xe9")
+    assert parse(Paths, [f"--out={latin}"]).out == latin
+    path = tmp_path / "settings.toml"
+    path.write_text(to_toml(Paths(out=latin, input=[latin, "b"])), encoding="utf-8")
+    assert parse(Paths, [str(path)], presets=True) == Paths(out=latin, input=[latin, "b"])
+    assert "--sample_prompt: not UTF-8 at byte 5 (e9)" in mistake(f"--sample_prompt=\u00fc{latin}")

@@ -15,7 +15,7 @@ from lathe import ROOT
 from lathe.aliases import ALIASES, ELSEWHERE
 from lathe.cli import parse, to_toml
 from lathe.corpus import build
-from lathe.fields import read_comments
+from lathe.fields import PathName, read_comments
 from lathe.settings import Settings
 from model import GPTConfig
 from pages.options import ModelOptions, RunOptions
@@ -112,13 +112,22 @@ def texts() -> st.SearchStrategy:
     return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # no surrogates
 
 
+def names() -> st.SearchStrategy:
+    """Of files: any bytes, as Python has them; the home folder is not named any more."""
+    return texts().map(lambda text: text.replace("~", "")) | st.binary(max_size=20).map(
+        lambda raw: raw.replace(b"~", b"").decode("utf-8", "surrogateescape")
+    )
+
+
 @hypothesis.settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_to_toml_is_a_preset_that_repeats_the_settings(tmp_path_factory, data):
     changed = {}
     for name, kind in get_type_hints(Settings).items():
         if name == "out_dir":  # which may not be empty
-            changed[name] = data.draw(texts()) + "x"
+            changed[name] = "x" + data.draw(names())
+        elif kind is PathName:
+            changed[name] = data.draw(names())
         elif kind is str and name != "gpus":  # which is for dry runs alone
             changed[name] = data.draw(texts())
         elif kind is bool:

@@ -10,17 +10,21 @@ from typing import Literal
 from lathe.corpus.rules import Rules
 from lathe.corpus.source import Source
 from lathe.data.shards import SHARD_TOKENS
+from lathe.fields import PathName
 
 Format = Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"]
 
 
 @dataclass
 class Options:
-    input: list[str] = field(default_factory=list)  # files, folders, patterns, URLs, hf:NAME, or -
-    out: str = ""  # folder for the dataset
-    tokenizer: str = ""  # byte, char, gpt2, cl100k_base, o200k_base, bpe:N (N=4096) or a folder
+    # files, folders, patterns, URLs, hf:NAME, or -
+    input: list[PathName] = field(default_factory=list)
+    out: PathName = ""  # folder for the dataset
+    # byte, char, gpt2, cl100k_base, o200k_base, bpe:N (N=4096) or a folder
+    tokenizer: PathName = ""
     val_fraction: float = -1.0  # share of documents for validation; -1: a tenth, but 10 MB at most
-    val_input: list[str] = field(default_factory=list)  # validation comes from these files instead
+    # validation comes from these files instead
+    val_input: list[PathName] = field(default_factory=list)
     field: str = "text"  # field or column that holds the text (jsonl, json, csv, tsv, parquet)
     format: Format = "auto"  # of all files; auto: each by its name
     newlines: Literal["lf", "keep"] = "lf"  # lf: Windows and old Mac line ends become \n

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from lathe import ROOT
+from lathe.terminal import print_note
 
 OWN_DATA = {  # folder: the command that makes it
     "data/python_stdlib": "prepare/python_stdlib.py",
@@ -20,7 +21,7 @@ def prepare_own(path: str | Path):
     command = OWN_DATA.get(str(path))
     if command is None or Path(path, "meta.json").exists():
         return
-    print(f"dataset {path} is missing: running python {command}", file=sys.stderr, flush=True)
+    print_note(f"dataset {path} is missing: running python {command}")
     script, *words = command.split()
     done = subprocess.run([sys.executable, ROOT / script, *words, f"--out={path}"])
     if done.returncode != 0:

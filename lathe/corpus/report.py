@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 from lathe.data.shards import SPLITS
+from lathe.terminal import print_note
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(line: str):
-    print(f"prepare: {line}", file=sys.stderr, flush=True)
+    print_note(f"prepare: {line}")
 
 
 class Progress:

@@ -357,7 +357,8 @@ def write_meta(
         **about,
     }
     temporary = Path(folder, "meta.json.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    # What is no UTF-8 in a file's name gets the escape that JSON has for it.
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(meta, file, indent=1, ensure_ascii=False)
         file.write("\n")
         file.flush()

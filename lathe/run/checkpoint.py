@@ -14,7 +14,6 @@ import math
 import platform
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from lathe.run.files import (
 )
 from lathe.run.tensor_file import write_safetensors
 from lathe.settings import Settings
+from lathe.terminal import print_note
 from lathe.text.tokenizer import Tokenizer
 from model import GPTConfig
 
@@ -297,7 +297,7 @@ def find_checkpoint(folder: str | Path) -> Path:
     if path is None:
         raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(faults)}")
     for fault in faults:
-        print(f"skipped: {fault}", file=sys.stderr)
+        print_note(f"skipped: {fault}")
     return path
 
 

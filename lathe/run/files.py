@@ -90,9 +90,18 @@ def flush_to_disk(path: Path):
         os.close(handle)
 
 
+def hidden_beside(path: Path, suffix: str) -> Path:
+    """A hidden name in the same folder for what comes before or after `path`; of a name that is as
+    long as systems allow, 255 bytes, its beginning."""
+    name = path.name
+    while len(os.fsencode(f".{name}{suffix}")) > 255:
+        name = name[:-1]
+    return path.with_name(f".{name}{suffix}")
+
+
 def replace_folder(new: Path, folder: Path):
     """Rename `new` to `folder`. What was there goes once that is on disk, or stays if it fails."""
-    old = folder.with_name(f".{folder.name}.old")
+    old = hidden_beside(folder, ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

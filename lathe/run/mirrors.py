@@ -1,17 +1,13 @@
 """Copies of the metrics in wandb and TensorBoard."""
 
 import html
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lathe.settings import Settings
-
-
-def to_stderr(text: str):
-    print(text, file=sys.stderr)
+from lathe.terminal import print_note
 
 
 class Mirrors:
@@ -26,7 +22,7 @@ class Mirrors:
         settings: Settings,
         run_id: str,
         resume_step: int = 0,
-        say: Callable[[str], None] = to_stderr,
+        say: Callable[[str], None] = print_note,
     ):
         self.say = say
         self.trackers: dict[str, Wandb | TensorBoard] = {}  # those that are on

@@ -16,6 +16,7 @@ import torch
 
 from lathe.run.devices import Runtime
 from lathe.settings import Settings
+from lathe.terminal import print_note
 
 # -----------------------------------------------------------------------------
 # Random state
@@ -177,9 +178,8 @@ class Watchdog:
         faulthandler.dump_traceback_later(self.seconds + 0.5, exit=True)
 
     def _report(self):
-        print(
-            f"rank {self.run.rank}: no progress for {self.seconds:g} s while {self.doing}; stacks:",
-            file=sys.stderr,
+        print_note(
+            f"rank {self.run.rank}: no progress for {self.seconds:g} s while {self.doing}; stacks:"
         )
 
     def off(self):

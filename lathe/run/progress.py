@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TextIO, TypeVar
 
+from lathe.terminal import print_note, visible
+
 Item = TypeVar("Item")
 
 
@@ -52,9 +54,9 @@ class Progress:
         if self.on_terminal:
             from tqdm import tqdm
 
-            tqdm.write(text, file=sys.stderr)  # above whichever bar there is
+            tqdm.write(visible(text, sys.stderr), file=sys.stderr)  # above whichever bar there is
         elif self.enabled:
-            print(text, file=sys.stderr, flush=True)
+            print_note(text)
 
     def __enter__(self) -> "Progress":
         return self

@@ -5,13 +5,13 @@ ids, one after the other, are the text again, for a fixed set of nasty strings.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lathe.terminal import print_note
 from lathe.text.gpt2 import EOT, printable_bytes
 from lathe.text.hugging_face import Rules, steps_of
 
@@ -71,10 +71,9 @@ def read_with_library(content: dict, specials: dict[str, int], path: Path) -> Ru
     rules = Rules("hf", pieces_of(content, specials), specials, file=content)
     check_text(rules, path)
     if puts_space_first(open_library(content), rules.pieces):
-        print(
+        print_note(
             f"{path}: this tokenizer puts a space before every text that it is given, and so also "
-            "before each part of a document too long to be read at once, and before an answer",
-            file=sys.stderr,
+            "before each part of a document too long to be read at once, and before an answer"
         )
     return rules
 
@@ -82,7 +81,7 @@ def read_with_library(content: dict, specials: dict[str, int], path: Path) -> Ru
 def say_what_is_left_out(content: dict, path: Path):
     for part in ("truncation", "padding"):
         if content.get(part):
-            print(f"{path}: its {part} is not applied: texts are used whole", file=sys.stderr)
+            print_note(f"{path}: its {part} is not applied: texts are used whole")
 
 
 def settled(content: dict, specials: dict[str, int]) -> dict:
@@ -129,10 +128,9 @@ def special_tokens(content: dict, path: Path) -> dict[str, int]:
         token = ordinary.get(text, {})
         takes_spaces = token.get("lstrip") or token.get("rstrip")
         if takes_spaces:
-            print(
+            print_note(
                 f"{path}: {text!r} in a text is ordinary text here, as special tokens are: the "
-                "file makes it a token that takes the spaces beside it away",
-                file=sys.stderr,
+                "file makes it a token that takes the spaces beside it away"
             )
         if takes_spaces or (token and text == end):
             special[text] = token["id"]

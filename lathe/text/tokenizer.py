@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lathe.terminal import printable
 from lathe.text.gpt2 import EOT
 from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges
 from lathe.text.library import (
@@ -291,7 +292,7 @@ def _read_hugging_face(content: dict, path: Path) -> Tokenizer:
         raise ValueError(f"{path} is not a tokenizer that lathe can read: it has no model")
     say_what_is_left_out(content, path)
     specials = special_tokens(content, path)
-    folder = path.parent.name or "huggingface"
+    folder = printable(path.parent.name) or "huggingface"
     ours = read_ours(content, specials)
     if ours is not None:
         name = folder if ours.kind == "bpe" else ours.kind

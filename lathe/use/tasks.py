@@ -5,13 +5,13 @@ items.py says which tasks there are and how they are named; scoring.py does the 
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 from lathe.run import devices, ranks
 from lathe.run.parallel import callable_by_method
 from lathe.run.progress import with_bar
+from lathe.terminal import print_note
 from lathe.text.chat import chat_prompt
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.items import FORMATS, Item, read_items
@@ -85,7 +85,7 @@ class Task:
                 f"{spec}: {self.cut} of {len(self.items)} items exceed the context of "
                 f"{block_size} tokens: their ends count"
             )
-            ranks.on_main(lambda: print(warning, file=sys.stderr))
+            ranks.on_main(lambda: print_note(warning))
 
     def encode(self, item: Item) -> list[tuple[list[int], list[int]]]:
         """(context, continuation) ids of each choice."""

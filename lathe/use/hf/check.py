@@ -1,12 +1,12 @@
 """What an exported folder computes, read back here and in the transformers library."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lathe.terminal import print_note
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.weights import load_model
 from model import GPT, GPTConfig
@@ -27,7 +27,7 @@ def check_logits(model: GPT, folder: Path, source: Path):
     `source`, does."""
     back = load_model(folder)  # in float32
     difference, largest = largest_difference(model, back, model.config)
-    print(f"read back, logits differ by {difference:.1e}", file=sys.stderr)
+    print_note(f"read back, logits differ by {difference:.1e}")
     if difference > 1e-5 * max(1.0, largest):
         raise ValueError(
             f"the export does not compute what {source} does: logits differ by {difference:.1e}"
@@ -44,7 +44,7 @@ def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
     logging.set_verbosity_error()
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
-    print(f"max |difference of logits| through transformers: {difference:.1e}", file=sys.stderr)
+    print_note(f"max |difference of logits| through transformers: {difference:.1e}")
 
     text = TEXT
     if tokenizer.kind == "char":  # which knows some characters only
@@ -56,7 +56,7 @@ def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
             f"the export is another model in transformers: logits differ by {difference:.1e}, "
             f"token ids are {'equal' if same_ids else 'different'}"
         )
-    print("token ids are equal", file=sys.stderr)
+    print_note("token ids are equal")
 
 
 def largest_difference(

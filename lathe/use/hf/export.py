@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from lathe.run.files import replace_folder
+from lathe.run.files import hidden_beside, replace_folder
 from lathe.run.tensor_file import write_safetensors
+from lathe.terminal import printable
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.config import their_config
 from lathe.use.hf.families import architecture_of
@@ -63,7 +64,7 @@ def export(
     """
     architecture = architecture_of(model.config)
     folder = folder.resolve()
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = hidden_beside(folder, ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -103,12 +104,12 @@ def write_files(
 
     val_loss = state.get("val_loss")
     card = CARD.format(
-        title=title,
+        title=printable(title),
         parameters=model.n_params(),
         architecture=architecture,
         c=model.config,
         tokenizer=tokenizer.name,
-        dataset=state.get("dataset", {}).get("path", "an unnamed dataset"),
+        dataset=printable(state.get("dataset", {}).get("path", "an unnamed dataset")),
         step=state.get("step", 0),
         samples=state.get("samples", 0),
         val_loss="not measured" if val_loss is None else f"{val_loss:.4f} nats per token",

@@ -1,8 +1,9 @@
 """A Hugging Face folder on disk or from the Hub."""
 
 import json
-import sys
 from pathlib import Path
+
+from lathe.terminal import print_note
 
 WANTED_FILES = [
     "config.json",
@@ -32,7 +33,7 @@ def find(name: str) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=WANTED_FILES, local_files_only=True))
         except LocalEntryNotFoundError:
-            print(f"fetching {name} from the Hugging Face Hub", file=sys.stderr)
+            print_note(f"fetching {name} from the Hugging Face Hub")
             return Path(snapshot_download(name, allow_patterns=WANTED_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         lines = str(error).strip().splitlines()

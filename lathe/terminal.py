@@ -1,0 +1,87 @@
+"""Between this process and those who read it: UTF-8 in and out, whatever the locale says, and on a
+terminal, and only there, control characters are shown, not obeyed.
+
+Results go to stdout and notes to stderr, by the two functions below: nothing else here prints.
+"""
+
+import codecs
+import io
+import os
+import sys
+from typing import TextIO
+
+# -----------------------------------------------------------------------------
+# UTF-8
+
+
+def speak_utf8():
+    """Have the command line, names of files and the standard streams be UTF-8. Called as a command
+    begins, more than once does no harm.
+
+    Bytes that are not UTF-8, in names of files for one, come in and go out as they are.
+    """
+    _restart_in_utf8_mode()
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "surrogateescape"),
+        (sys.stderr, "backslashreplace"),
+    ):
+        is_text = isinstance(stream, io.TextIOWrapper)
+        if is_text and (not _is_utf8(stream.encoding) or stream.errors != errors):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+def _restart_in_utf8_mode():
+    """Names of files, unlike streams, have the encoding that Python chose as it began: where that
+    is another (a locale of Latin-1, or C with Python's own remedies off), begin again."""
+    if _is_utf8(sys.getfilesystemencoding()) or not sys.executable:
+        return
+    if os.environ.get("PYTHONUTF8") == "1":  # has been tried, and -E forbids it
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+# -----------------------------------------------------------------------------
+# Printing
+
+
+def print_result(text: object, end: str = "\n"):
+    """To stdout."""
+    print(visible(str(text), sys.stdout), end=end, flush=True)
+
+
+def print_note(text: object = "", end: str = "\n"):
+    """To stderr."""
+    print(visible(str(text), sys.stderr), end=end, file=sys.stderr, flush=True)
+
+
+def visible(text: str, stream: TextIO) -> str:
+    """`text` as it goes to `stream`: on a terminal, with control characters that can be seen."""
+    return text.translate(_ESCAPES) if stream.isatty() else text
+
+
+def printable(text: str) -> str:
+    """`text` on one line that shows each of its characters, for names in messages."""
+    return "".join(char if char.isprintable() else escape(char) for char in text)
+
+
+def escape(char: str) -> str:
+    """What stands for a character that cannot be printed: its code, or the byte that it was."""
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return repr(char)[1:-1]
+
+
+# C0 without tab and newline, DEL, and C1, which some terminals obey as they do ESC and a letter.
+_CONTROL = [code for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"]
+# They have a terminal show text in another order than it has ("Trojan Source", CVE-2021-42574).
+# Right-to-left text needs none of them.
+_REORDER = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_SURROGATES = range(0xD800, 0xE000)
+_ESCAPES = {code: escape(chr(code)) for code in (*_CONTROL, *_REORDER, *_SURROGATES)}
