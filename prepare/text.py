@@ -6,6 +6,8 @@ tokenizer's speed.
     python prepare/text.py --input hf:NAME[@REVISION][:CONFIG][:SPLIT] --out data/from_the_hub
     zcat dump.gz | python prepare/text.py --input - --out data/dump
 
+Of tables, CSV may have quotes around its fields and TSV has none; --quotes says otherwise.
+
 The same input and options give the same bytes on any number of workers. An interrupted run
 continues where it was when the same command is given again.
 """

@@ -29,6 +29,8 @@ class Options:
     format: Format = "auto"  # of all files; auto: each by its name
     newlines: Literal["lf", "keep"] = "lf"  # lf: Windows and old Mac line ends become \n
     errors: Literal["strict", "replace"] = "strict"  # what is not UTF-8: stop there, or put U+FFFD
+    # whether fields of tables may stand in quotes; auto: in csv, not in tsv
+    quotes: Literal["auto", "true", "false"] = "auto"
     dedup: bool = False  # leave out documents that occurred before, character for character
     workers: int = 0  # processes; 0: one per core, or one for small inputs
     bpe_sample: int = 200  # MB of the input that bpe:N learns from, evenly spread
@@ -55,12 +57,15 @@ class Options:
             field=self.field,
             newlines=self.newlines,
             errors=self.errors,
+            quotes=self.quotes,
             needs_hashes=needs_hashes,
         )
 
 
 # -----------------------------------------------------------------------------
 # What they come down to
+
+TABLES = ("csv", "tsv")  # the formats for which `quotes` matters
 
 DEFAULT_TOKENIZER = "bpe:4096"
 # Options without effect on what is written; for the inputs, the files count.
@@ -94,6 +99,8 @@ def make_plan(options: Options, out: Path, sources: list[Source]) -> Plan:
     signature["tokenizer"] = tokenizer
     signature["val_fraction"] = val_fraction
     signature["files"] = _fingerprint(sources)
+    if not any(source.format in TABLES for source in sources):
+        del signature["quotes"]
     return Plan(
         options=options,
         out=out,

@@ -22,6 +22,7 @@ class Rules:
     field: str = "text"
     newlines: str = "lf"  # or "keep"
     errors: str = "strict"  # or "replace"
+    quotes: str = "auto"  # or "true" or "false"
     needs_hashes: bool = True  # of documents in several blocks, which costs another pass over them
     template: str = ""  # of pairs, in rows or in messages in that field; "": its text is meant
     prompt_field: str = "prompt"
@@ -71,8 +72,20 @@ def text_of(where: str, row: Any, rules: Rules) -> str:
 
 def missing_field(where: str, kind: str, name: str, names: Iterable) -> str:
     """What is told where a row or table has no such field (or column: `kind`)."""
-    present = ", ".join(map(str, names)) or "none"
+    present = list_names(names)
     return f"{where} has no {kind} {name!r}; found: {present}. Choose one with --field"
+
+
+NAMES_LISTED = 20
+
+
+def list_names(names: Iterable) -> str:
+    """Names of fields for a message of one line: a file may have any, and any number of them."""
+    names = [str(name) for name in names]
+    listed = [f"{name:.40}" if name.isprintable() else f"{name!r:.40}" for name in names]
+    if len(names) > NAMES_LISTED:
+        listed[NAMES_LISTED:] = [f"and {len(names) - NAMES_LISTED:,} more"]
+    return ", ".join(listed) or "none"
 
 
 def normalize(text: str, rules: Rules, counts: Counter) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import BinaryIO, NamedTuple
 
@@ -23,6 +23,15 @@ class ParquetRows(NamedTuple):
     figures: list[int]  # of the group: stand for its contents when an interrupted run goes on
 
 
+class Table(NamedTuple):
+    """What is known of a CSV or TSV file before its rows are read."""
+
+    delimiter: str
+    has_quotes: bool  # whether fields may stand in quotes
+    row_end: str = "\n"  # or "\r\n" or "\r": what the first row ends with
+    columns: tuple[str, ...] = ()  # in the first row
+
+
 @dataclass(slots=True)
 class Block:
     """A part of one file that can be turned into tokens on its own."""
@@ -32,7 +41,7 @@ class Block:
     data: bytes | list | ParquetRows  # bytes of whole lines or records; json: rows
     offset: int = 0  # of data in the (decompressed) file, in bytes; parquet: first row in the group
     line: int = 1  # number of data's first line; json: of its first element
-    columns: list[str] = field(default_factory=list)  # of csv and tsv
+    table: Table | None = None  # of csv and tsv
     document_hash: int | None = None  # of the whole document, where this is a piece of one
     split: str = ""  # "train" or "val" where the user decided
 
