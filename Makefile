@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test test-environments install clean
+.PHONY: run test test-environments test-versions install clean
 
 run: install
 	@$(PY) train.py
@@ -16,6 +16,10 @@ test: install-dev
 # The quick tests under what users may have in their environment: an hour on two cores.
 test-environments: install-dev
 	@$(PY) tests/environments.py
+
+# The suite under every torch and Python that requirements.txt claims, before a release: some hours.
+test-versions: install-dev
+	@$(PY) tests/versions.py
 
 install: $(VENV)/.installed
 
@@ -33,4 +37,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .versions .pytest_cache .ruff_cache .hypothesis
