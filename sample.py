@@ -35,7 +35,7 @@ class Options(Sampling):
     # texts to continue; none = the start of a document, - = stdin
     prompt: list[str] = field(default_factory=list)
     prompt_file: PathName = ""  # file with one text to continue
-    # JSONL file, {"prompt": TEXT} a line; - = stdin; other keys are handed through to jsonl output
+    # JSONL file, {"prompt": TEXT} a line; - = stdin; other keys go on to jsonl output
     prompts: PathName = ""
     # ask for prompts, continue or retry them, change settings: /help there
     interactive: bool = False
@@ -166,6 +166,8 @@ def read_prompts(options: Options) -> list[dict]:
         for where, row in read_json_lines(options.prompts):
             if not isinstance(row.get("prompt"), str):
                 raise ValueError(f'prompts: {where} is not {{"prompt": TEXT}}')
+            if options.format == "jsonl":
+                check_keys(where, row, options)
             rows.append(row)
         if not rows:
             raise ValueError(f"prompts: {options.prompts} holds no prompt")
@@ -174,6 +176,22 @@ def read_prompts(options: Options) -> list[dict]:
         return [{"prompt": read_text(options.prompt_file)}]
     texts = options.prompt or [""]
     return [{"prompt": read_text("-") if text == "-" else text} for text in texts]
+
+
+# Of a sample in jsonl output.
+OWN_KEYS = ("sample", "text", "ids", "finish_reason", "seed", "tokens_per_second")
+LOGPROB_KEYS = ("logprobs", "top_logprobs")
+
+
+def check_keys(where: str, row: dict, options: Options):
+    """ValueError if a prompt's row has a key that is one of a sample's, too."""
+    own_keys = OWN_KEYS + LOGPROB_KEYS if options.logprobs else OWN_KEYS
+    taken = [key for key in own_keys if key in row]
+    if taken:
+        raise ValueError(
+            f"prompts: {where} has the key {taken[0]!r}, which jsonl output has for the sample: "
+            f"rename it"
+        )
 
 
 def warn_of_length(prompts: list[Prompt], max_new_tokens: int, config: GPTConfig):

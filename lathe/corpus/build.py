@@ -6,7 +6,6 @@ command is given again, it goes on after the last one.
 """
 
 import errno
-import json
 import os
 import shutil
 import sys
@@ -35,6 +34,7 @@ from lathe.corpus.tokens import Tokens, count_characters, tokenize_unit
 from lathe.corpus.units import Unit
 from lathe.corpus.workers import count_workers, in_order, results_of_units
 from lathe.data.shards import SPLITS, ShardWriter, write_meta
+from lathe.json_text import read_json
 from lathe.run.lock import lock_folder
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -132,7 +132,7 @@ def _find_finished(plan: Plan) -> dict | None:
     if not path.is_file():
         return None
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_json(path)
         is_same = all(meta["options"][name] == value for name, value in plan.signature.items())
     except (ValueError, LookupError, TypeError):  # damaged, or of another program
         is_same = False

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lathe.corpus.split import Position
+from lathe.json_text import NotJSON, parse_json
 
 JOURNAL_FILE = "progress.jsonl"
 
@@ -62,14 +63,17 @@ def read_journal(folder: Path, signature: dict) -> Journal | None:
     """The journal of an interrupted run of the same preparation, or None."""
     rows = []
     # There may be none, or its last line was being written.
-    with suppress(FileNotFoundError, json.JSONDecodeError):
+    with suppress(FileNotFoundError, UnicodeDecodeError, NotJSON):
         for line in (folder / JOURNAL_FILE).read_text(encoding="utf-8").splitlines():
-            rows.append(json.loads(line))
-    if not rows or rows[0]["signature"] != signature:
+            rows.append(parse_json(line, JOURNAL_FILE))
+    try:
+        if not rows or rows[0]["signature"] != signature:
+            return None
+        header, *records = rows
+        val_begins = None
+        if header["cut"] is not None:
+            unit, character = header["cut"]
+            val_begins = Position(unit, character)
+        return Journal(folder, signature, val_begins, [UnitRecord(**row) for row in records])
+    except (KeyError, TypeError, ValueError):  # JSON, but none of ours: begin anew
         return None
-    header, *records = rows
-    val_begins = None
-    if header["cut"] is not None:
-        unit, character = header["cut"]
-        val_begins = Position(unit, character)
-    return Journal(folder, signature, val_begins, [UnitRecord(**row) for row in records])

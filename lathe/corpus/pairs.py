@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lathe.corpus.rules import Rules
+from lathe.corpus.rules import Rules, list_names
+from lathe.json_text import refuse_repeated
 from lathe.text.chat import TEMPLATES, chat_prompt
 
 ROLES = TEMPLATES["chat"]  # system, user, assistant; the same in every template
@@ -43,13 +44,14 @@ def _messages_of(where: str, row: Any, rules: Rules) -> list[dict]:
     """The messages of a row, [{"role", "content"}], checked; of a prompt and completion, two."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is no object with fields but {type(row).__name__}")
+    refuse_repeated(where, row, (rules.field, rules.prompt_field, rules.completion_field))
     if rules.field in row:
         messages = row[rules.field]
         _check_messages(where, messages, rules)
         return messages
     for name in (rules.prompt_field, rules.completion_field):
         if name not in row:
-            present = ", ".join(map(str, row)) or "none"
+            present = list_names(row)
             raise ValueError(
                 f"{where} has no field {name!r}, nor messages in {rules.field!r}; "
                 f"found: {present}. "
@@ -70,6 +72,7 @@ def _check_messages(where: str, messages: Any, rules: Rules):
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError(f'{where}: {rules.field!r} is no list of {{"role": ..., "content": ...}}')
     for message in messages:
+        refuse_repeated(f"{where}: a message", message, ("role", "content"))
         if not isinstance(message.get("content"), str) or message.get("role") not in ROLES:
             present = ", ".join(f"{key}={value!r:.40}" for key, value in message.items()) or "none"
             raise ValueError(

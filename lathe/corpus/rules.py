@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lathe.corpus.archives import what_archive
+from lathe.json_text import refuse_repeated
 from lathe.text.tokenizer import EOT, replace_lone_surrogates
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -59,6 +60,7 @@ def text_of(where: str, row: Any, rules: Rules) -> str:
     if isinstance(row, dict):
         if rules.field not in row:
             raise ValueError(missing_field(where, "field", rules.field, row))
+        refuse_repeated(where, row, [rules.field])
         value = row[rules.field]
     if value is None:
         return ""

@@ -20,6 +20,7 @@ from lathe.data.shards import (
     token_dtype,
 )
 from lathe.data.windows import Spans, Windows, cut_between_documents
+from lathe.json_text import NotJSON
 from lathe.text.chat import chat_prompt
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -231,7 +232,7 @@ def _open_folder(path: str, verify: bool) -> Dataset:
         val = Stream(shards["val"], masks["val"])
         fingerprint = hashlib.sha256("\n".join(checksums).encode()).hexdigest()
         return Dataset(path, meta, [(train, 1.0)], val, fingerprint, folder)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, NotJSON) as error:
         raise ValueError(
             f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare it again"
         ) from error

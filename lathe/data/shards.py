@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lathe.json_text import read_json
 from lathe.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "val")
@@ -369,7 +370,7 @@ def write_meta(
 
 def read_meta(folder: Path) -> dict:
     """What `write_meta` wrote. ValueError for another version; KeyError and such if damaged."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta = read_json(folder / "meta.json")
     if meta["format"] != META_FORMAT or meta["version"] != META_VERSION:
         raise ValueError(
             f"{folder}/meta.json has version {meta['version']}, this lathe reads {META_VERSION}; "

@@ -7,6 +7,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lathe.json_text import read_json
+
 
 class CheckedFile:
     """A new file that adds up size and checksum of what it is given while the bytes are written.
@@ -68,7 +70,7 @@ def write_json_with_checksum(path: Path, value: dict):
 def read_json_with_checksum(path: Path) -> dict:
     """Inverse of write_json_with_checksum. Raises ValueError, naming the file and its fault."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
         checksum = value.pop("checksum")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = type(error).__name__

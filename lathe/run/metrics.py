@@ -16,6 +16,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lathe.json_text import parse_json
+
 Row = dict[str, Any]
 
 
@@ -57,7 +59,7 @@ def read_lines(path: str | Path) -> list[dict]:
     rows = []
     for line in path.read_bytes().splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode(), str(path))
         except ValueError:
             continue
         if isinstance(row, dict):

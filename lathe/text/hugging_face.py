@@ -4,13 +4,13 @@ Only a file whose every rule has an equal here is read as one of ours and run by
 several times as fast. All others are run by the library itself, see library.py.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from lathe.json_text import read_json
 from lathe.text.gpt2 import EOT, GPT2_PATTERN, printable_bytes
 from lathe.text.patterns import SAME_IN_TIKTOKEN, in_oniguruma
 
@@ -266,7 +266,7 @@ def read_vocab_and_merges(folder: Path) -> dict:
             f"of {reason}: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of "
             "transformers writes it"
         )
-    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocab = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line for line in lines if line and not line.startswith("#version")]
     byte_level = {
@@ -284,7 +284,7 @@ def read_vocab_and_merges(folder: Path) -> dict:
 
 
 def read_if_there(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def pair_of(merge: str | list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lathe.json_text import read_json
 from lathe.terminal import print_note
 from lathe.text.gpt2 import EOT, printable_bytes
 from lathe.text.hugging_face import Rules, steps_of
@@ -140,10 +141,9 @@ def special_tokens(content: dict, path: Path) -> dict[str, int]:
 
 def end_named_beside(path: Path) -> str | None:
     config = path.with_name("tokenizer_config.json")
-    try:
-        token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError):
+    if not config.is_file():
         return None
+    token = read_json(config).get("eos_token")
     return token.get("content") if isinstance(token, dict) else token
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lathe.json_text import read_json
 from lathe.terminal import printable
 from lathe.text.gpt2 import EOT
 from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges
@@ -269,7 +270,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     try:
         if path.name == "vocab.json":
             return _read_hugging_face(read_vocab_and_merges(path.parent), path)
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         if about.get("format") == "lathe-tokenizer":
             return _read_saved(about, path)
         return _read_hugging_face(about, path)
@@ -278,8 +279,6 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         IndexError,
         TypeError,
         AttributeError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
     ) as error:
         raise ValueError(
             f"{path} is not a tokenizer that lathe can read ({type(error).__name__}: {error})"

@@ -1,10 +1,10 @@
 """Text and JSON lines from a file that a user names, or from standard input for "-"."""
 
 import codecs
-import json
 import sys
 from pathlib import Path
 
+from lathe.json_text import EXACT_DECODER, parse_json
 from lathe.terminal import print_note
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -42,9 +42,10 @@ def read_json_lines(path: str) -> list[tuple[str, dict]]:
             continue
         where = f"{name}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is not UTF-8 at byte {error.start}") from None
+        row = parse_json(text, where, EXACT_DECODER)
         if not isinstance(row, dict):
             raise ValueError(f"{where} is not a JSON object")
         rows.append((where, row))

@@ -174,6 +174,35 @@ def test_mistakes_in_prompts_are_named(run_folder, tmp_path):
         sample.main([f"--out_dir={tmp_path / 'nothing'}"])
 
 
+def test_keys_beside_a_prompt_go_on_as_they_are_or_are_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+
+    def read(row: str, **options) -> list[dict]:
+        path.write_text('{"prompt": "a"}\n' + row)
+        return sample.read_prompts(sample.Options(prompts=str(path), **options))
+
+    row = '{"prompt": "a", "id": 12345678901234567890, "x": [{"y": "\\ud800\\u0000"}], "z": 0.1}'
+    assert json.dumps(read(row, format="jsonl")[1]) == row
+    for key in ("text", "ids", "seed", "sample", "finish_reason", "tokens_per_second"):
+        with pytest.raises(ValueError, match=f"p.jsonl, line 2 has the key '{key}'.*rename it"):
+            read(f'{{"prompt": "a", "{key}": 1}}', format="jsonl")
+        assert len(read(f'{{"prompt": "a", "{key}": 1}}')) == 2  # text is all that is printed
+    assert len(read('{"prompt": "a", "logprobs": 1}', format="jsonl")) == 2
+    with pytest.raises(ValueError, match="has the key 'logprobs'"):
+        read('{"prompt": "a", "logprobs": 1}', format="jsonl", logprobs=2)
+    for row, fault in [
+        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' comes twice"),
+        ('{"prompt": "a", "x": {"y": 1, "y": 2}}', "the key 'y' comes twice"),
+        ('{"prompt": "a", "x": NaN}', "NaN is no number there"),
+        ('{"prompt": "a", "x": 1e999}', "1e999 is too large"),
+        ("[" * 100_000, "it is nested too deep"),
+        ("1" * 5000, "a number has thousands of digits"),
+        ('{"prompt": "a"} {"prompt": "b"}', "Extra data at column 17"),
+    ]:
+        with pytest.raises(ValueError, match=f"p.jsonl, line 2 is not JSON: {fault}"):
+            read(row, format="jsonl")
+
+
 @pytest.mark.slow
 def test_a_reader_that_leaves_and_ctrl_c_end_it_in_silence(run_folder):
     words = ("sample.py", f"--out_dir={run_folder}", "--device=cpu")

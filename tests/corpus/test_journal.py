@@ -106,6 +106,17 @@ def test_a_line_that_was_being_written_is_not_read(tmp_path):
     assert read_journal(tmp_path, {}).records == [record]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"{}", b"3", b"\xff", b"[" * 100_000, b"1" * 5000]
+    + [b'{"signature": {}, "cut": 5}', b'{"signature": {}, "cut": null}\n{"unit": "a"}'],
+    ids=lambda content: content[:9].decode(errors="replace"),
+)
+def test_a_file_that_is_no_journal_is_as_none(content, tmp_path):
+    (tmp_path / JOURNAL_FILE).write_bytes(content)
+    assert read_journal(tmp_path, {}) is None
+
+
 # What earlier versions wrote.
 EARLIER = """
 {"signature": {"field": "text"}, "cut": [1, 7]}

@@ -126,6 +126,10 @@ def overwrite(at, content):
     return damage
 
 
+def write_meta_json(text: str):
+    return lambda folder: (folder / "meta.json").write_text(text)
+
+
 def edit_meta(change):
     def damage(folder):
         meta = json.loads((folder / "meta.json").read_text())
@@ -155,6 +159,9 @@ def edit_meta(change):
         ),
         (edit_meta(lambda meta: meta["tokenizer"].pop("sha256")), "meta.json is damaged"),
         (lambda folder: os.truncate(folder / "meta.json", 300), "meta.json is damaged"),
+        (write_meta_json("[" * 100_000), "meta.json is damaged .* nested too deep"),
+        (write_meta_json("1" * 5000), "meta.json is damaged .* digits"),
+        (write_meta_json("[]"), "meta.json is damaged .* no JSON object"),
         (
             lambda folder: (folder / "val_000000.bin").unlink(),
             "val_000000.bin is missing, though meta.json names it",

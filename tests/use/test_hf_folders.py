@@ -79,6 +79,7 @@ def configured(**changes) -> Callable[[Path], None]:
     return change
 
 
+INDEX = "model.safetensors.index.json"
 LLAMA_WITHOUT_WIDTH = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 9,
@@ -95,7 +96,18 @@ LLAMA_WITHOUT_WIDTH = {
         (cut_in_half, "damaged"),
         (with_bytes("model.safetensors", b"\xff" * 100), "damaged"),
         (without("config.json"), "config.json is missing"),
-        (with_bytes("config.json", b"{"), "not JSON"),
+        (with_bytes("config.json", b"{"), "config.json is not JSON"),
+        (with_bytes("config.json", b'{"a": ' * 100_000), "config.json is not JSON: .* too deep"),
+        (with_bytes("config.json", b'{"a": ' + b"1" * 5000), "config.json is not JSON: .* digits"),
+        (with_bytes("config.json", b"[1]"), "config.json is no JSON object"),
+        (with_bytes("config.json", b'{"a": "\xff"}'), "config.json is not UTF-8 at byte 7"),
+        (with_bytes("generation_config.json", b"{,"), "generation_config.json is not JSON"),
+        (with_bytes("tokenizer.json", b"[" * 100_000), "tokenizer.json is not JSON: .* too deep"),
+        (with_bytes("tokenizer.json", b"1" * 5000), "tokenizer.json is not JSON: .* digits"),
+        (with_bytes("tokenizer.json", b"\xff"), "tokenizer.json is not UTF-8 at byte 0"),
+        (with_bytes(INDEX, b"{}"), "index.json is damaged: its weight_map names no files"),
+        (with_bytes(INDEX, b'{"weight_map": {"a": "../b"}}'), "names no files beside it"),
+        (with_bytes(INDEX, b'{"weight_map": {"a": 1}}'), "names no files beside it"),
         (without("tokenizer.json"), "tokenizer.json is missing"),
         (configured(architectures=["BertModel"]), "architecture BertModel"),
         (configured(architectures=["ArceeForCausalLM"]), "activation is silu"),

@@ -73,7 +73,7 @@ MMLU = {"question": "q", "subject": "s", "choices": list("abcde"), "answer": 1}
         ("mmlu", lines(MMLU), "no row of mmlu: it has 5 choices, not 4"),
         ("piqa", lines([PIQA]), "line 1 is not a JSON object"),
         ("piqa", b"{", "line 1 is not JSON"),
-        ("piqa", b"\xff\xfe", "line 1 is not JSON"),
+        ("piqa", b"\xff\xfe", "line 1 is not UTF-8 at byte 0"),
         ("piqa", b"\n", "has no items"),
     ],
 )

@@ -1,6 +1,5 @@
 """JSON lines: a row per line, an object with fields or a text by itself."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -8,6 +7,7 @@ from typing import Any, BinaryIO
 from lathe.corpus.rules import Rules, decode
 from lathe.corpus.source import Source
 from lathe.corpus.units import Block, cut_stream
+from lathe.json_text import parse_json
 
 
 def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
@@ -27,8 +27,4 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
         if not line.strip():
             continue
         where = f"{block.label}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
-        yield where, row
+        yield where, parse_json(line, where)

@@ -1,30 +1,37 @@
-"""JSON of other forms: an array of rows, or rows one after the other, each over any lines.
+"""JSON of other forms: arrays of rows, or rows one after the other, each over any lines.
 
-The cutter must parse to know where a row ends, so a block holds rows already, of which it keeps
-the text alone where no more is asked for.
+The cutter must parse to know where a row ends, so a block holds rows already: of each its text or,
+where more is asked for, itself, still as JSON.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from lathe.corpus import units
 from lathe.corpus.rules import Rules, decode, text_of
 from lathe.corpus.source import Source
 from lathe.corpus.units import Block, cut_stream, last_character_end
+from lathe.json_text import DECODER, parse_json, what_is_wrong
 
+SPACE = re.compile(r"\s*")
 BETWEEN_ROWS = re.compile(r"[\s,]*")
+# The last characters of a piece may be the beginning of a literal, or of an escape in a text.
+LONGEST_PART = 10
 
 
 def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
     rows = []
     size = 0
     number = 1  # of the first row of this block
-    for where, row, length in _parse(source.label, _texts(source, file, rules)):
-        rows.append(row if rules.template else text_of(where, row, rules))
-        size += length
+    for row in _rows(source.label, _Rest(_texts(source, file, rules))):
+        if rules.template:
+            rows.append(row.json)
+        else:
+            rows.append(text_of(_where(source.label, row.number), row.value, rules))
+        size += len(row.json)
         if size >= units.UNIT_BYTES:
             yield Block(source.label, source.format, rows, line=number)
             number += len(rows)
@@ -36,7 +43,8 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
 
 def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any]]:
     for number, row in enumerate(block.data, block.line):
-        yield _where(block.label, number), row
+        where = _where(block.label, number)
+        yield where, parse_json(row, where) if rules.template else row
 
 
 def _where(label: str, number: int) -> str:
@@ -49,37 +57,110 @@ def _texts(source: Source, file: BinaryIO, rules: Rules) -> Iterator[str]:
         yield decode(data, source.label, offset, rules, Counter())
 
 
-def _parse(label: str, texts: Iterator[str]) -> Iterator[tuple[str, Any, int]]:
-    """(where it stands, row, its length in characters) of each row, holding a piece or a row."""
-    decoder = json.JSONDecoder()
-    text = next(texts, "")
-    is_array = text.lstrip().startswith("[")
-    position = 0
-    if is_array:
-        position = text.find("[") + 1
-    number = 1
-    while True:
-        position = BETWEEN_ROWS.match(text, position).end()
-        if is_array and text.startswith("]", position):
-            return
-        problem = None
-        try:
-            row, end = decoder.raw_decode(text, position)
-            may_be_cut = end == len(text)  # as a number might
-        except json.JSONDecodeError as error:
-            problem = error
-            may_be_cut = error.pos >= len(text) - 10 or error.msg.startswith("Unterminated")
-        if may_be_cut:
-            more = next(texts, "")
-            if more:
-                text = text[position:] + more
-                position = 0
+# -----------------------------------------------------------------------------
+# Parsing, with no more of the file in memory than a piece or a row
+
+
+class _Rest:
+    """What is left of a file's text: as much of it as was asked for."""
+
+    def __init__(self, texts: Iterator[str]):
+        self._texts = texts
+        self.text = next(texts, "")
+        self.position = 0  # in `text`: what lies before is done
+        self.line = 1  # there
+
+    def grow(self) -> bool:
+        """Read on, so that what is left is twice as long at least. False at the end of the file."""
+        more = []
+        missing = len(self.text) - self.position
+        for text in self._texts:
+            more.append(text)
+            missing -= len(text)
+            if missing <= 0:
+                break
+        if not more:
+            return False
+        self.text = self.text[self.position :] + "".join(more)
+        self.position = 0
+        return True
+
+    def move(self, position: int):
+        self.line += self.text.count("\n", self.position, position)
+        self.position = position
+
+    def next_character(self, skip: re.Pattern = SPACE) -> str:
+        """The next one after these, or "" at the end of the file."""
+        while True:
+            self.move(skip.match(self.text, self.position).end())
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.grow():
+                return ""
+
+    def value(self) -> tuple[Any, str]:
+        """The value that stands next, and its text."""
+        while True:
+            problem = None
+            try:
+                value, end = DECODER.raw_decode(self.text, self.position)
+                may_be_cut = end == len(self.text)  # as a number might
+            except json.JSONDecodeError as error:
+                problem = error
+                is_near_end = error.pos >= len(self.text) - LONGEST_PART
+                may_be_cut = is_near_end or error.msg.startswith("Unterminated")
+            except (ValueError, RecursionError) as error:
+                raise _Fault(what_is_wrong(error)) from error
+            if may_be_cut and self.grow():
                 continue
-        if position == len(text) and not is_array:
-            return
-        where = _where(label, number)
-        if problem is not None:
-            raise ValueError(f"{where} is not JSON: {problem.msg}") from problem
-        yield where, row, end - position
-        position = end
-        number += 1
+            if problem is not None:
+                self.move(problem.pos)
+                raise _Fault(problem.msg.removesuffix(" at"))
+            text = self.text[self.position : end]
+            self.move(end)
+            return value, text
+
+
+class _Fault(Exception):
+    """Why no value stands where one should."""
+
+
+class _Row(NamedTuple):
+    number: int
+    value: Any
+    json: str
+
+
+def _rows(label: str, rest: _Rest) -> Iterator[_Row]:
+    """The rows of a file, those in arrays too. ValueError, with its line, for what is none."""
+    number = 0
+    try:
+        for value, text in _values(rest):
+            number += 1
+            yield _Row(number, value, text)
+    except _Fault as error:
+        where = _where(label, number + 1)
+        raise ValueError(f"{where} is not JSON: {error} at line {rest.line}") from error
+
+
+def _values(rest: _Rest) -> Iterator[tuple[Any, str]]:
+    while next_character := rest.next_character(skip=BETWEEN_ROWS):
+        if next_character == "[":
+            yield from _values_in_array(rest)
+        else:
+            yield rest.value()
+
+
+def _values_in_array(rest: _Rest) -> Iterator[tuple[Any, str]]:
+    rest.move(rest.position + len("["))
+    next_character = rest.next_character()
+    while next_character != "]":
+        yield rest.value()
+        next_character = rest.next_character()
+        if next_character == ",":
+            rest.move(rest.position + len(","))
+            if rest.next_character() == "]":
+                raise _Fault("a comma stands before the array's end")
+        elif next_character != "]":
+            raise _Fault("neither a comma nor the array's end stands before it")
+    rest.move(rest.position + len("]"))

@@ -1,8 +1,8 @@
 """A Hugging Face folder on disk or from the Hub."""
 
-import json
 from pathlib import Path
 
+from lathe.json_text import read_json
 from lathe.terminal import print_note
 
 WANTED_FILES = [
@@ -45,13 +45,11 @@ def find(name: str) -> Path:
         ) from None
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file of a model's folder. FileNotFoundError or ValueError names the file."""
+def read_file(path: Path) -> dict:
+    """A JSON file of a model's folder. FileNotFoundError or ValueError names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: {path.parent} is not a Hugging Face model folder"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None

@@ -7,7 +7,7 @@ from lathe.text.chat import TEMPLATES
 from lathe.text.gpt2 import EOT
 from lathe.text.hugging_face import their_file
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
-from lathe.use.hf.find import read_json
+from lathe.use.hf.find import read_file
 
 # -----------------------------------------------------------------------------
 # Writing
@@ -72,10 +72,10 @@ def load_hf_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ..
         raise FileNotFoundError(
             f"{folder / 'tokenizer.json'} is missing: without it there is no text"
         )
-    config = read_json(folder / "config.json")
+    config = read_file(folder / "config.json")
     generation = {}
     if (folder / "generation_config.json").is_file():
-        generation = read_json(folder / "generation_config.json")
+        generation = read_file(folder / "generation_config.json")
 
     bos = config.get("bos_token_id")
     begin = [bos] if bos in tokenizer.specials.values() else []
@@ -97,6 +97,6 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
     names = ("tokenizer.json", "vocab.json")
     if any((folder / name).is_file() for name in names):
         return load_tokenizer(folder)
-    config = read_json(folder / "config.json")
+    config = read_file(folder / "config.json")
     is_gpt2 = config.get("model_type") == "gpt2" and config.get("vocab_size", 50257) >= 50257
     return load_tokenizer("gpt2") if is_gpt2 else None

@@ -11,7 +11,7 @@ from lathe.run.tensor_file import read_tensor, tensor_names
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.config import our_config
 from lathe.use.hf.families import FAMILIES
-from lathe.use.hf.find import read_json
+from lathe.use.hf.find import read_file
 from lathe.use.hf.tokenizers import find_tokenizer
 from lathe.use.network import without_weights
 from model import GPT, GPTConfig
@@ -128,7 +128,7 @@ def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
     without them, and are not taken over. Rows of the vocabulary beyond the tokenizer's ids are
     padding. Raises ValueError or OSError.
     """
-    architecture, config = our_config(read_json(folder / "config.json"), folder / "config.json")
+    architecture, config = our_config(read_file(folder / "config.json"), folder / "config.json")
     if tokenizer is not None:
         config.vocab_size = min(config.vocab_size, tokenizer.vocab_size)
     files = tensor_files(folder)
@@ -158,7 +158,7 @@ def read_weights(
     Positions are as many as in the file, even where the configuration has fewer. Raises ValueError
     or OSError.
     """
-    architecture, as_stored = our_config(read_json(folder / "config.json"), folder / "config.json")
+    architecture, as_stored = our_config(read_file(folder / "config.json"), folder / "config.json")
     config = replace(config, block_size=as_stored.block_size)
     files = tensor_files(folder)
     unread = {name for name in files if not name.endswith(BUFFERS)}
@@ -197,12 +197,21 @@ def read_weights(
     return weights
 
 
+def files_of_index(index: Path) -> list[str]:
+    """The files that hold the tensors of a model in several. ValueError for other than names."""
+    file_of = read_file(index).get("weight_map")
+    files = set(file_of.values()) if isinstance(file_of, dict) else {None}
+    if not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise ValueError(f"{index} is damaged: its weight_map names no files beside it")
+    return sorted(files)
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """{tensor name: its file}. Raises OSError or ValueError for missing or damaged files."""
     index = folder / "model.safetensors.index.json"
     files = ["model.safetensors"]
     if index.is_file():
-        files = sorted(set(read_json(index)["weight_map"].values()))
+        files = files_of_index(index)
     file_of = {}
     for path in [folder / file for file in files]:
         if not path.is_file():
