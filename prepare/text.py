@@ -8,6 +8,10 @@ tokenizer's speed.
 
 Of tables, CSV may have quotes around its fields and TSV has none; --quotes says otherwise.
 
+A folder gives its text, code and data files, those behind links, too. What it has that is not read
+is counted, by kind, on one line; a file with several names is read once, and one that --val_input
+names is for validation alone. Files named one by one may be of any kind.
+
 The same input and options give the same bytes on any number of workers. An interrupted run
 continues where it was when the same command is given again.
 """

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lathe import cli
 from lathe.corpus import build
 from lathe.corpus.cut import cut_units
-from lathe.corpus.find import find_sources
+from lathe.corpus.find import find_inputs
 from lathe.corpus.read import documents
 from lathe.corpus.rules import Rules
 from lathe.corpus.source import Source
@@ -44,7 +44,7 @@ def write_articles(input: str, path: Path) -> str:
     unless it exists."""
     if path.is_file():
         return str(path)
-    sources = find_sources([input])
+    sources = find_inputs([input]).sources
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(f"{path}.tmp")
     with open(unfinished, "w", encoding="utf-8") as file:

@@ -22,7 +22,7 @@ import numpy as np
 
 from lathe.corpus.cut import cut_units
 from lathe.corpus.duplicates import DUPLICATES_FILE, Duplicates
-from lathe.corpus.find import find_sources, make_source
+from lathe.corpus.find import find_inputs, make_source
 from lathe.corpus.journal import JOURNAL_FILE, NOTHING_DONE, Journal, UnitRecord, read_journal
 from lathe.corpus.learn import make_tokenizer
 from lathe.corpus.options import Options, Plan, make_plan
@@ -51,15 +51,17 @@ def prepare(options: Options) -> dict:
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file; name a folder")
-    split = "train" if options.val_input else ""
     files = [name for name in options.input if name != "-"]
-    sources = find_sources(files, options.format, split, not_below=out)
-    sources += find_sources(options.val_input, options.format, "val", not_below=out)
+    inputs = find_inputs(files, options.val_input, options.format, not_below=out)
+    sources = inputs.sources
+    if inputs.left_out.counts or inputs.are_many:
+        say(inputs.describe())
     with lock_folder("out", out):
-        if "-" in options.input:
-            sources.append(_spool_stdin(out, options.format, split))
         try:
-            return _build(make_plan(options, out, sources))
+            if "-" in options.input:
+                source = _spool_stdin(out, options.format)
+                sources.append(replace(source, split="train" if options.val_input else ""))
+            return _build(make_plan(options, out, inputs))
         except KeyboardInterrupt:
             say("stopped: run the same command again to continue")
             raise
@@ -75,12 +77,12 @@ def prepare(options: Options) -> dict:
             _remove(out, STDIN_FILE)
 
 
-def _spool_stdin(out: Path, format: str, split: str) -> Source:
+def _spool_stdin(out: Path, format: str) -> Source:
     """Standard input as a file in `out`: it is read more than once."""
     path = out / STDIN_FILE
     with open(path, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, 2**20)
-    return make_source(str(path), format, split, label="<stdin>")
+    return make_source(str(path), format, label="<stdin>")
 
 
 def _remove(folder: Path, *names: str):
@@ -312,6 +314,7 @@ def _complete(
         "options": plan.signature
         | {"input": options.input[:10], "val_input": options.val_input[:10], "split": split},
         "files": len(plan.sources),
+        "left_out": dict(plan.left_out.most_common()),
         "counts": dict(sorted(counts.items())),
     }
     if plan.rules.template:

@@ -59,6 +59,15 @@ class Journal:
             file.write(json.dumps(asdict(record)) + "\n")
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a preparation was interrupted in this folder."""
+    try:
+        with open(folder / JOURNAL_FILE, "rb") as file:
+            return file.read(13) == b'{"signature":'
+    except OSError:
+        return False
+
+
 def read_journal(folder: Path, signature: dict) -> Journal | None:
     """The journal of an interrupted run of the same preparation, or None."""
     rows = []

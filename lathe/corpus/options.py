@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lathe.corpus.find import Inputs
 from lathe.corpus.rules import Rules
 from lathe.corpus.source import Source
 from lathe.data.shards import SHARD_TOKENS
@@ -79,6 +81,7 @@ class Plan:
     options: Options  # as the user gave them
     out: Path
     sources: list[Source]
+    left_out: Counter[str]  # what is not read, by the reason
     input_bytes: int  # on disk, of all sources
     tokenizer: str
     val_fraction: float  # of documents or characters
@@ -87,7 +90,8 @@ class Plan:
     signature: dict  # what decides the bytes that are written
 
 
-def make_plan(options: Options, out: Path, sources: list[Source]) -> Plan:
+def make_plan(options: Options, out: Path, inputs: Inputs) -> Plan:
+    sources = inputs.sources
     input_bytes = sum(source.size for source in sources)
     tokenizer = options.tokenizer or DEFAULT_TOKENIZER
     val_fraction = options.val_fraction
@@ -105,6 +109,7 @@ def make_plan(options: Options, out: Path, sources: list[Source]) -> Plan:
         options=options,
         out=out,
         sources=sources,
+        left_out=inputs.left_out.counts,
         input_bytes=input_bytes,
         tokenizer=tokenizer,
         val_fraction=val_fraction,

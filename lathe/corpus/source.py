@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lathe.corpus.archives import COMPRESSIONS, ArchiveError, open_archive
+from lathe.terminal import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Source:
 
     def identity(self) -> list:
         """What a dataset remembers of a file, to know whether it was made from this one."""
-        return [self.label, self.size, self.split]
+        name = self.path if self.label == printable(self.path) else self.label
+        return [name, self.size, self.split]
 
     def is_older_than(self, seconds: float) -> bool:
         """Whether it was last written before that time; of a URL nobody knows, and it is."""

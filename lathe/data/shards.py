@@ -16,6 +16,7 @@ import json
 import math
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -377,6 +378,19 @@ def read_meta(folder: Path) -> dict:
             f"prepare it again"
         )
     return meta
+
+
+SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})_\d{{6}}\.(bin|mask)(\.tmp)?")
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether there is a meta.json by `write_meta`, of any version."""
+    try:
+        with open(folder / "meta.json", "rb") as file:
+            beginning = file.read(100)
+    except OSError:
+        return False
+    return f'"format": "{META_FORMAT}"'.encode() in beginning
 
 
 def write_dataset(

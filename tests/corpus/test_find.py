@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from corpora import SENTENCES, as_jsonl, as_parquet, prepare, shard_hashes, stored_documents, write
 
-from lathe.corpus.find import find_sources, why_file_is_left_out, why_folder_is_left_out
+from lathe.corpus.find import find_inputs
 
 
 def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path):
@@ -63,14 +63,4 @@ def test_hub_datasets_that_cannot_be_opened(fails, monkeypatch):
     with pytest.raises(
         OSError, match="https://huggingface.co/datasets/nobody/nothing elsewhere.*--input FOLDER"
     ):
-        find_sources(["hf:nobody/nothing"])
-
-
-def test_a_folder_is_read_but_for_what_is_hidden_or_of_no_known_kind():
-    for name in ("a.txt", "b.jsonl.zst", "c.PY", "d.csv.gz"):
-        assert not why_file_is_left_out(name, "auto")
-    assert why_file_is_left_out(".a.txt", "text") == "hidden"
-    assert why_file_is_left_out("a.png", "auto") == "neither text nor data by its name"
-    assert not why_file_is_left_out("a.png", "text")  # the user says what it is
-    assert why_folder_is_left_out(".git") and why_folder_is_left_out("__pycache__")
-    assert not why_folder_is_left_out("src")
+        find_inputs(["hf:nobody/nothing"])

@@ -14,7 +14,7 @@ from corpora import SENTENCES, prepare, shard_hashes, stored_documents, write_js
 from lathe import ROOT
 from lathe.corpus import build
 from lathe.corpus.cut import cut_units
-from lathe.corpus.find import find_sources
+from lathe.corpus.find import find_inputs
 from lathe.corpus.journal import JOURNAL_FILE, Journal, UnitRecord, read_journal
 from lathe.corpus.rules import Rules
 from lathe.corpus.split import Position
@@ -64,7 +64,7 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path, monkeypatch, capsys
         )
         prepare(path, tmp_path / "out", **options)
     assert "continuing" in capsys.readouterr().err
-    n_units = len(list(cut_units(find_sources([str(path)]), Rules())))
+    n_units = len(list(cut_units(find_inputs([str(path)]).sources, Rules())))
     assert len(tokenized) == n_units - 4
     assert shard_hashes(tmp_path / "out") == shard_hashes(tmp_path / "straight")
 

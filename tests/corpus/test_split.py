@@ -1,6 +1,8 @@
 """Which documents are for validation."""
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 from corpora import SENTENCES, prepare, stored_documents, write_jsonl
@@ -74,3 +76,76 @@ def test_validation_begins_in_one_unit_and_all_later_ones_are_of_it():
 
 def test_a_hash_is_the_same_in_one_piece_and_in_many():
     assert document_hash("one text") == hash_of_parts(["one", " ", "text"])
+
+
+# -----------------------------------------------------------------------------
+# Given by --val_input
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch) -> list[str]:
+    """Folder c, of four texts; returns the four."""
+    monkeypatch.chdir(tmp_path)
+    texts = []
+    for name in ("a", "b", "deep/d", "val"):
+        path = tmp_path / "c" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts.append(f"text of {name}\n")
+        path.write_text(texts[-1])
+    (tmp_path / "elsewhere").mkdir()
+    return texts
+
+
+def link_to_val(name: str):
+    os.symlink(os.path.abspath("c/val.txt"), name)
+
+
+@pytest.mark.parametrize(
+    "inputs, val_inputs",
+    [
+        (["c"], ["c/val.txt"]),
+        (["c"], ["./c/deep/../val.txt"]),
+        (["c", "./c", "c/*.txt"], ["c/v*.txt"]),
+        (["c/a.txt", "c/b.txt", "c/deep", "c/val.txt"], ["c/val.txt"]),
+        (["c"], ["hard"]),
+        (["c"], ["soft/linked.txt"]),
+        (["c", "hard"], ["c/val.txt"]),
+        (["c", "soft"], ["hard", "c/val.txt"]),
+    ],
+)
+def test_no_file_is_for_both_by_whichever_name(inputs, val_inputs, corpus, capsys):
+    os.mkdir("hard")
+    os.link("c/val.txt", "hard/other name.txt")
+    os.mkdir("soft")
+    link_to_val("soft/linked.txt")
+    prepare(inputs, "out", val_input=val_inputs)
+    assert stored_documents("out", "val") == corpus[3:]
+    assert sorted(stored_documents("out", "train")) == sorted(corpus[:3])
+    assert "of --val_input, which " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "input, val_input, n_train, n_val",
+    [("c", "c/deep", 3, 1), ("c/deep", "c", 0, 4), ("c", "c", 0, 4), ("c/val.txt", "c", 0, 4)],
+)
+def test_folders_within_each_other(input, val_input, n_train, n_val, corpus):
+    if not n_train:
+        with pytest.raises(ValueError, match="all its files are those of --val_input too"):
+            prepare(input, "out", val_input=[val_input])
+        assert not os.path.exists("out")
+        return
+    prepare(input, "out", val_input=[val_input])
+    assert len(stored_documents("out", "train")) == n_train
+    assert len(stored_documents("out", "val")) == n_val
+
+
+def test_equal_splits_of_a_hugging_face_dataset(corpus, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    os.mkdir("hub")
+    write_jsonl(Path("hub/train.jsonl"), SENTENCES[:9])
+    with pytest.raises(ValueError, match="all its files are those of --val_input too"):
+        prepare("hf:hub:train", "out", val_input=["hf:hub"])
+    prepare(["c", "hf:hub"], "out", val_input=["hf:hub:train"])
+    assert sorted(stored_documents("out", "train")) == sorted(corpus)
+    assert sorted(stored_documents("out", "val")) == sorted(SENTENCES[:9])
