@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lathe.corpus.cut import cut_units
-from lathe.corpus.duplicates import DUPLICATES_FILE, Duplicates
+from lathe.corpus.duplicates import DUPLICATES_FILE, Duplicates, in_both_splits
 from lathe.corpus.find import find_inputs, make_source
 from lathe.corpus.journal import JOURNAL_FILE, NOTHING_DONE, Journal, UnitRecord, read_journal
 from lathe.corpus.learn import make_tokenizer
@@ -30,7 +30,7 @@ from lathe.corpus.report import Progress, say, summarize
 from lathe.corpus.room import check_room, estimate_text
 from lathe.corpus.source import Source
 from lathe.corpus.split import BY_HASH, VAL, is_val_by_hash, position_of_last
-from lathe.corpus.tokens import Tokens, count_characters, tokenize_unit
+from lathe.corpus.tokens import Tokens, count_characters, hashes_of_unit, tokenize_unit
 from lathe.corpus.units import Unit
 from lathe.corpus.workers import count_workers, in_order, results_of_units
 from lathe.data.shards import SPLITS, ShardWriter, write_meta
@@ -40,6 +40,7 @@ from lathe.text.tokenizer import Tokenizer, load_tokenizer
 
 STDIN_FILE = "stdin.tmp"
 TEMPORARY = (JOURNAL_FILE, DUPLICATES_FILE)
+IN_BOTH = "documents of training that validation has, too (--dedup leaves them out)"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -198,8 +199,16 @@ def _tokenize(plan: Plan, tokenizer: Tokenizer, journal: Journal) -> list[ShardW
     bar = Progress("tokenizing", plan.input_bytes)
     task = partial(tokenize_unit, rules=plan.rules, tokenizer=tokenizer)
     workers = count_workers(plan.options.workers, plan.input_bytes)
+    validation = _hashes_of_validation(plan)
     for unit, tokens in in_order(task, todo, workers):
-        _store(tokens, plan.val_fraction, seen, writers)
+        keep = np.ones(len(tokens.lengths), bool)
+        in_both = in_both_splits(tokens, validation)
+        if seen is not None:
+            keep = seen.kept(tokens, in_both)
+        elif in_both.any():
+            n_documents = np.count_nonzero(in_both[1 if tokens.continues else 0 :])
+            tokens.counts[IN_BOTH] += int(n_documents)
+        _store(tokens, keep, plan.val_fraction, writers)
         journal.append(
             UnitRecord(
                 unit=f"{unit.blocks[0].label} at {unit.blocks[0].offset}",
@@ -239,11 +248,18 @@ def _skip_done(
     return units, records
 
 
-def _store(unit: Tokens, val_fraction: float, seen: Duplicates | None, writers: list[ShardWriter]):
-    """Store a unit's documents, each in its split, safely on the disk."""
-    keep = np.ones(len(unit.lengths), bool)
-    if seen is not None:
-        keep = seen.kept(unit)
+def _hashes_of_validation(plan: Plan) -> np.ndarray:
+    """Of the documents of --val_input, sorted: training may have them, too."""
+    sources = [source for source in plan.sources if source.split == "val"]
+    if not sources:
+        return np.empty(0, np.uint64)
+    of_val = replace(plan, sources=sources, input_bytes=sum(source.size for source in sources))
+    hashes = list(results_of_units(of_val, hashes_of_unit, "comparing"))
+    return np.unique(np.concatenate(hashes))
+
+
+def _store(unit: Tokens, keep: np.ndarray, val_fraction: float, writers: list[ShardWriter]):
+    """Store those of a unit's documents that are kept, each in its split, safely on the disk."""
     is_val = np.where(
         unit.splits == BY_HASH, is_val_by_hash(unit.hashes, val_fraction), unit.splits == VAL
     )

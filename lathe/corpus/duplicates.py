@@ -1,13 +1,24 @@
-"""Leaving out documents that occurred before, character for character."""
+"""Documents that occur twice, character for character: left out if the user wants; of one in both
+splits, validation keeps its own."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
+from lathe.corpus.split import TRAIN
 from lathe.corpus.tokens import Tokens
 
 DUPLICATES_FILE = "duplicates.tmp"
+
+
+def in_both_splits(unit: Tokens, validation: np.ndarray) -> np.ndarray:
+    """Which of a unit's documents are for training though validation has them: hashes, sorted."""
+    if not len(validation):
+        return np.zeros(len(unit.hashes), bool)
+    position = np.searchsorted(validation, unit.hashes)
+    position[position == len(validation)] = 0
+    return (unit.splits == TRAIN) & (validation[position] == unit.hashes)
 
 
 class Duplicates:
@@ -30,14 +41,18 @@ class Duplicates:
     def n_seen(self) -> int:
         return len(self.hashes)
 
-    def kept(self, unit: Tokens) -> np.ndarray:
-        """Which of a unit's documents are kept; those left out are counted in the unit."""
-        keep = np.ones(len(unit.hashes), bool)
+    def kept(self, unit: Tokens, in_both: np.ndarray) -> np.ndarray:
+        """Which of a unit's documents are kept; those left out are counted in the unit.
+
+        in_both: which of them are for training though validation has them, see `in_both_splits`.
+        """
+        keep = ~in_both
         first_new = 0
         if unit.continues:  # its first document shares the fate of its beginning
             keep[0] = self.last_kept
             first_new = 1
-        keep[first_new:] = self._add(unit.hashes[first_new:])
+        new = first_new + np.flatnonzero(keep[first_new:])
+        keep[new] = self._add(unit.hashes[new])
         unit.counts["duplicates left out"] += int(np.count_nonzero(~keep[first_new:]))
         if len(keep):
             self.last_kept = bool(keep[-1])

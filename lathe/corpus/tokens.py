@@ -124,6 +124,11 @@ def count_characters(unit: Unit, rules: Rules) -> int:
     return sum(len(text) for text in texts(unit, rules))
 
 
+def hashes_of_unit(unit: Unit, rules: Rules) -> np.ndarray:
+    """Of its documents, uint64."""
+    return np.array([document.hash() for document in documents(unit, rules, Counter())], np.uint64)
+
+
 def characters_of_unit(unit: Unit, rules: Rules) -> set[str]:
     characters = set()
     for text in texts(unit, rules):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -56,11 +56,13 @@ def in_order(
         for item in items:
             yield item, task(item)
         return
+    items = iter(items)
+    first = list(islice(items, 1))  # cutting it may load libraries that have threads, as Arrow has
     context = multiprocessing.get_context(_start_method())
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (task,))
     ahead = deque()
     try:
-        for item in items:
+        for item in chain(first, items):
             ahead.append((item, pool.submit(_work, item)))
             if len(ahead) > 2 * workers:
                 item, future = ahead.popleft()
