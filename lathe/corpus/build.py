@@ -13,7 +13,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,6 +31,7 @@ from lathe.corpus.room import check_room, estimate_text
 from lathe.corpus.source import Source
 from lathe.corpus.split import BY_HASH, VAL, is_val_by_hash, position_of_last
 from lathe.corpus.tokens import Tokens, count_characters, hashes_of_unit, tokenize_unit
+from lathe.corpus.unchanged import content_of, is_unchanged, note_inputs
 from lathe.corpus.units import Unit
 from lathe.corpus.workers import count_workers, in_order, results_of_units
 from lathe.data.shards import SPLITS, ShardWriter, write_meta
@@ -134,9 +135,11 @@ def _find_finished(plan: Plan) -> dict | None:
     path = plan.out / "meta.json"
     if not path.is_file():
         return None
+    defaults = {option.name: option.default for option in fields(plan.options)}
     try:
         meta = read_json(path)
-        is_same = all(meta["options"][name] == value for name, value in plan.signature.items())
+        options = defaults | meta["options"]  # an earlier version had fewer of them
+        is_same = all(options.get(name) == value for name, value in plan.signature.items())
     except (ValueError, LookupError, TypeError):  # damaged, or of another program
         is_same = False
     if not plan.options.overwrite:
@@ -146,7 +149,11 @@ def _find_finished(plan: Plan) -> dict | None:
                 f"or add --overwrite=true"
             )
         written = path.stat().st_mtime
-        if all(source.is_older_than(written) for source in plan.sources):
+        if "content" in meta:
+            is_unchanged_since = is_unchanged(plan, meta["content"])
+        else:  # of an earlier version, which went by time alone
+            is_unchanged_since = all(source.is_older_than(written) for source in plan.sources)
+        if is_unchanged_since:
             return meta
     path.unlink()
     return None
@@ -330,11 +337,13 @@ def _complete(
         "options": plan.signature
         | {"input": options.input[:10], "val_input": options.val_input[:10], "split": split},
         "files": len(plan.sources),
+        "content": content_of(record.sha256 for record in journal.records),
         "left_out": dict(plan.left_out.most_common()),
         "counts": dict(sorted(counts.items())),
     }
     if plan.rules.template:
         about["template"] = plan.rules.template
+    note_inputs(plan)
     meta = write_meta(plan.out, tokenizer, shards, **about)
     _remove(plan.out, *TEMPORARY)
     return meta

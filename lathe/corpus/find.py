@@ -13,7 +13,7 @@ from lathe.corpus.folders import SPECIAL_FILES, Search, is_pattern, is_permitted
 from lathe.corpus.formats import FORMAT_OF_SUFFIX
 from lathe.corpus.left_out import LeftOut, kind_of
 from lathe.corpus.report import say
-from lathe.corpus.source import Source, compression_and_suffix, is_url, size_of
+from lathe.corpus.source import Source, compression_and_suffix, is_url, size_and_version
 from lathe.terminal import printable
 
 
@@ -104,7 +104,8 @@ def make_source(path: str, format: str = "auto", label: str = "") -> Source:
     compression, suffix = compression_and_suffix(path)
     if format == "auto":
         format = FORMAT_OF_SUFFIX.get(suffix, "text")
-    return Source(path, format, compression, size_of(path), label or printable(path))
+    size, version = size_and_version(path)
+    return Source(path, format, compression, size, label or printable(path), version=version)
 
 
 def file_identity(path: str) -> tuple | str:

@@ -19,7 +19,7 @@ from lathe.corpus.left_out import LeftOut
 from lathe.corpus.source import compression_and_suffix
 from lathe.data.shards import SHARD_NAME, is_dataset
 
-DATASET_FILES = {"meta.json", "tokenizer.json", "tokenizer.tiktoken", "lock"}
+DATASET_FILES = {"meta.json", "inputs.json", "tokenizer.json", "tokenizer.tiktoken", "lock"}
 DATASET_FILES |= {JOURNAL_FILE, DUPLICATES_FILE}
 SPECIAL_FILES = {
     stat.S_IFIFO: left_out.PIPE,

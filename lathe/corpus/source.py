@@ -1,5 +1,8 @@
 """A source: one file of the input, and how its bytes are reached."""
 
+import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ class Source:
     size: int  # bytes on disk
     label: str  # how messages name it
     split: str = ""  # "train" or "val" where the user decided, else ""
+    version: str = ""  # another one once the file has changed; "" where nobody can tell
 
     def identity(self) -> list:
         """What a dataset remembers of a file, to know whether it was made from this one."""
@@ -27,6 +31,11 @@ class Source:
     def is_older_than(self, seconds: float) -> bool:
         """Whether it was last written before that time; of a URL nobody knows, and it is."""
         return is_url(self.path) or Path(self.path).stat().st_mtime < seconds
+
+
+# Nanoseconds after which a file that changes gets another time, on any file system.
+SETTLED_AFTER = 2 * 10**9
+COMMIT = re.compile(r"@[0-9a-f]{40}/")
 
 
 def is_url(path: str) -> bool:
@@ -42,18 +51,32 @@ def compression_and_suffix(name: str) -> tuple[str, str]:
     return compression, suffixes[-1] if suffixes else ""
 
 
-def size_of(path: str) -> int:
-    """Bytes of a file or URL. OSError if it cannot be reached."""
-    if not is_url(path):
-        return Path(path).stat().st_size
+def size_and_version(path: str) -> tuple[int, str]:
+    """Bytes of a file or URL, and its version. OSError if it cannot be reached."""
+    if is_url(path):
+        return _of_url(path)
+    status = os.stat(path)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    if time.time_ns() - max(times) < SETTLED_AFTER:
+        return status.st_size, ""
+    return status.st_size, f"{status.st_ino} {times}"
+
+
+def _of_url(path: str) -> tuple[int, str]:
     import fsspec
 
     try:
         file_system, _ = fsspec.url_to_fs(path)
-        return file_system.size(path) or 0
+        size = file_system.size(path) or 0
     except Exception as error:  # each file system has its own kinds
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OSError(f"--input {path}: cannot be opened ({reason})") from error
+    if COMMIT.search(path):  # names its content itself
+        return size, path
+    try:
+        return size, str(file_system.ukey(path))
+    except Exception:  # not every file system has versions
+        return size, ""
 
 
 # -----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class ParquetRows(NamedTuple):
     group: int  # number of the row group
     first: int  # row in the group
     end: int  # the row after the last one
-    figures: list[int]  # of the group: stand for its contents when an interrupted run goes on
+    figures: list[int | str]  # of the group: stand for its contents when an interrupted run goes on
 
 
 class Table(NamedTuple):

@@ -6,6 +6,7 @@
                            datasets of prompts and completions alone
     meta.json              what the shards are; written last: without it the folder is unfinished
     tokenizer.json ...     the tokenizer's files
+    inputs.json            by prepare/ alone: whether the input has changed since; needed by nobody
 
 Every document begins with the end-of-text token, so a scan for it finds all documents. With masks
 one more stands after the last document, for the model to learn where that stops.

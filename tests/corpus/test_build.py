@@ -37,7 +37,8 @@ def test_standard_input_is_text_or_what_format_says(tmp_path):
     )
     assert done.returncode == 0 and done.stdout == b""
     assert sorted(stored_documents(tmp_path / "rows")) == sorted(SENTENCES)
-    names = {"lock", "meta.json", "tokenizer.json", "train_000000.bin", "val_000000.bin"}
+    names = {"lock", "inputs.json", "meta.json", "tokenizer.json"}
+    names |= {"train_000000.bin", "val_000000.bin"}
     assert {p.name for p in (tmp_path / "rows").iterdir()} == names
 
 

@@ -1,5 +1,6 @@
 """Parquet: the cutter plans which rows to read, from the file's table of contents; workers read."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -7,11 +8,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lathe.corpus import units
 from lathe.corpus.rules import Rules, missing_field
-from lathe.corpus.source import Source, open_stored
+from lathe.corpus.source import Source, is_url, open_stored
 from lathe.corpus.units import Block, ParquetRows
 
 if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile, RowGroupMetaData
+    from pyarrow.parquet import ColumnChunkMetaData, ParquetFile, RowGroupMetaData
 
 BATCH_ROWS = 1000
 
@@ -37,6 +38,8 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
         n_rows = about.num_rows
         size = _size_of_what_is_read(about, rules)
         figures = [n_rows, about.total_byte_size, size]
+        if not is_url(source.path):  # from elsewhere, all would be fetched twice
+            figures.append(_sha256_of_what_is_read(file, about, rules))
         step = max(1, n_rows * units.UNIT_BYTES // max(size, units.UNIT_BYTES))
         for first in range(0, n_rows, step):
             end = min(first + step, n_rows)
@@ -44,14 +47,36 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
             yield Block(source.label, source.format, rows, offset=first, line=group)
 
 
-def _size_of_what_is_read(group: "RowGroupMetaData", rules: Rules) -> int:
-    """Bytes, uncompressed, of the columns that the reader takes from a row group."""
-    size = 0
+def _columns_that_are_read(
+    group: "RowGroupMetaData", rules: Rules
+) -> Iterator["ColumnChunkMetaData"]:
     for number in range(group.num_columns):
         column = group.column(number)
         if rules.template or column.path_in_schema == rules.field:
-            size += column.total_uncompressed_size
-    return size
+            yield column
+
+
+def _size_of_what_is_read(group: "RowGroupMetaData", rules: Rules) -> int:
+    """Bytes, uncompressed, of the columns that the reader takes from a row group."""
+    return sum(column.total_uncompressed_size for column in _columns_that_are_read(group, rules))
+
+
+def _sha256_of_what_is_read(file: BinaryIO, group: "RowGroupMetaData", rules: Rules) -> str:
+    """Of these columns as they lie in the file."""
+    digest = hashlib.sha256()
+    for column in _columns_that_are_read(group, rules):
+        start = column.data_page_offset
+        if column.dictionary_page_offset:
+            start = min(start, column.dictionary_page_offset)
+        file.seek(start)
+        left = column.total_compressed_size
+        while left > 0:
+            data = file.read(min(left, 2**20))
+            if not data:
+                break  # cut short, of which the reader tells
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()
 
 
 def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any]]:
