@@ -163,7 +163,7 @@ def test_datasets_and_runs_in_a_folder_are_not_read_as_texts(folder):
     read = paths("c")
     assert read == [*ALL[:2], "c/data/rows.jsonl", *ALL[2:], "c/own/meta.json"]
     counts = what_is_left_out("c")
-    assert counts[left_out.DATASET_FILE] == 6 and counts[left_out.RUN_FOLDER] == 1
+    assert counts[left_out.DATASET_FILE] == 7 and counts[left_out.RUN_FOLDER] == 1
     assert paths("c/**/*.json") == ["c/own/meta.json"]
 
 
