@@ -40,14 +40,28 @@ def parallelize(
 def shard(model: nn.Module, blocks: list[nn.Module], compiled: bool, run: Runtime):
     """Cut the model into one shard a rank, on the device."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(run.device.type, (run.world_size,))
+    dtype = wire_dtype(run)
+    # Inputs of a block stay what they are: tables of positions are float32.
+    policy = MixedPrecisionPolicy(dtype, reduce_dtype=dtype, cast_forward_inputs=False)
     for block in blocks:
         if compiled:
             block.compile()  # each alone: the sharding's hooks stand between the blocks
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # what is outside of blocks; moves it all, block by block
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # What is outside of blocks; moves it all, block by block
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def wire_dtype(run: Runtime) -> torch.dtype | None:
+    """In which type FSDP's ranks send each other weights and gradients; None: in the weights' own.
+
+    On a GPU bfloat16 where products are: these round weights in any case, and give such gradients.
+    A rank's shards of weights, and of gradients summed over micro-batches, stay float32.
+    """
+    in_bfloat16 = run.device.type == "cuda" and run.dtype == torch.bfloat16
+    return torch.bfloat16 if in_bfloat16 else None
 
 
 @contextmanager

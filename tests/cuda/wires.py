@@ -1,18 +1,22 @@
 """What rank 0 of many sends in a step: python wires.py JOB..., each WORLD-ddp or WORLD-fsdp
 
-A process group that sends nothing stands for the others; the network, DDP or FSDP2, and the
-optimizers are the real ones, on the CPU. Prints as JSON {job: {"weights": their bytes, "sent":
-{phase: {collective: [count, bytes]}}}} of the third step, which is like all others.
+A process group that sends nothing stands for the others, 8 to a node; the network, DDP or FSDP2, and the
+optimizers are the real ones, on the CPU, but send in the types that a GPU does. Prints as JSON {job:
+{"weights": their bytes, "matrices": those of Muon's parameters, "sent": {phase: {collective: [count,
+bytes]}}}} of the third step, which is like all others.
 
 A fault is put into a job WORLD-ddp-FAULT: `extra`, an all-gather more in each forward pass;
-`buffers`, DDP that passes its buffers on.
+`buffers`, DDP that passes its buffers on; `float32`, everything sent in that.
 """
 
 import json
+import os
 import sys
 from collections import defaultdict
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -25,9 +29,12 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
+from lathe.optim import orthogonal, sharing
 from lathe.optim.build import build_optimizers
+from lathe.optim.muon import Muon
 from lathe.optim.optimizer import Optimizer
 from lathe.optim.schedule import set_rates
+from lathe.run import parallel as parallel_file
 from lathe.run import ranks
 from lathe.run.devices import Runtime
 from lathe.run.parallel import parallelize, total_norm
@@ -102,11 +109,30 @@ def step(
         optimizer.zero_grad()
 
 
+@contextmanager
+def types_of_a_gpu() -> Iterator[None]:
+    """Inside, exchanges are in bfloat16."""
+
+    def bfloat16(_: object) -> torch.dtype:
+        return torch.bfloat16
+
+    with (
+        mock.patch.object(orthogonal, "iteration_dtype", bfloat16),
+        mock.patch.object(sharing, "iteration_dtype", bfloat16),
+        mock.patch.object(parallel_file, "wire_dtype", bfloat16),
+    ):
+        yield
+
+
+def n_bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def count(world: int, parallel: str, fault: str = "") -> dict:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     torch.manual_seed(0)
     model = GPT(GPTConfig(**CONFIG)).train()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = n_bytes(model.parameters())
     runtime = Runtime(torch.device("cpu"), torch.float32, 0, world)
     network = parallelize(model, model.transformer.h, parallel, False, runtime)
     if fault == "buffers":
@@ -114,6 +140,8 @@ def count(world: int, parallel: str, fault: str = "") -> dict:
     optimizers = build_optimizers(
         model.named_parameters(), "muon", 0.004, 0.02, 0.1, (0.9, 0.95), 0.95, model.fused_rows()
     )
+    (muon,) = [o for o in optimizers if isinstance(o, Muon)]
+    matrices = n_bytes(muon.param_groups[0]["params"])
     set_rates(optimizers, 1.0)
     wires = Wires()
     if parallel == "ddp":
@@ -123,15 +151,17 @@ def count(world: int, parallel: str, fault: str = "") -> dict:
             wires.sent.clear()
             step(network, optimizers, wires, fault == "extra", world)
     dist.destroy_process_group()
-    return {"weights": weights, "sent": wires.sent}
+    return {"weights": weights, "matrices": matrices, "sent": wires.sent}
 
 
 def main():
     torch.set_num_threads(1)
+    os.environ["LOCAL_WORLD_SIZE"] = "8"
     report = {}
     for job in sys.argv[1:]:
         world, *rest = job.split("-")
-        report[job] = count(int(world), *rest)
+        with nullcontext() if "float32" in rest else types_of_a_gpu():
+            report[job] = count(int(world), *rest)
     print(json.dumps(report))
 
 

@@ -9,7 +9,8 @@ from gradients import copies, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lathe.optim.muon import MARGIN, POLAR_EXPRESS, Muon, orthogonalize
+from lathe.optim.muon import Muon
+from lathe.optim.orthogonal import MARGIN, POLAR_EXPRESS, orthogonalize
 
 # Jordan et al. 2024, kellerjordan.github.io/posts/muon; torch's
 CLASSIC = ((3.4445, -4.7750, 2.0315),) * 5
@@ -88,7 +89,9 @@ def test_five_steps_equal_torchs_muon_with_its_polynomials(shape, monkeypatch):
     """Its iterations run in bfloat16 and without a margin: the first polynomial takes ours out."""
     first = tuple(c * MARGIN**power for c, power in zip(CLASSIC[0], (1, 3, 5), strict=True))
     as_torchs = partial(orthogonalize, coefficients=(first, *CLASSIC[1:]))
-    monkeypatch.setattr("lathe.optim.muon.orthogonalize", lambda x: as_torchs(x.bfloat16()).float())
+    monkeypatch.setattr(
+        "lathe.optim.orthogonal.orthogonalize", lambda x: as_torchs(x.bfloat16()).float()
+    )
     ours = torch.randn(shape).div(8)
     theirs = ours.clone()
     start = ours.clone()
