@@ -8,7 +8,7 @@ import torch
 
 from lathe.data.dataset import Dataset
 from lathe.run import devices
-from lathe.run.gpus import GPUS, Gpu, known_gpu
+from lathe.run.gpus import GPUS, Gpu, known_gpu, peak_tflops
 from lathe.run.memory import StepMemory, step_memory
 from lathe.run.plan import Plan
 from lathe.run.process import peak_memory
@@ -51,8 +51,7 @@ def find_target(s: Settings) -> Target:
 
 def named_target(s: Settings) -> Target:
     count, name = re.fullmatch(r"(?:(\d+) *x *)?(.*)", s.gpus.strip(), re.IGNORECASE).groups("1")
-    gpus = {gpu.name.lower(): gpu for gpu in GPUS}
-    gpu = gpus.get(name.lower())
+    gpu = known_gpu(name)
     if gpu is None or int(count) < 1:
         known = ", ".join(gpu.name for gpu in GPUS)
         raise ValueError(f"gpus is {s.gpus!r}: write how many and which, 8xH100; known: {known}")
@@ -140,7 +139,7 @@ def time_lines(s: Settings, target: Target, flops: float) -> list[Line]:
         device = runtime.device.type
         return [("time", f"unknown on this {device}; --gpus=8xH100 plans for others")]
     n = runtime.world_size
-    peak = target.gpu.single_tflops if runtime.dtype == torch.float32 else target.gpu.half_tflops
+    peak = peak_tflops(target.gpu, runtime.dtype)
     hours = flops / (n * peak * 1e12 * s.mfu) / 3600
     speed = f"{s.mfu:.0%} of {peak:g} TFLOP/s each"
     lines = [("time", f"{hours:,.3g} hours on {n} x {target.name} at {speed}")]
