@@ -42,7 +42,7 @@ class Options:
     by_position: bool = False
     micro_batch_size: int = 8  # windows per forward pass, at least; no figure depends on it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    # of the forward pass, or int8 weights
+    # of the forward pass, or int8 weights (on a CPU)
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
 
     def __post_init__(self):
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     from lathe.data.dataset import open_dataset
     from lathe.run import devices, ranks
     from lathe.use.find_model import find_model
-    from lathe.use.quantize import prepare_weights
+    from lathe.use.quantize import choose_weights, prepare_weights
     from lathe.use.tasks import open_tasks
 
     # What is evaluated, on what
@@ -84,9 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     block_size = choose_block_size(options, source.config.block_size)
 
     # Model and tasks
-    model = source.load().float()
     int8 = options.dtype == "int8"
     run = devices.start(options.device, "float32" if int8 else options.dtype)
+    if int8:
+        choose_weights("int8", run.device)
+    model = source.load().float()
     tasks = open_tasks(
         options.tasks,
         source.tokenizer,

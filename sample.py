@@ -26,7 +26,7 @@ class Options(Sampling):
     out_dir: PathName = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
     model: PathName = ""  # instead of out_dir: hf:NAME_OR_FOLDER, a Hugging Face model
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    # of the weights; int8: 8 bits each
+    # of the weights; int8, for CPUs: 8 bits each
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     # torch.compile the decoding step; auto: for long jobs on a GPU
     compile: Literal["auto", "true", "false"] = "auto"

@@ -40,3 +40,9 @@ def test_prepared_weights_say_the_same_text():
         steps = generate(model, [[1, 2]], max_new_tokens=30, sampling=Sampling(temperature=0))
         texts.append([token.id for tokens in steps for token in tokens])
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_int8_is_refused_where_bfloat16_is_faster(kind):
+    with pytest.raises(ValueError, match=f"int8, which is for CPUs: on {kind} .* --dtype=auto"):
+        choose_weights("int8", torch.device(kind))
