@@ -1,5 +1,6 @@
 """One format for all figures of bench/: a table on the screen, the same in bench/RESULTS.md."""
 
+import json
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ def record(title: str, header: list[str], rows: list[list], notes: str = "", sav
     """Print a table and, with `save`, append it to RESULTS.md with all that repeats it."""
     table = markdown_table(header, rows)
     print(table, flush=True)
+    for row in rows:
+        write_figure({"figure": title, **dict(zip(header, row, strict=True)), "notes": notes})
     if not save:
         return
     entry = f"\n## {title}\n\n{table}\n\n`{command()}`  \n{circumstances()}"
@@ -26,6 +29,14 @@ def record(title: str, header: list[str], rows: list[list], notes: str = "", sav
         entry += f"  \n{notes}"
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.write(entry + "\n")
+
+
+def write_figure(figure: dict):
+    """Add a line of JSON to the file that LATHE_FIGURES names, if one is named."""
+    file_name = os.environ.get("LATHE_FIGURES")
+    if file_name:
+        with open(file_name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(figure) + "\n")
 
 
 class Figures:

@@ -3,16 +3,25 @@
 The figures themselves are bench/RESULTS.md's.
 """
 
+import json
+import os
+import pickle
 import re
 import shlex
+import subprocess
 import sys
+import zipfile
+from array import array
 from dataclasses import dataclass
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from tiny_run import ROOT, SMALL, command, finished, make_dataset
 
-from bench import ablate, nanogpt, results, time_to_loss, train_speed
+from bench import ablate, gpu, nanogpt, results, time_to_loss, train_speed
+from bench import gpu_folder as gpu_folder_command
 from bench.ablate import Point
 from bench.processes import run_child
 from bench.turns import in_turn
@@ -225,6 +234,108 @@ def test_train_speed_times_and_profiles_steps(texts):
     assert row["MFU"] == "-"
     share = re.search(r"The device waits ([\d.]+)% of the time", out)[1]
     assert 0 < float(share) < 100
+
+
+# -----------------------------------------------------------------------------
+# A machine with a GPU and nothing else, rehearsed
+
+
+def gpu_folder(folder: Path, wheels: dict[str, str]) -> Path:
+    """What bench/gpu_folder.py makes, without data; a wheel's module has the text that is given."""
+    (folder / "wheels").mkdir(parents=True)
+    (folder / "folder.json").write_text("{}")
+    for name, text in wheels.items():
+        with zipfile.ZipFile(folder / "wheels" / f"{name}-1-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/__init__.py", text)
+    return folder
+
+
+def gpu_sh(folder: Path, *words: str) -> tuple[int, list[dict], str]:
+    """Exit code, figures and stderr of bench/gpu.sh."""
+    script = ROOT / "bench" / "gpu.sh"
+    done = subprocess.run(
+        ["bash", script, folder, *words],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.mark.slow
+def test_gpu_sh_measures_a_part_and_writes_a_line_of_json_per_figure(tmp_path):
+    folder = gpu_folder(tmp_path / "folder", {})
+    code, figures, err = gpu_sh(folder, "figures", "--rehearse=true")
+    assert code == 0, err
+    assert figures[-1].pop("seconds") > 0
+    assert figures[-1] == {"figure": "part", "part": "figures", "outcome": "done"}
+    losses = [figure for figure in figures if figure["figure"] == "loss"]
+    assert [loss["form"] for loss in losses] == ["as trained, eager", "all logits, eager"]
+    assert all(0 < loss["gradient_error"] < 0.02 for loss in losses)  # of bfloat16
+    kept = (folder / "figures.jsonl").read_text().splitlines()
+    assert len(kept) == len(figures)
+
+
+def test_gpu_sh_says_what_did_not_fit_into_its_minutes(tmp_path):
+    folder = gpu_folder(tmp_path / "folder", {})
+    code, figures, err = gpu_sh(folder, "decode", "quality", "--minutes=0.1")
+    assert (code, figures) == (0, [])
+    assert err.splitlines() == [f"no time for: bash bench/gpu.sh {folder} decode quality"]
+
+
+def test_a_part_that_takes_too_long_ends_with_all_that_it_started():
+    sleeping = "import subprocess, sys; print('begun', flush=True); "
+    sleeping += "subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    about = gpu.run_part("sleeping", [sys.executable, "-c", sleeping], seconds=1.0)
+    assert about["outcome"] == "stopped after 1 s"
+
+
+def test_what_the_machine_lacks_comes_from_the_wheels_and_nothing_else(tmp_path):
+    wheels = {"carried_package": "WHERE = 'carried'", "numpy": "WHERE = 'carried'"}
+    python = gpu.make_environment(gpu_folder(tmp_path / "folder", wheels))
+    asking = "import carried_package, numpy, torch; "
+    asking += "print(carried_package.WHERE, hasattr(numpy, 'WHERE'), torch.__version__)"
+    said = subprocess.run([python, "-c", asking], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["carried", "False", torch.__version__]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "name the folder"),
+        (["nowhere"], "nowhere is no folder"),
+        (["{folder}", "speeed"], "there is no part speeed; the parts are figures, speed"),
+        (["{folder}", "--minutes=0"], "minutes is 0"),
+    ],
+)
+def test_gpu_sh_refuses_what_it_cannot_do(words, said, tmp_path, capsys):
+    folder = gpu_folder(tmp_path / "folder", {})
+    with pytest.raises(SystemExit) as stop:
+        gpu.main([word.replace("{folder}", str(folder)) for word in words])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_folder_for_a_gpu_never_replaces_what_its_command_did_not_make(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    words = [str(tmp_path), f"--peer={tmp_path}", f"--text={tmp_path / 'thesis.txt'}"]
+    with pytest.raises(ValueError, match="this command did not make it"):
+        gpu_folder_command.main(words)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_nanogpts_data_is_what_its_own_commands_write(tmp_path):
+    content = "To be, or not to be\n" * 50
+    gpu_folder_command.write_by_characters(tmp_path / "chars", content)
+    meta = pickle.loads((tmp_path / "chars" / "meta.pkl").read_bytes())
+    ids = {}
+    for name in ("train", "val"):
+        file = array("H")
+        file.frombytes((tmp_path / "chars" / f"{name}.bin").read_bytes())
+        ids[name] = file.tolist()
+    assert "".join(meta["itos"][i] for i in ids["train"] + ids["val"]) == content
+    assert len(ids["train"]) == int(0.9 * len(content))
+    assert meta["vocab_size"] == len(set(content)) == len(meta["stoi"])
 
 
 # -----------------------------------------------------------------------------
