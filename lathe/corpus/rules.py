@@ -5,7 +5,7 @@ stored (`normalize`). What is changed on the way is counted, in words, for the s
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +35,21 @@ def decode(data: bytes, label: str, offset: int, rules: Rules, counts: Counter) 
     archive that its name does not tell."""
     if offset == 0 and (archive := what_archive(data)):
         raise ValueError(f"{label} is {archive}")
-    skipped = 0
     if offset == 0 and data.startswith(BYTE_ORDER_MARK):
-        skipped = len(BYTE_ORDER_MARK)
-    data = data[skipped:]
+        offset = len(BYTE_ORDER_MARK)
+        data = data[offset:]
+    return decode_utf8(data, label, offset, rules, counts)
+
+
+def decode_utf8(data: bytes, label: str, offset: int, rules: Rules, counts: Counter) -> str:
+    """As `decode`, of bytes that do not begin a file."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         if rules.errors == "strict":
             bad = data[error.start : error.end].hex(" ")
             raise ValueError(
-                f"{label} is not UTF-8 at byte {offset + skipped + error.start} ({bad}); "
+                f"{label} is not UTF-8 at byte {offset + error.start} ({bad}); "
                 f"convert it or use --errors replace"
             ) from error
     text = data.decode(errors="replace")
@@ -76,6 +80,13 @@ def missing_field(where: str, kind: str, name: str, names: Iterable) -> str:
     """What is told where a row or table has no such field (or column: `kind`)."""
     present = list_names(names)
     return f"{where} has no {kind} {name!r}; found: {present}. Choose one with --field"
+
+
+def refuse_same_names(where: str, name: str, names: Sequence[str]):
+    """ValueError if more than one column has the name."""
+    n_columns = names.count(name)
+    if n_columns > 1:
+        raise ValueError(f"{where} has {n_columns} columns {name!r}: rename all but one")
 
 
 NAMES_LISTED = 20

@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lathe.corpus import units
-from lathe.corpus.rules import Rules, missing_field
+from lathe.corpus.rules import Rules, decode_utf8, missing_field, refuse_same_names
 from lathe.corpus.source import Source, is_url, open_stored
 from lathe.corpus.units import Block, ParquetRows
 
 if TYPE_CHECKING:
+    from pyarrow import Scalar
     from pyarrow.parquet import ColumnChunkMetaData, ParquetFile, RowGroupMetaData
 
 BATCH_ROWS = 1000
@@ -28,11 +29,11 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
         )
     try:
         table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{source.label} is not a parquet file, or damaged: {error}") from error
-    names = table.schema_arrow.names
-    if not rules.template and rules.field not in names:
-        raise ValueError(missing_field(source.label, "column", rules.field, names))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{source.label} is not a parquet file, or damaged: {_first_line(error)}"
+        ) from error
+    _wanted_columns(source.label, table.schema_arrow.names, rules)
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
         n_rows = about.num_rows
@@ -68,7 +69,7 @@ def _sha256_of_what_is_read(file: BinaryIO, group: "RowGroupMetaData", rules: Ru
         start = column.data_page_offset
         if column.dictionary_page_offset:
             start = min(start, column.dictionary_page_offset)
-        file.seek(start)
+        file.seek(max(start, 0))  # a damaged table of contents may say anything
         left = column.total_compressed_size
         while left > 0:
             data = file.read(min(left, 2**20))
@@ -80,23 +81,69 @@ def _sha256_of_what_is_read(file: BinaryIO, group: "RowGroupMetaData", rules: Ru
 
 
 def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+
     wanted = block.data
-    columns = None if rules.template else [rules.field]
-    batches = _open_table(wanted.path, wanted.file_size).iter_batches(
-        min(BATCH_ROWS, wanted.end - wanted.first),
-        row_groups=[wanted.group],
-        columns=columns,
-        use_threads=False,
-    )
+    label = f"{block.label}: row group {wanted.group}"
     n_before = 0  # rows of the group in earlier batches
-    for batch in batches:
-        names = batch.schema.names
-        for i in range(max(0, wanted.first - n_before), min(len(batch), wanted.end - n_before)):
-            where = f"{block.label}: row {n_before + i} of row group {wanted.group}"
-            yield where, {name: batch.column(name)[i].as_py() for name in names}
-        n_before += len(batch)
-        if n_before >= wanted.end:
-            return
+    try:
+        table = _open_table(wanted.path, wanted.file_size)
+        batches = table.iter_batches(
+            min(BATCH_ROWS, wanted.end - wanted.first),
+            row_groups=[wanted.group],
+            columns=_wanted_columns(block.label, table.schema_arrow.names, rules),
+            use_threads=False,
+        )
+        for batch in batches:
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            first = max(0, wanted.first - n_before)
+            for i in range(first, min(len(batch), wanted.end - n_before)):
+                where = f"{block.label}: row {n_before + i} of row group {wanted.group}"
+                row = {}
+                for name, column in columns.items():
+                    row[name] = _value(where, name, column[i], rules, counts)
+                yield where, row
+            n_before += len(batch)
+            if n_before >= wanted.end:
+                return
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{label} is damaged: {_first_line(error)}") from error
+    raise ValueError(f"{label} is damaged: it has {n_before} rows, not {wanted.end}")
+
+
+def _value(where: str, name: str, scalar: "Scalar", rules: Rules, counts: Counter) -> Any:
+    """As Python has it; bytes as text, since many programs store it so."""
+    try:
+        value = scalar.as_py()
+    except UnicodeDecodeError as error:
+        text = getattr(scalar, "value", scalar)  # in a dictionary
+        if not hasattr(text, "as_buffer"):
+            raise ValueError(f"{where}: {name!r} holds what is not UTF-8: {error}") from error
+        value = text.as_buffer().to_pybytes()
+    except (ValueError, OverflowError) as error:  # dates that Python has not, and such
+        raise ValueError(f"{where}: {name!r} is no text but {scalar.type}") from error
+    if isinstance(value, bytes):
+        return decode_utf8(value, where, 0, rules, counts)
+    return value
+
+
+def _wanted_columns(label: str, names: list[str], rules: Rules) -> list[str] | None:
+    """The columns to read, None for all, as where a message shall name them. ValueError if what is
+    asked for is missing or not clear."""
+    wanted = [rules.field]
+    if rules.template:
+        wanted += [rules.prompt_field, rules.completion_field]
+    elif rules.field not in names:
+        raise ValueError(missing_field(label, "column", rules.field, names))
+    wanted = [name for name in wanted if name in names]
+    for name in wanted:
+        refuse_same_names(label, name, names)
+    has_enough = rules.field in wanted or len(wanted) == 2
+    return wanted if has_enough else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 @lru_cache(maxsize=1)
@@ -105,4 +152,4 @@ def _open_table(path: str, size: int) -> "ParquetFile":
     `size` is there to tell a file from one that took its place."""
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(open_stored(path))
+    return pyarrow.parquet.ParquetFile(open_stored(path), page_checksum_verification=True)

@@ -12,7 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from lathe.corpus.rules import BYTE_ORDER_MARK, Rules, decode, missing_field
+from lathe.corpus.rules import (
+    BYTE_ORDER_MARK,
+    Rules,
+    decode,
+    missing_field,
+    refuse_same_names,
+)
 from lathe.corpus.source import Source, open_source
 from lathe.corpus.units import Block, Table, cut_stream
 
@@ -236,9 +242,7 @@ def _wanted_columns(where: str, table: Table, rules: Rules) -> list[int]:
             message += ", or add --quotes=true"
         raise ValueError(message)
     for name in names:
-        n_columns = table.columns.count(name)
-        if n_columns > 1:
-            raise ValueError(f"{where} has {n_columns} columns {name!r}: rename all but one")
+        refuse_same_names(where, name, table.columns)
     return [table.columns.index(name) for name in names if name in table.columns]
 
 
