@@ -15,6 +15,7 @@ from lathe.corpus.cut import cut_units
 from lathe.corpus.options import Plan
 from lathe.corpus.report import say
 from lathe.corpus.source import Source
+from lathe.json_text import read_json
 
 INPUTS_FILE = "inputs.json"
 
@@ -34,9 +35,8 @@ def is_unchanged(plan: Plan, content: str) -> bool:
     """Whether the files of the plan have the content that `content_of` told of."""
     noted = ""
     try:
-        text = Path(plan.out, INPUTS_FILE).read_text(encoding="utf-8")
-        noted = json.loads(text)["versions"]
-    except (OSError, ValueError, LookupError, TypeError):
+        noted = read_json(Path(plan.out, INPUTS_FILE))["versions"]
+    except (OSError, ValueError, LookupError):
         pass  # all is read, then
     if noted and noted == _versions(plan.sources):
         return True
