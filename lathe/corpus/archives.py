@@ -216,10 +216,10 @@ class _Mark(NamedTuple):
 
 
 MARKS = (
-    _Mark(0, b"\x1f\x8b", "compressed: end its name in .gz"),
-    _Mark(4, b"1AY&SY", "compressed: end its name in .bz2"),
-    _Mark(0, b"\xfd7zXZ\0", "compressed: end its name in .xz"),
-    _Mark(0, ZSTD_FRAME, "compressed: end its name in .zst"),
+    _Mark(0, b"\x1f\x8b", "compressed: decompress it, or end its name in .gz"),
+    _Mark(4, b"1AY&SY", "compressed: decompress it, or end its name in .bz2"),
+    _Mark(0, b"\xfd7zXZ\0", "compressed: decompress it, or end its name in .xz"),
+    _Mark(0, ZSTD_FRAME, "compressed: decompress it, or end its name in .zst"),
     _Mark(0, b"PAR1\x15", "a parquet file: end its name in .parquet, or add --format=parquet"),
     _Mark(0, b"PK\x03\x04", "a zip archive: unpack it and name its folder"),
     _Mark(0, b"7z\xbc\xaf", "a 7z archive: unpack it and name its folder"),

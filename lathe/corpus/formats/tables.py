@@ -24,7 +24,7 @@ from lathe.corpus.units import Block, Table, cut_stream
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 LARGEST_FIELD = 2**31 - 1  # the largest limit that csv takes on every system
-LARGEST_ROW = 2**30  # bytes; a quote that is never closed must not fill the memory
+LARGEST_ROW = 2**29  # bytes; a quote that is never closed must not fill the memory
 HEADER_BYTES = 2**16  # are read at first to find the first row
 
 
