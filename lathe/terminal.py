@@ -56,8 +56,9 @@ def print_result(text: object, end: str = "\n"):
 
 
 def print_note(text: object = "", end: str = "\n"):
-    """To stderr."""
-    print(visible(str(text), sys.stderr), end=end, file=sys.stderr, flush=True)
+    """To stderr, which people read: a byte of a name that is not UTF-8 is shown in a pipe, too."""
+    line = visible(str(text), sys.stderr).translate(_SURROGATES)
+    print(line, end=end, file=sys.stderr, flush=True)
 
 
 def visible(text: str, stream: TextIO) -> str:
@@ -83,5 +84,5 @@ _CONTROL = [code for code in (*range(32), *range(127, 160)) if chr(code) not in 
 # They have a terminal show text in another order than it has ("Trojan Source", CVE-2021-42574).
 # Right-to-left text needs none of them.
 _REORDER = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_SURROGATES = range(0xD800, 0xE000)
-_ESCAPES = {code: escape(chr(code)) for code in (*_CONTROL, *_REORDER, *_SURROGATES)}
+_SURROGATES = {code: escape(chr(code)) for code in range(0xD800, 0xE000)}
+_ESCAPES = {code: escape(chr(code)) for code in (*_CONTROL, *_REORDER)} | _SURROGATES

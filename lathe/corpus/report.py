@@ -1,5 +1,6 @@
 """What a preparation tells people, on stderr."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -69,5 +70,5 @@ def summarize(out: Path, meta: dict, seconds: float):
     ids = meta["tokenizer"]["vocab_size"]
     say(
         f"{out} is ready in {seconds:.1f} s (tokenizer {name}, {ids:,} ids): "
-        f"python train.py --dataset={out}"
+        f"python train.py --dataset={shlex.quote(str(out))}"
     )

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from lathe import ROOT
 from lathe.data.order import mixture_counts
 from lathe.data.shards import (
+    SHARD_NAME,
     SPLITS,
     ShardHeader,
     check_ids,
@@ -192,10 +195,11 @@ def open_dataset(path: str | Path, verify: bool = False) -> Dataset:
 
     path: a folder of shards; `raw:TOKENIZER:FOLDER`, such as raw:gpt2:data/openwebtext, for .bin
     files of nanoGPT (no header) or llm.c without meta.json, of which those with "val" in their name
-    are for validation; or a mixture with weights, `data/a:0.7,data/b:0.3`. Raises FileNotFoundError
-    or ValueError with one line for the user.
+    are for validation; or a mixture with weights, `data/a:0.7,data/b:0.3`. A folder's name may have
+    commas and colons: what there is under a longer name is meant. Raises FileNotFoundError or
+    ValueError with one line for the user.
     """
-    parts = [_path_and_weight(part) for part in str(path).split(",")]
+    parts = [_path_and_weight(part) for part in _parts_of_mixture(str(path))]
     if len(parts) > 1:
         return _open_mixture(str(path), parts, verify)
     alone, _ = parts[0]
@@ -203,7 +207,7 @@ def open_dataset(path: str | Path, verify: bool = False) -> Dataset:
 
 
 def _open_alone(path: str, verify: bool) -> Dataset:
-    if path.startswith("raw:"):
+    if path.startswith("raw:") and not os.path.isdir(path):
         return _open_raw(path, verify)
     return _open_folder(path, verify)
 
@@ -222,6 +226,11 @@ def _open_folder(path: str, verify: bool) -> Dataset:
     try:
         meta = read_meta(folder)
         for entry in meta["shards"]:
+            if not SHARD_NAME.fullmatch(entry["name"]):
+                raise ValueError(
+                    f"{folder}/meta.json names {entry['name']!r}, which is no name of a shard; "
+                    f"prepare it again"
+                )
             file = folder / entry["name"]
             tokens, mask = open_shard(file, entry, meta["tokenizer"], verify)
             shards[entry["split"]].append(tokens)
@@ -250,7 +259,7 @@ def _why_no_dataset(folder: Path) -> str:
             f"dataset {folder} has no meta.json; for nanoGPT's headerless files write "
             f"dataset=raw:TOKENIZER:{folder}"
         )
-    command = f"prepare/text.py --input YOUR_TEXT --out {folder}"
+    command = f"prepare/text.py --input YOUR_TEXT --out {shlex.quote(str(folder))}"
     script = ROOT / "prepare" / f"{folder.name}.py"
     if script.is_file() and folder.name not in ("text", "sources", "verify"):
         command = f"prepare/{script.name}"
@@ -261,17 +270,42 @@ def _why_no_dataset(folder: Path) -> str:
 # A mixture
 
 
+def _parts_of_mixture(spec: str) -> list[str]:
+    """`spec` cut at its commas, but for those in the name of a folder that there is."""
+    pieces = spec.split(",")
+    parts = []
+    begin = 0
+    while begin < len(pieces):
+        end = begin + 1
+        for longer in range(len(pieces), begin, -1):
+            part = ",".join(pieces[begin:longer])
+            path, _ = _path_and_weight(part)
+            if _is_there(path):
+                end = longer
+                break
+        parts.append(",".join(pieces[begin:end]))
+        begin = end
+    return parts
+
+
+def _is_there(path: str) -> bool:
+    if path.startswith("raw:") and not os.path.isdir(path):
+        _, path = _tokenizer_and_folder(path)
+    return os.path.isdir(path)
+
+
 def _path_and_weight(part: str) -> tuple[str, float]:
     """A part of a mixture, PATH or PATH:WEIGHT; the colons of raw:TOKENIZER:FOLDER stay in it."""
-    part = part.strip()
-    path, _, number = part.rpartition(":")
-    if not path:
+    if _is_there(part):
         return part, 1.0
+    path, _, number = part.rpartition(":")
     try:
         weight = float(number)
     except ValueError:  # what follows the last colon is a folder
-        return part, 1.0
-    return path, weight
+        return part.strip(), 1.0
+    if not _is_there(path):
+        path = path.strip()
+    return path or part, weight
 
 
 def _open_mixture(path: str, parts: list[tuple[str, float]], verify: bool) -> Dataset:
@@ -303,8 +337,7 @@ def _open_mixture(path: str, parts: list[tuple[str, float]], verify: bool) -> Da
 
 def _open_raw(path: str, verify: bool) -> Dataset:
     """raw:TOKENIZER:FOLDER, see `open_dataset`."""
-    _, _, rest = path.partition(":")
-    spec, _, folder = rest.partition(":")
+    spec, folder = _tokenizer_and_folder(path)
     files = sorted(Path(folder).glob("*.bin"))
     if not files:
         raise FileNotFoundError(
@@ -336,6 +369,18 @@ def _open_raw(path: str, verify: bool) -> Dataset:
     val = Stream(shards["val"])
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return Dataset(path, meta, [(train, 1.0)], val, fingerprint, spec)
+
+
+def _tokenizer_and_folder(path: str) -> tuple[str, str]:
+    """Of raw:TOKENIZER:FOLDER, either of which may have colons: cut where such a folder is."""
+    words = path.removeprefix("raw:").split(":")
+    for n_words in range(1, len(words)):
+        folder = ":".join(words[n_words:])
+        tokenizer = ":".join(words[:n_words])
+        is_tokenizer = n_words == 1 or os.path.exists(tokenizer)
+        if is_tokenizer and os.path.isdir(folder):
+            return tokenizer, folder
+    return words[0], ":".join(words[1:])
 
 
 def _map_headerless(file: Path, dtype: np.dtype) -> np.ndarray:

@@ -240,6 +240,8 @@ def check_sizes(path: Path) -> dict:
     state = read_state(path)
     for name, expected in state["files"].items():
         file = path / name
+        if file.name != name:
+            raise ValueError(f"{path} is damaged: it names {name!r}, which is no file of its own")
         if not file.is_file():
             raise ValueError(f"{path} is damaged: {name} is missing")
         size = file.stat().st_size
