@@ -149,7 +149,10 @@ def test_archives_that_their_names_do_not_tell(fails):
     for compression in COMPRESSIONS:
         write("a.txt", compressed(TEXT, compression))
         fails(f"in/a.txt is compressed: decompress it, or end its name in {compression}")
-        fails(f"in/a.txt is compressed: decompress it, or end its name in {compression}", "--errors=replace")
+        fails(
+            f"in/a.txt is compressed: decompress it, or end its name in {compression}",
+            "--errors=replace",
+        )
     write("a.txt", as_parquet(["a", "b"]))
     fails("in/a.txt is a parquet file: end its name in .parquet, or add --format=parquet")
     write("b.txt", TEXT)
