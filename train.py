@@ -40,6 +40,7 @@ from lathe.data.dataset import Dataset, open_dataset
 from lathe.optim.build import build_optimizers, load_optimizer_state, optimizer_state
 from lathe.optim.optimizer import Optimizer, TorchOptimizer
 from lathe.optim.schedule import lr_factor, set_rates
+from lathe.output import never_wait
 from lathe.run import checkpoint, devices, dry_run, ranks
 from lathe.run.background import BackgroundWriter
 from lathe.run.farewell import farewell, resume_command
@@ -829,4 +830,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    never_wait()
     cli.run(plan_or_train, settings)

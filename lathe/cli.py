@@ -27,6 +27,7 @@ from typing import Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hi
 from lathe import ROOT
 from lathe.aliases import did_you_mean
 from lathe.fields import PathName, read_comments
+from lathe.output import finish_output
 from lathe.terminal import escape, print_note, print_result, printable, speak_utf8
 
 PRESET_DIR = ROOT / "config"
@@ -464,7 +465,9 @@ def run(main: Callable[..., int | None], *arguments: object) -> NoReturn:
         # Python's own end can abort on gloo's threads, which still serve other ranks.
         with suppress(OSError):
             sys.stdout.flush()
+        finish_output()
         os._exit(code)
+    finish_output()
     sys.exit(code)
 
 

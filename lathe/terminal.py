@@ -21,6 +21,7 @@ def speak_utf8():
     Bytes that are not UTF-8, in names of files for one, come in and go out as they are.
     """
     _restart_in_utf8_mode()
+    _open_closed_streams()
     for stream, errors in (
         (sys.stdin, "surrogateescape"),
         (sys.stdout, "surrogateescape"),
@@ -29,6 +30,21 @@ def speak_utf8():
         is_text = isinstance(stream, io.TextIOWrapper)
         if is_text and (not _is_utf8(stream.encoding) or stream.errors != errors):
             stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+def _open_closed_streams():
+    """Standard streams that were closed (`2>&-`) lead nowhere. Otherwise the next file that is
+    opened would take their place, and get what libraries print."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        flags = os.O_RDONLY if name == "stdin" else os.O_WRONLY
+        opened = os.open(os.devnull, flags)
+        if opened != descriptor:
+            os.dup2(opened, descriptor)
+            os.close(opened)
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
 
 
 def _restart_in_utf8_mode():

@@ -14,6 +14,7 @@ from types import FrameType
 
 import torch
 
+from lathe.output import nonblocking_descriptor
 from lathe.run.devices import Runtime
 from lathe.settings import Settings
 from lathe.terminal import print_note
@@ -100,13 +101,17 @@ def peak_memory(device: torch.device) -> int:
 
 
 class StopSignals:
-    """Remembers that SIGINT, SIGTERM or SIGUSR1 came: the loop can finish its step and save.
+    """Remembers that a signal came which asks to stop: the loop can finish its step and save.
 
-    Another one, more than a second later, ends the process at once. A context manager; the old
-    handlers come back after it.
+    SIGINT or SIGTERM again, more than a second later, ends the process at once. Another signal does
+    not: Slurm sends SIGUSR1 and then SIGTERM, torchrun passes on as SIGTERM what the terminal sent.
+    A context manager; the old handlers come back after it.
     """
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: Slurm's warning before a time limit
+    # The user and the machine; the terminal closes (unless that is ignored, as nohup has it); a
+    # batch system's warnings before a time limit; the limit of processor time.
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    IMPATIENT = ("SIGINT", "SIGTERM")
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
@@ -125,9 +130,10 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         for name in self.NAMES:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._old_handlers[number] = signal.signal(number, self._handle)
+            number = getattr(signal, name, None)  # Windows has few
+            if number is None or is_ignored_for_good(number):
+                continue
+            self._old_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object):
@@ -140,11 +146,19 @@ class StopSignals:
             self.received = signal.Signals(number)
             self._received_at = now
             name = self.received.name
+            again = " (again: stop at once)" if name in self.IMPATIENT else ""
             with suppress(RuntimeError):  # the signal may have come in the middle of a print()
-                self.say(f"{name} received: finishing this step, then saving (again: stop at once)")
-        elif now - self._received_at > 1:
+                self.say(f"{name} received: finishing this step, then saving{again}")
+        elif number == self.received and self.received.name in self.IMPATIENT:
             # Not sooner: Ctrl-C reaches a rank from the terminal and again through torchrun.
-            os._exit(128 + number)
+            if now - self._received_at > 1:
+                os._exit(128 + number)
+
+
+def is_ignored_for_good(number: int) -> bool:
+    """Whether a run outlives it: nohup has SIGHUP ignored."""
+    is_ignored = signal.getsignal(number) is signal.SIG_IGN
+    return is_ignored and signal.Signals(number).name == "SIGHUP"
 
 
 class Watchdog:
@@ -160,6 +174,7 @@ class Watchdog:
         self.run = run
         self.doing = "starting"
         self._armed_at = -math.inf
+        self._stacks = nonblocking_descriptor(sys.stderr)
         self._timer: threading.Timer | None = None
 
     def alive(self, doing: str):
@@ -175,7 +190,7 @@ class Watchdog:
         self._timer.daemon = True
         self._timer.start()
         # In C, so that it works even where a stuck call keeps Python's lock.
-        faulthandler.dump_traceback_later(self.seconds + 0.5, exit=True)
+        faulthandler.dump_traceback_later(self.seconds + 0.5, exit=True, file=self._stacks)
 
     def _report(self):
         print_note(
@@ -193,3 +208,5 @@ class Watchdog:
 
     def __exit__(self, *_: object):
         self.off()
+        if isinstance(self._stacks, int):
+            os.close(self._stacks)

@@ -44,6 +44,26 @@ def test_a_signal_is_remembered_and_the_old_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_another_kind_of_signal_does_not_break_off_the_save_that_the_first_began():
+    """Slurm sends SIGUSR1 and later SIGTERM; torchrun passes a SIGHUP on as SIGTERM."""
+    with StopSignals(lambda text: None) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received == signal.SIGUSR1
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(lambda text: None) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_in_the_middle_of_a_print_is_remembered():
     def interrupted_print(text: str):
         raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
