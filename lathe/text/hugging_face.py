@@ -267,7 +267,10 @@ def read_vocab_and_merges(folder: Path) -> dict:
             "transformers writes it"
         )
     vocab = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / 'merges.txt'} is not UTF-8 at byte {error.start}") from error
     merges = [line for line in lines if line and not line.startswith("#version")]
     byte_level = {
         "type": "ByteLevel",

@@ -279,7 +279,12 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         IndexError,
         TypeError,
         AttributeError,
+        ValueError,
+        OverflowError,
+        MemoryError,
     ) as error:
+        if isinstance(error, ValueError) and str(path.parent) in str(error):
+            raise
         raise ValueError(
             f"{path} is not a tokenizer that lathe can read ({type(error).__name__}: {error})"
         ) from error

@@ -115,6 +115,11 @@ LLAMA_WITHOUT_WIDTH = {
         (configured(layer_types=["sliding_attention"]), "layer_types is .*sliding_attention"),
         (configured(use_sliding_window=True, sliding_window=4), "sliding_window is 4"),
         (configured(rope_parameters={"partial_rotary_factor": 0.5}), "rotary_factor is 0.5"),
+        (configured(architectures=[[1]]), "config.json describes no network: unhashable"),
+        (configured(rope_parameters=[1]), "config.json describes no network: .* no attribute"),
+        (configured(rms_norm_eps="x"), "config.json describes no network: "),
+        (configured(num_hidden_layers=-1), "config.json describes no network: n_layer is -1"),
+        (with_bytes("generation_config.json", b'{"eos_token_id": [[0]]}'), "eos_token_id is"),
         (configured(pretraining_tp=2), "pretraining_tp is 2"),
         (configured(hidden_size=1.5), "hidden_size is 1.5, not a whole number"),
         (

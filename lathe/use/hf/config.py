@@ -92,8 +92,17 @@ def our_config(theirs: dict, path: Path) -> tuple[str, GPTConfig]:
     """(architecture, configuration) of a config.json.
 
     It says nothing sure of biases and gains of norms: here they are there. ValueError names what
-    our network does not compute.
+    our network does not compute, or what cannot be.
     """
+    try:
+        return _our_config(theirs, path)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} describes no network: {error}") from error
+
+
+def _our_config(theirs: dict, path: Path) -> tuple[str, GPTConfig]:
     architecture = read_architecture(theirs, path)
     numbers = read_numbers(theirs, architecture, path)
     refuse_what_we_do_not_compute(theirs, architecture, path)

@@ -87,6 +87,8 @@ def load_hf_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ..
         ends = eos
     else:
         ends = [eos]
+    if not all(isinstance(end, int) for end in ends):
+        raise ValueError(f"{folder}: eos_token_id is {eos}, not a token's number or several")
     ends = tuple(dict.fromkeys([*ends, tokenizer.eot_id]))  # each once
     return tokenizer, begin, ends
 
