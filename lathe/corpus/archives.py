@@ -3,6 +3,7 @@
 import bz2
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Generator
 from typing import Any, BinaryIO, NamedTuple
@@ -207,30 +208,24 @@ def _parts_of_frames() -> Generator[_Part, bytes, None]:
 # Archives that are taken for text
 
 
-class _Mark(NamedTuple):
-    """Bytes that no text has in this place."""
-
-    offset: int
-    magic: bytes
-    what: str
-
-
-MARKS = (
-    _Mark(0, b"\x1f\x8b", "compressed: decompress it, or end its name in .gz"),
-    _Mark(4, b"1AY&SY", "compressed: decompress it, or end its name in .bz2"),
-    _Mark(0, b"\xfd7zXZ\0", "compressed: decompress it, or end its name in .xz"),
-    _Mark(0, ZSTD_FRAME, "compressed: decompress it, or end its name in .zst"),
-    _Mark(0, b"PAR1\x15", "a parquet file: end its name in .parquet, or add --format=parquet"),
-    _Mark(0, b"PK\x03\x04", "a zip archive: unpack it and name its folder"),
-    _Mark(0, b"7z\xbc\xaf", "a 7z archive: unpack it and name its folder"),
-    _Mark(0, b"Rar!\x1a\x07", "a rar archive: unpack it and name its folder"),
-    _Mark(257, b"ustar", "a tar archive: unpack it and name its folder"),
-)
+# Bytes that begin no text.
+ARCHIVES = {
+    rb"\x1f\x8b": "compressed: decompress it, or end its name in .gz",
+    rb"BZh[1-9]1AY&SY": "compressed: decompress it, or end its name in .bz2",
+    rb"\xfd7zXZ\0": "compressed: decompress it, or end its name in .xz",
+    re.escape(ZSTD_FRAME): "compressed: decompress it, or end its name in .zst",
+    rb"PAR1\x15": "a parquet file: end its name in .parquet, or add --format=parquet",
+    rb"PK\x03\x04": "a zip archive: unpack it and name its folder",
+    rb"7z\xbc\xaf": "a 7z archive: unpack it and name its folder",
+    rb"Rar!\x1a\x07": "a rar archive: unpack it and name its folder",
+    rb"(?s:.{257})ustar(?:\0|  \0)": "a tar archive: unpack it and name its folder",
+}
+ANY_ARCHIVE = re.compile(b"|".join(b"(%b)" % mark for mark in ARCHIVES))
 
 
 def what_archive(data: bytes) -> str:
     """What a file that begins so is, and what to do, if it is an archive; else ""."""
-    for mark in MARKS:
-        if data.startswith(mark.magic, mark.offset):
-            return mark.what
-    return ""
+    mark = ANY_ARCHIVE.match(data)
+    if mark is None:
+        return ""
+    return list(ARCHIVES.values())[mark.lastindex - 1]

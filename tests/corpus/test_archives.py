@@ -168,7 +168,7 @@ def test_archives_that_their_names_do_not_tell(fails):
 
 
 def test_text_that_begins_as_an_archive_might_is_text(tmp_path):
-    for text in ("PAR1 is a mark", "PK is not", "BZh91", "Rar! he cried", "7z", "ustar"):
+    for text in ("PAR1 is a mark", "PK is not", "BZh91", "Rar! he", "7z", "x" * 257 + "ustar"):
         (tmp_path / "a.txt").write_text(text)
         prepare(tmp_path / "a.txt", tmp_path / text[:2], val_fraction=0)
         assert stored_documents(tmp_path / text[:2]) == [text]
