@@ -23,6 +23,7 @@ from model import (
     GPT,
     GPT2,
     IGNORE,
+    LOGIT_BYTES_ON_GPU,
     LOGITS_AT_ONCE,
     SHORT_CONTEXT,
     ChunkedCrossEntropy,
@@ -37,6 +38,7 @@ from model import (
     rms_norm,
     rope_table,
     rotate,
+    rows_at_once,
     sinusoidal_table,
 )
 
@@ -561,6 +563,13 @@ def test_without_gradients_the_loss_in_pieces_costs_its_logits_alone(monkeypatch
     assert pieces.get_total_flops() == whole.get_total_flops()
 
 
+@pytest.fixture(params=("in place", "for a compiler"))
+def both_ways(request, monkeypatch):
+    """The loss by hand in both of its forms: that for compiled GPUs computes the same anywhere."""
+    if request.param == "for a compiler":
+        monkeypatch.setattr("model.loss_in_place", model.loss_for_a_compiler)
+
+
 def chunked_against_reference(
     dtype, cap, device="cpu", rows=400, width=16, vocab_size=50257, padded=50304
 ):
@@ -581,13 +590,13 @@ def chunked_against_reference(
 
 
 @pytest.mark.parametrize("cap", (0.0, 3.0))
-def test_chunked_loss_is_exact_at_gpt2s_vocabulary(cap):
+def test_chunked_loss_is_exact_at_gpt2s_vocabulary(cap, both_ways):
     assert 400 * 50304 > LOGITS_AT_ONCE  # two pieces
     assert max(chunked_against_reference(torch.float32, cap)) < 1e-5
 
 
 @pytest.mark.parametrize("cap", (0.0, 3.0))
-def test_chunked_loss_in_bfloat16_stays_within_a_hundredth_of_float64(cap, monkeypatch):
+def test_chunked_loss_in_bfloat16_stays_within_a_hundredth_of_float64(cap, monkeypatch, both_ways):
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 1 << 16)
     assert (
         max(chunked_against_reference(torch.bfloat16, cap, rows=500, vocab_size=2000, padded=2048))
@@ -595,26 +604,50 @@ def test_chunked_loss_in_bfloat16_stays_within_a_hundredth_of_float64(cap, monke
     )
 
 
-def test_chunked_loss_gives_back_a_tensor_that_it_never_changed_in_place():
+def test_chunked_loss_gives_back_a_tensor_that_it_never_changed_in_place(both_ways):
     """Compiled on torch 2.11, a result that forward had changed in place had gradients of zero."""
     x, weight = torch.randn(20, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
     loss = ChunkedCrossEntropy.apply(x, weight, tokens(20), V, 0.0, torch.float32)
     assert loss._version == 0
 
 
-def test_chunked_loss_with_nothing_to_score_is_zero():
+def test_chunked_loss_with_nothing_to_score_is_zero(both_ways):
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
     loss = ChunkedCrossEntropy.apply(x, weight, torch.full((4,), IGNORE), V, 0.0, torch.float32)
     loss.backward()
     assert loss.item() == 0 and x.grad.eq(0).all() and weight.grad.eq(0).all()
 
 
-def test_chunked_loss_trains_a_head_over_frozen_features():
+def test_chunked_loss_trains_a_head_over_frozen_features(both_ways):
     x, weight, targets = torch.randn(20, 8), torch.randn(V, 8, requires_grad=True), tokens(20)
     ours = ChunkedCrossEntropy.apply(x, weight, targets, V, 0.0, torch.float32)
     whole = F.cross_entropy(x @ weight.T, targets, reduction="sum")
     a, b = (torch.autograd.grad(loss, weight)[0] for loss in (ours, whole))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_chunked_loss_leaves_a_frozen_head_without_a_gradient(both_ways):
+    x, weight, targets = torch.randn(20, 8, requires_grad=True), torch.randn(V, 8), tokens(20)
+    ours = ChunkedCrossEntropy.apply(x, weight, targets, V, 0.0, torch.float32)
+    whole = F.cross_entropy(x @ weight.T, targets, reduction="sum")
+    a, b = (torch.autograd.grad(loss, x)[0] for loss in (ours, whole))
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    st.integers(1, 300_000), st.integers(2, 300_000), st.sampled_from((torch.bfloat16, torch.float32)),
+    st.booleans(),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_pieces_on_a_gpu_are_even_of_whole_tiles_and_within_their_memory(
+    n, n_ids, dtype, with_gradient
+):
+    x = type("Rows", (), {"is_cuda": True, "__len__": lambda _: n})()
+    rows = rows_at_once(x, n_ids, dtype, with_gradient)
+    pieces = math.ceil(n / rows)
+    assert rows % 128 == 0
+    assert rows == 128 or (rows - 128) * n_ids * 8 < LOGIT_BYTES_ON_GPU
+    assert rows * pieces - n < 128 * pieces  # no piece is much smaller than the others
 
 
 # What somebody who tries another loss may do to model.py: a line of it, and what it becomes.
@@ -981,7 +1014,7 @@ def test_modern_models_are_exportable(transformers, family, parts, norm_weight, 
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", (True, False), ids=("by-hand", "changed"))
 @pytest.mark.parametrize("family", (MODERN, dict(SMALL, **GPT2)), ids=("modern", "gpt2"))
-def test_the_training_graph_has_no_breaks(family, fast, monkeypatch):
+def test_the_training_graph_has_no_breaks(family, fast, monkeypatch, both_ways):
     """fullgraph raises at a break. The backend runs the graph as it is, so no compiler is needed."""
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 200)  # with the loss in pieces
     torch._dynamo.reset()
@@ -1014,6 +1047,22 @@ def test_the_compiled_loss_in_pieces_and_its_gradients_are_the_plain_ones(monkey
         torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no C++ compiler for torch.compile"
+)
+def test_the_loss_for_a_compiler_is_the_plain_one_compiled(monkeypatch):
+    monkeypatch.setattr("model.LOGITS_AT_ONCE", 20 * 64)
+    torch._dynamo.reset()
+    x, weight = torch.randn(50, 8), torch.randn(64, 8)
+    targets = tokens(50).masked_fill(torch.arange(50) % 5 == 0, IGNORE)
+    inputs = (x, weight, targets, V, 3.0, torch.float32, True)
+    compiled = torch.compile(model.loss_for_a_compiler, fullgraph=True)(*inputs)
+    plain = model.loss_in_place(*inputs)
+    for name in ("loss", "dx", "dw"):
+        torch.testing.assert_close(getattr(compiled, name), getattr(plain, name))
+
+
 # -----------------------------------------------------------------------------
 # The same on a GPU
 
@@ -1038,7 +1087,8 @@ def test_cached_logits_equal_uncached_ones_on_a_gpu_in_bfloat16(position):
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("cap", (0.0, 3.0))
-def test_chunked_loss_on_a_gpu_in_bfloat16_stays_within_a_hundredth_of_float64(cap):
+def test_chunked_loss_on_a_gpu_in_bfloat16_stays_within_a_hundredth_of_float64(cap, monkeypatch):
+    monkeypatch.setattr("model.LOGIT_BYTES_ON_GPU", 1 << 26)  # four pieces
     assert max(chunked_against_reference(torch.bfloat16, cap, device="cuda", width=64)) < 0.01
 
 
@@ -1047,9 +1097,9 @@ def test_chunked_loss_on_a_gpu_in_bfloat16_stays_within_a_hundredth_of_float64(c
 @pytest.mark.slow
 @pytest.mark.parametrize("family", (MODERN, dict(SMALL, **GPT2)), ids=("modern", "gpt2"))
 def test_a_compiled_training_step_on_a_gpu_has_no_breaks_and_the_plain_loss(family, monkeypatch):
-    monkeypatch.setattr("model.LOGITS_AT_ONCE", 200)
+    monkeypatch.setattr("model.LOGIT_BYTES_ON_GPU", 200 * V)
     torch._dynamo.reset()
-    model, idx = randomized(GPT(GPTConfig(**family))).cuda(), tokens(2, T).cuda()
+    model, idx = randomized(GPT(GPTConfig(**family))).cuda(), tokens(24, T).cuda()  # three pieces
     compiled = torch.compile(model, fullgraph=True)
     with torch.autocast("cuda", torch.bfloat16):
         plain, fast = model(idx, idx), compiled(idx, idx)

@@ -11,7 +11,7 @@ import torch
 from lathe.optim.build import build_optimizers
 from lathe.optim.muon import Muon
 from lathe.settings import Settings
-from model import GPT, LOGITS_AT_ONCE, SHORT_CONTEXT, GPTConfig
+from model import GPT, LOGIT_BYTES_ON_GPU, LOGITS_AT_ONCE, SHORT_CONTEXT, GPTConfig
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
         adamw=2 * adamw / shards,
         activations=activations,
         working=working,
-        logits=logit_bytes(model, tokens, half),
+        logits=logit_bytes(model, tokens, s.device, half),
         updates=muon_copies * muon / shards,
         checkpoint=weights + muon + 2 * adamw,
         keeps_gradients=accumulates or in_buckets,
@@ -111,10 +111,15 @@ def c_fc_width(config: GPTConfig) -> int:
     return config.n_hidden
 
 
-def logit_bytes(model: GPT, tokens: int, half: bool) -> float:
+def logit_bytes(model: GPT, tokens: int, device: str, half: bool) -> float:
     """Logits and their gradients, where the loss is computed."""
     config = model.config
     n_logits = tokens * config.padded_vocab_size
+    if device == "cuda":  # whose pieces are added up at the end
+        pieces = min(8 * n_logits, LOGIT_BYTES_ON_GPU)
+        n_pieces = max(1, 2 * number_size(half) * n_logits / LOGIT_BYTES_ON_GPU)
+        head = (4 + number_size(half) * n_pieces) * model.head_weight.numel()
+        return pieces + head + tokens * config.n_embd * number_size(half)
     if n_logits <= LOGITS_AT_ONCE:
         return 3 * 4 * n_logits
     # In pieces; the forward pass makes the gradients of the head and of its input then.

@@ -11,7 +11,7 @@ from lathe.text.tokenizer import Tokenizer
 from lathe.use.caches import ContinuationCache, cache_dtype
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
-from model import GPT, IGNORE, LOGITS_AT_ONCE, KVCache
+from model import GPT, IGNORE, KVCache, rows_at_once
 
 # So many tokens of contexts are in the cache at a time, with padding; off the CPU four times as
 # many. A forward pass reads a quarter of them.
@@ -118,7 +118,8 @@ def score_rows(model: GPT, features: Tensor, ids_of_row: list[list[int]]) -> lis
     features = features[scored]  # (N, C), row by row
     targets = targets[scored]  # (N,)
 
-    at_once = max(1, LOGITS_AT_ONCE // model.config.padded_vocab_size)
+    n_ids = model.config.padded_vocab_size
+    at_once = rows_at_once(features, n_ids, features.dtype, with_gradient=False)
     logprobs = []
     likeliest = []
     for x, target in zip(features.split(at_once), targets.split(at_once), strict=True):
