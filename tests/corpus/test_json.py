@@ -78,6 +78,7 @@ def test_a_file_is_read_or_refused_the_same_wherever_it_is_cut(tmp_path_factory,
     ("content", "fault"),
     [
         ('["a"]junk', "element 2 is not JSON: Expecting value at line 1"),
+        ('["a"]}["b"]', "element 2 is not JSON: Expecting value at line 1"),
         ('["a"]\n\n]', "element 2 is not JSON: Expecting value at line 3"),
         ('[\n"a"\n"b"]', "element 2 is not JSON: neither a comma nor the array's end .* line 3"),
         ('["a",]', "element 2 is not JSON: a comma stands before the array's end at line 1"),

@@ -164,6 +164,20 @@ def test_sentences_in_tsv_may_begin_with_a_quote(tmp_path, capsys):
     assert stored_documents(tmp_path / "out") == texts
 
 
+@pytest.mark.parametrize(
+    ("table", "texts"),
+    [  # reported of other readers, which took several rows for one
+        ('id\ttext\n3\tabc\n4\t"abc"\n5\t"error\n6\tab"c', ["abc", '"abc"', '"error', 'ab"c']),
+        ('id\ttext\n1\t"Lorem Ipsum" dolor\n2\tsit\x1a', ['"Lorem Ipsum" dolor', "sit\x1a"]),
+        ('text\nFirst\n"Second\nThird "sentence"\n', ["First", '"Second', 'Third "sentence"']),
+    ],
+)
+def test_quotes_in_tsv_that_others_stumbled_over(table, texts, tmp_path):
+    (tmp_path / "a.tsv").write_text(table)
+    prepare(tmp_path / "a.tsv", tmp_path / "out", val_fraction=0)
+    assert stored_documents(tmp_path / "out") == texts
+
+
 # -----------------------------------------------------------------------------
 # What is no table
 
