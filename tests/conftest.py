@@ -23,6 +23,7 @@ if not os.path.isdir(os.path.expanduser("~")):  # where libraries keep what they
 sys.warnoptions.clear()  # PYTHONWARNINGS, which multiprocessing hands on
 os.environ["OMP_NUM_THREADS"] = "1"  # test processes share the cores; their threads would only wait
 
+import hypothesis
 import pytest
 import torch
 from skips import in_ci, unexpected
@@ -30,6 +31,11 @@ from tiny_run import make_dataset
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # after nohup; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# No clock: a busy machine is slow, not wrong.
+hypothesis.settings.register_profile("lathe", deadline=None)
+hypothesis.settings.load_profile("lathe")
 
 
 @pytest.fixture(scope="module")

@@ -224,6 +224,7 @@ def test_names_of_files_are_shown_on_a_terminal(tmp_path):
     words = [str(ROOT / "prepare" / "text.py"), "--input", "\x1b[2Ja.txt", "--out=\x9bout"]
     shown = on_terminal([*words, "--tokenizer=byte"], tmp_path).decode()
     assert r"\x9bout is ready" in shown
+    shown = shown.replace("\r", "")  # where a slow machine shows a bar
     assert visible(shown, Terminal()) == shown
 
 
