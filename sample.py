@@ -94,6 +94,7 @@ from lathe.run import devices
 from lathe.run.progress import with_bar
 from lathe.terminal import print_note, print_result
 from lathe.text.chat import TEMPLATES
+from lathe.text.tokenizer import has_lone_surrogates
 from lathe.use.decoder import Token
 from lathe.use.dialogue import Dialogue
 from lathe.use.find_model import FoundModel, find_model
@@ -156,6 +157,8 @@ class Prompt:
 def as_prompt(row: dict, dialogue: Dialogue, source: FoundModel) -> Prompt:
     """A dialogue as the model reads it. Raises ValueError where it has no token for a character."""
     text, space = dialogue.prompt()
+    if has_lone_surrogates(text):
+        print_note("a prompt has half a surrogate pair, which no text has: it is read as U+FFFD")
     return Prompt(row, source.encode(text), space)
 
 
@@ -409,7 +412,7 @@ def read_line() -> str:
     line = input("> ")
     while line.endswith("\\"):
         line = line[:-1] + "\n" + input(". ")
-    return line
+    return cli.must_be_text(line)
 
 
 def show_settings(options: Options):

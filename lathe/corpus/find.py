@@ -137,6 +137,8 @@ def _paths_of(name: str, option: str, search: Search) -> Iterable[str]:
         return [name]
     if is_pattern(name):
         return search.matches(name)
+    if name == "-":
+        raise ValueError(f"--{option} - means standard input, which only --input reads")
     raise FileNotFoundError(f"--{option} {name}: no such file or folder")
 
 

@@ -373,6 +373,15 @@ def _tiktoken_urls(name: str) -> list[str]:
     return [f"{base}/encodings/{name}.tiktoken"]
 
 
+def has_lone_surrogates(text: str) -> bool:
+    """Whether a text has what UTF-8 cannot say, as JSON's escapes and names of files may."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def replace_lone_surrogates(text: str) -> str:
     """`text` with surrogate pairs joined and lone surrogates as U+FFFD, as tiktoken has it."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

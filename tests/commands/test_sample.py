@@ -69,6 +69,13 @@ def test_jsonl_rows_say_everything(run_folder, capsys):
     assert [json.loads(line)["ids"] for line in again.splitlines()] == [row["ids"] for row in rows]
 
 
+def test_half_a_surrogate_pair_in_a_prompt_is_said(run_folder, capsys, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "ab\\ud800"}\n')
+    with pytest.raises(ValueError, match="unknown to the character tokenizer"):
+        command(run_folder, capsys, f"--prompts={tmp_path / 'p.jsonl'}")
+    assert "half a surrogate pair" in capsys.readouterr().err
+
+
 def test_prompts_come_from_files_standard_input_and_jsonl(
     run_folder, capsys, tmp_path, monkeypatch
 ):

@@ -32,7 +32,9 @@ def chat_run(tmp_path_factory):
         turns = [("user", color), ("assistant", fruit), ("user", "again"), ("assistant", fruit)]
         rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     torch.manual_seed(0)
-    prepare(folder, rows, template="chat", val_input=folder / "rows.jsonl")
+    same = folder / "same.jsonl"  # what is learned by heart is what validation asks for
+    same.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(folder, rows, template="chat", val_input=same)
     shape = dict(
         block_size=96, n_embd=64, batch_size=4, micro_batch_size=4, max_steps=120, eval_interval=120
     )

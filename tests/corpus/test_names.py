@@ -71,7 +71,9 @@ def test_any_name_of_a_file_is_read(name, tmp_path, monkeypatch):
     assert source.label.isprintable() and json.loads(json.dumps(source.identity()))
 
 
-def test_an_empty_name_is_no_folder(fails):
+def test_names_that_are_none(fails):
+    (Path("in") / "a.txt").write_text("text")
+    fails("--val_input - means standard input, which only --input reads", "--val_input=-")
     fails("--input is an empty name: name a file or folder", inputs=[""])
 
 
