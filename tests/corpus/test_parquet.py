@@ -38,7 +38,6 @@ def file_of(table: pyarrow.Table | dict, **options) -> bytes:
     [
         pyarrow.array(TEXTS, pyarrow.string()),
         pyarrow.array(TEXTS, pyarrow.large_string()),
-        pyarrow.array(TEXTS, pyarrow.string_view()),
         pyarrow.array(TEXTS).dictionary_encode(),
         pyarrow.array(AS_BYTES, pyarrow.binary()),
         pyarrow.array(AS_BYTES, pyarrow.large_binary()),

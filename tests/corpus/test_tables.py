@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas
 import pytest
 from corpora import prepare, stored_documents, write
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lathe.corpus import units
@@ -71,6 +71,8 @@ def written_by_pandas(rows, delimiter, quoting, row_end) -> str:
 @example([("a", '5"'), ("b", "c")], written_by_csv, ".csv", csv.QUOTE_NONNUMERIC, "\n", 4, False)
 @example([("a\r", "\r"), ("\r", "c\r")], written_by_pandas, ".csv", 0, "\n", 4, False)
 def test_rows_are_those_that_were_written(folder, rows, written, kind, quoting, end, size, mark):
+    # Written without quotes, this would make \r\n of the first row's end.
+    assume(not (end == "\r" and rows and rows[0][0].startswith("\n")))
     path = folder / f"a{kind}"
     text = written(rows, tables.DELIMITERS[kind[1:]], quoting, end)
     path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + text.encode())
