@@ -85,14 +85,13 @@ import math
 import sys
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import fields, replace
 
 import torch
 
 from lathe.run import devices
 from lathe.run.progress import with_bar
-from lathe.terminal import print_note, print_result
+from lathe.terminal import edit_lines, print_note, print_result
 from lathe.text.chat import TEMPLATES
 from lathe.text.tokenizer import has_lone_surrogates
 from lathe.use.decoder import Token
@@ -369,8 +368,7 @@ TEXT          continue this text, or answer it in a chat (end a line with \\ to 
 
 def converse(options: Options, argv: list[str], source: FoundModel, model: GPT):
     """Ask for texts and continue them, or answer them in a chat that grows, until end of input."""
-    with suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401 - gives input() line editing and history
+    edit_lines()
     dialogue = Dialogue.new(source.template, options.system)
     kind = "message" if source.template in TEMPLATES else "text to continue"
     print_note(f"a {kind}, or /help")

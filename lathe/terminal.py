@@ -6,8 +6,10 @@ Results go to stdout and notes to stderr, by the two functions below: nothing el
 
 import codecs
 import io
+import locale
 import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 # -----------------------------------------------------------------------------
@@ -60,6 +62,14 @@ def _restart_in_utf8_mode():
 
 def _is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name == "utf-8"
+
+
+def edit_lines():
+    """Have input() edit lines and keep a history, where the system can do so. In a locale that has
+    no UTF-8 readline takes the bytes of letters for keys: lines are then typed as they are."""
+    with suppress(ImportError, AttributeError):  # neither is on Windows
+        if _is_utf8(locale.nl_langinfo(locale.CODESET)):
+            import readline  # noqa: F401 - is all that input() needs
 
 
 # -----------------------------------------------------------------------------

@@ -178,8 +178,8 @@ def test_what_can_be_read_stays_as_it_is():
     assert printable("a\nb\udce9 \u200b") == r"a\nb\xe9 \u200b"
 
 
-def on_terminal(words: list[str], folder: Path) -> bytes:
-    """What a process prints where stdin, stdout and stderr are a terminal."""
+def on_terminal(words: list[str], folder: Path, typed: bytes = b"", **environment: str) -> bytes:
+    """What a process prints where stdin, stdout and stderr are a terminal. typed: at its prompt."""
     pty = pytest.importorskip("pty")
     tty = pytest.importorskip("tty")
     parent, child = pty.openpty()
@@ -187,7 +187,7 @@ def on_terminal(words: list[str], folder: Path) -> bytes:
     process = subprocess.Popen(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, **ONE_THREAD, "TERM": "dumb"},
+        env={**os.environ, **ONE_THREAD, "TERM": "dumb", **environment},
         stdin=child,
         stdout=child,
         stderr=child,
@@ -202,6 +202,9 @@ def on_terminal(words: list[str], folder: Path) -> bytes:
         if not piece:
             break
         printed += piece
+        if typed and printed.endswith(b"> "):
+            os.write(parent, typed)
+            typed = b""
     os.close(parent)
     assert process.wait() == 0, printed
     return printed
@@ -217,6 +220,19 @@ def test_generated_control_characters_are_shown_on_a_terminal_alone(bytes_run, t
     assert visible(piped, Terminal()) in shown
     assert r"\x1b]0;title\x07" in shown  # the prompt, which a terminal sees, too
     assert visible(shown, Terminal()) == shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["utf-8", "c locale"])
+def test_what_is_typed_is_utf_8(environment, bytes_run, tmp_path):
+    words = [str(ROOT / "sample.py"), f"--out_dir={bytes_run}", "--device=cpu"]
+    words += ["--max_new_tokens=40", "--ignore_eot=true", "--temperature=0"]
+    expected = run("utf-8", *words, "--prompt=日本é").stdout.decode()
+    typed = "日本é\n/quit\n".encode()
+    shown = on_terminal(
+        [*words, "--interactive"], tmp_path, typed, **ENVIRONMENTS[environment]
+    ).decode()
+    assert visible(expected, Terminal()) in shown
 
 
 def test_names_of_files_are_shown_on_a_terminal(tmp_path):
