@@ -162,6 +162,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
             "parallel is fsdp, which shards over processes: "
             "torchrun --nproc-per-node=2 train.py ..."
         )
+    if settings.deterministic:
+        contexts.enter_context(devices.deterministic_algorithms())
     runtime = devices.start(settings.device, settings.dtype, settings.rank_timeout, training=True)
     say = Progress(settings.max_steps, enabled=runtime.is_main).print
 
@@ -655,7 +657,8 @@ def draw_samples(run: Run, together: bool) -> list[str] | None:
     rows: list[list[int]] = [[] for _ in range(s.num_samples)]
     run.model.eval()
     stopped = False
-    with run.runtime.autocast(), callable_by_method(run.model, "features"):
+    method = callable_by_method(run.model, "features")
+    with run.runtime.autocast(), method, devices.in_any_order():
         for tokens in generate(run.model, prompts, s.num_samples, s.sample_tokens, sampling, ends):
             for token in tokens:
                 rows[token.row].append(token.id)

@@ -61,6 +61,8 @@ class RunSettings:
     # of the forward pass; weights stay float32
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the training step
+    # GPUs: the same bits each time, where GPUs and versions are the same; slower
+    deterministic: bool = False
     # torchrun: each rank holds all weights (ddp), or a shard (fsdp: FSDP2)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     # forget a block's activations, redo them

@@ -198,6 +198,57 @@ def without_plans() -> Iterator[None]:
 
 
 # -----------------------------------------------------------------------------
+# The same bits each time
+
+CUBLAS_WORKSPACES = (":4096:8", ":16:8")  # with which cuBLAS adds up in a fixed order
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Inside, a GPU computes the same bits each time, and an operation that cannot is an error.
+
+    To be entered before CUDA is touched: cuBLAS reads its variable once. What is chosen by timing
+    (Inductor's kernels) is chosen by rule, cuDNN does not attend (its backward pass adds up in any
+    order), and gradients of embeddings are added up in order, not as they come.
+    """
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in CUBLAS_WORKSPACES:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACES[0]
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # read as the compiler is imported
+    with without_plans():
+        torch.use_deterministic_algorithms(True)
+        # Else all memory that is allocated would be filled first, in case it is read unwritten.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def in_any_order() -> Iterator[None]:
+    """Inside, deterministic_algorithms is off: for sampled text, which nothing is computed from.
+    torch refuses its running sums on a GPU (cumsum), although those of a row are of one order."""
+    asked = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked)
+
+
+def describe_determinism(device: torch.device) -> str:
+    """What deterministic means here, and costs."""
+    if device.type == "cpu":
+        return "deterministic (as any run on a CPU)"
+    if device.type == "mps":
+        return "deterministic (where an Apple GPU can be; an operation that cannot stops the run)"
+    return (
+        "deterministic (the same bits on the same GPUs and versions; costs speed: attention "
+        "without cuDNN, sums in a fixed order, nothing chosen by timing)"
+    )
+
+
+# -----------------------------------------------------------------------------
 # Compiler
 
 

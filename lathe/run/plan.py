@@ -103,6 +103,8 @@ def resolve(
     s, rules = follow_rules(s, shapes)
 
     choices = list(runtime.reasons)
+    if s.deterministic:
+        choices.append(devices.describe_determinism(runtime.device))
     if not s.micro_batch_size:
         size, reason = choose_micro_batch(s, shapes, runtime, device_memory)
         s = replace(s, micro_batch_size=size)

@@ -532,6 +532,15 @@ def test_mistakes_end_in_one_line_without_a_traceback(tmp_path):
     )
 
 
+def test_deterministic_changes_no_bit_on_a_cpu(dataset, tmp_path, capsys):
+    plain, asked = tmp_path / "plain", tmp_path / "asked"
+    assert train.train(settings(dataset, plain, dropout=0.1)) == 0
+    assert train.train(settings(dataset, asked, dropout=0.1, deterministic=True)) == 0
+    assert losses(plain) == losses(asked) and same(weights(plain), weights(asked))
+    assert "deterministic (as any run on a CPU)" in capsys.readouterr().err
+    assert not torch.are_deterministic_algorithms_enabled()  # any more
+
+
 # On a GPU, in bfloat16 and compiled
 
 gpu = pytest.mark.gpu
@@ -541,24 +550,15 @@ ON_GPU = dict(
 )
 
 
-@pytest.fixture
-def deterministic(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(
-        True
-    )  # attention's backward pass adds up in any order otherwise
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @gpu
 @needs_cuda
 @pytest.mark.slow
-def test_on_a_gpu_a_resume_goes_on_bit_for_bit(dataset, tmp_path, deterministic):
+def test_on_a_gpu_a_deterministic_resume_goes_on_bit_for_bit(dataset, tmp_path):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    assert train.train(settings(dataset, straight, dropout=0.1, **ON_GPU)) == 0
+    same_bits = dict(dropout=0.1, deterministic=True, **ON_GPU)
+    assert train.train(settings(dataset, straight, **same_bits)) == 0
     as_it_was(str(resumed), str(straight), 10)
-    assert train.train(settings(dataset, resumed, dropout=0.1, init_from="resume", **ON_GPU)) == 0
+    assert train.train(settings(dataset, resumed, init_from="resume", **same_bits)) == 0
     assert losses(resumed) == losses(straight) and same(weights(resumed), weights(straight))
 
 

@@ -44,6 +44,7 @@ FAULTS: dict[str, Callable[[], dict]] = {
     "a mask": lambda: after_the_norm(first_larger),
     "a copy": lambda: after_the_norm(lambda norm: norm * torch.ones(3).to(norm.device)[0]),
     "a CPU tensor": lambda: after_the_norm(lambda norm: (norm * torch.ones(1)).squeeze()),
+    "a sum in any order": lambda: after_the_norm(lambda norm: norm.view(1).cumsum(0).squeeze()),
     "nobody waits": lambda: {(ranks.Later, "read"): read_at_once},
     "a float mask a layer": lambda: {(model, "as_bias"): kept_boolean},
 }

@@ -6,12 +6,14 @@ from end to end, with real numbers, and the rules of a GPU hold that a CPU would
 - tensors of both devices in one operation are an error;
 - what makes the host wait is written down, with the line of the project that did: DEVICE.waits;
 - a copy to the host with non_blocking=True is nonsense until an event after it was waited for;
+- operations that add up in any order are errors where deterministic ones are asked for;
 - a captured graph is replayed on the addresses and the Python numbers of its capture.
 
 Attention is asked for as on an H100: of cuDNN in 16 bits, of the efficient kernel in 32.
 """
 
 import math
+import re
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -140,6 +142,31 @@ class Imaginary(TorchDispatchMode):
 # Operations
 
 
+def plain(operation: str) -> str:
+    """A name of torch's as an operation or as a module: nll_loss_forward and NLLLoss."""
+    return re.sub("aten.|_|forward|backward", "", operation).lower()
+
+
+def in_any_order() -> set[str]:
+    """What torch refuses where deterministic algorithms are asked for, by its own list."""
+    _, refused = torch.use_deterministic_algorithms.__doc__.split("operations will throw a")
+    names = re.findall(
+        r":(?:class|func):`torch\.(?:[\w.]+\.)?(\w+)`", refused.split("In addition")[0]
+    )
+    assert {"cumsum", "put_"} <= set(names) and len(names) > 20
+    return {plain(name) for name in names} - {"nllloss", "resize"}  # for images, for quantized ones
+
+
+IN_ANY_ORDER = in_any_order()
+
+
+def refuse_any_order(name: str, tensors: list[Tensor]):
+    if not torch.are_deterministic_algorithms_enabled() or plain(name) not in IN_ANY_ORDER:
+        return
+    if plain(name) != "cumsum" or tensors[0].is_floating_point():
+        raise RuntimeError(f"{name} has no deterministic implementation, in {project_line()}")
+
+
 def is_cuda(device: object) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
@@ -163,6 +190,7 @@ def run(func: Callable, args: tuple, kwargs: dict) -> Any:
         return move(func, args[0], kwargs)
     if name == "aten.copy_":
         return copy(func, *args, **kwargs)
+    refuse_any_order(name, tensors)
     refuse_host_tensors(name, [t for t in tensors if not isinstance(t, CudaTensor)])
     is_mask = name in ("aten.index", "aten.index_put_") and any(
         t is not None and t.dtype == torch.bool for t in args[1]
@@ -387,6 +415,14 @@ class Stream:
 
     def wait_stream(self, _: "Stream"):
         pass
+
+    def wait_event(self, _: Event):
+        pass
+
+    def record_event(self) -> Event:
+        event = Event()
+        event.record()
+        return event
 
 
 class Graph:

@@ -32,6 +32,10 @@ CASES = {
     ),
     "saves": dict(checkpoint_interval=1, sample_tokens=8),
     "tasks": dict(eval_tasks=TASKS, block_size=256, batch_size=2),
+    "deterministic": dict(
+        deterministic=True, bigram_rows=100, dropout=0.1, sample_tokens=8, eval_tasks=TASKS[:1],
+        block_size=256, batch_size=2,
+    ),
     "lora": dict(lora_rank=4, init_from="muon"),
     "resumed": dict(optimizer="adamw", init_from="resume", **LIKE_THE_CPU),
 }  # fmt: skip
@@ -48,6 +52,7 @@ WAITS = {
 FAULTS = {fault: dict(fault=fault, eval_interval=10) for fault in WAITS}
 FAULTS["a CPU tensor"] = dict(fault="a CPU tensor")
 FAULTS["nobody waits"] = dict(fault="nobody waits")
+FAULTS["a sum in any order"] = dict(fault="a sum in any order", deterministic=True)
 FAULTS["a float mask a layer"] = dict(fault="a float mask a layer", document_mask=True)
 
 # Where the host may wait for the device: FILE:FUNCTION.
@@ -162,6 +167,25 @@ def test_cudnn_plans_for_few_shapes(runs):
             if operation == "_scaled_dot_product_cudnn_attention" and len(shape) == 4
         }
         assert len(shapes) == 2, shapes
+
+
+def operations(result: dict) -> set[str]:
+    return {operation for operation, *_ in result["made"]}
+
+
+def test_a_deterministic_run_attends_without_cudnn(runs):
+    """Whose backward pass adds up in any order. Other such operations would have ended the run."""
+    _, results = runs
+    made = operations(results["deterministic"])
+    assert not any("cudnn" in operation for operation in made)
+    assert any("efficient_attention" in operation for operation in made)
+    assert any("cudnn" in operation for operation in operations(results["dropout"]))
+
+
+def test_a_sum_in_any_order_is_seen(runs):
+    _, results = runs
+    error = results["a sum in any order"]["error"]
+    assert "cumsum has no deterministic implementation, in train.py:train_step" in error
 
 
 # -----------------------------------------------------------------------------
