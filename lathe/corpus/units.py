@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import BinaryIO, NamedTuple
 
@@ -42,6 +42,7 @@ class Block:
     offset: int = 0  # of data in the (decompressed) file, in bytes; parquet: first row in the group
     line: int = 1  # number of data's first line; json: of its first element
     table: Table | None = None  # of csv and tsv
+    counts: dict[str, int] = field(default_factory=dict)  # json: of what the cutter changed
     document_hash: int | None = None  # of the whole document, where this is a piece of one
     split: str = ""  # "train" or "val" where the user decided
 

@@ -137,6 +137,18 @@ def test_what_is_not_asked_for_may_be_anything(tmp_path):
         assert meta["counts"] == {"lone surrogates replaced": 1}
 
 
+def test_bytes_that_are_replaced_are_counted(tmp_path, unit_bytes):
+    unit_bytes(50)
+    rows = [b'{"text": "%d \xff"}' % i for i in range(40)]
+    (tmp_path / "a.json").write_bytes(b"[" + b",\n".join(rows) + b"]")
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
+    for name in ("a.json", "a.jsonl"):
+        out = tmp_path / f"{name}.out"
+        meta = prepare(tmp_path / name, out, val_fraction=0, errors="replace")
+        assert stored_documents(out) == [f"{i} \ufffd" for i in range(40)]
+        assert meta["counts"] == {"invalid byte sequences replaced": 40}
+
+
 def test_a_row_over_many_pieces_is_read_in_linear_time(tmp_path, unit_bytes):
     unit_bytes(1000)
     text = "word " * 400_000

@@ -24,7 +24,8 @@ LONGEST_PART = 10
 
 
 def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
-    rest = _Rest(_texts(source, file, rules))
+    counts = Counter()
+    rest = _Rest(_texts(source, file, rules, counts))
     rows = []
     size = 0
     first = 1  # number of the first row of this block
@@ -36,7 +37,8 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
                 rows.append(text_of(_where(source.label, number), value, rules))
             size += end - begin
             if size >= units.UNIT_BYTES:
-                yield Block(source.label, source.format, rows, line=first)
+                yield Block(source.label, source.format, rows, line=first, counts=dict(counts))
+                counts.clear()
                 first += len(rows)
                 rows = []
                 size = 0
@@ -44,10 +46,11 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
         where = _where(source.label, first + len(rows))
         raise ValueError(f"{where} is not JSON: {error} at line {rest.line}") from error
     if rows or first == 1:
-        yield Block(source.label, source.format, rows, line=first)
+        yield Block(source.label, source.format, rows, line=first, counts=dict(counts))
 
 
 def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any]]:
+    counts.update(block.counts)
     for number, row in enumerate(block.data, block.line):
         where = _where(block.label, number)
         yield where, parse_json(row, where) if rules.template else row
@@ -57,10 +60,10 @@ def _where(label: str, number: int) -> str:
     return f"{label}: element {number}"
 
 
-def _texts(source: Source, file: BinaryIO, rules: Rules) -> Iterator[str]:
+def _texts(source: Source, file: BinaryIO, rules: Rules, counts: Counter) -> Iterator[str]:
     """The file's text in pieces."""
     for offset, data in cut_stream(file, last_character_end):
-        yield decode(data, source.label, offset, rules, Counter())
+        yield decode(data, source.label, offset, rules, counts)
 
 
 # -----------------------------------------------------------------------------
