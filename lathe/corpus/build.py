@@ -70,9 +70,11 @@ def prepare(options: Options) -> dict:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
+            needed = ""
+            if sources:  # of standard input nobody knows
+                needed = f", about {estimate_text(sources) / 1e9:.2f} GB are needed in all"
             raise OSError(
-                f"out={out}: cannot write more ({os.strerror(error.errno)}), "
-                f"about {estimate_text(sources) / 1e9:.2f} GB are needed in all; "
+                f"out={out}: cannot write more ({os.strerror(error.errno)}){needed}; "
                 f"make room and run the same command again to continue"
             ) from error
         finally:

@@ -137,6 +137,25 @@ def test_a_full_disk_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     assert sum(t["bytes"] for t in meta["totals"].values()) == 19_000_000
 
 
+def test_nothing_is_left_of_standard_input_that_the_disk_cannot_hold(tmp_path):
+    resource = pytest.importorskip("resource")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    full = subprocess.run(
+        [sys.executable, str(ROOT / "prepare" / "text.py"), "-", f"--out={tmp_path}/out"],
+        input="a line of the text\n" * 100_000,
+        capture_output=True,
+        encoding="utf-8",
+        preexec_fn=limit,
+    )
+    assert full.returncode == 1 and full.stderr.count("\n") == 1
+    said = rf"error: out={tmp_path}/out: cannot write more \([^)]*\); make room and run the same"
+    assert re.search(said, full.stderr), full.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
+
+
 def test_what_a_preparation_does_not_need_is_not_imported(tmp_path):
     (tmp_path / "a.txt").write_text("some text " * 20)
     code = (
