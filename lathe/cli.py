@@ -123,6 +123,8 @@ def read_words(words: list[str], types: dict[str, type]) -> CommandLine:
             values = [value] if equals else take_values(rest, types[name])
             if not values:
                 raise ValueError(f"{spelled} needs a value: --{name}=VALUE")
+            if types[name] in (str, list[str]):
+                refuse_what_is_no_text(f"--{name}", values)
             if is_list(types[name]) and name in line.given:
                 values = line.given[name].values + values
             line.given[name] = Given(values, f"--{name}")
@@ -133,6 +135,14 @@ def read_words(words: list[str], types: dict[str, type]) -> CommandLine:
         else:
             line.bare_words.append(word)
     return line
+
+
+def refuse_what_is_no_text(option: str, values: list[str]):
+    try:
+        for value in values:
+            must_be_text(value)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
 
 
 def take_values(rest: list[str], kind: type) -> list[str]:
@@ -224,7 +234,7 @@ def build(cls: type[Options], given: dict[str, Given]) -> Options:
 def convert(text: str, kind: type) -> str | int | float | bool:
     """`text` as a value of its type. Raises ValueError, saying what it should have been."""
     if kind is str:
-        return must_be_text(text)
+        return text
     if kind is PathName:
         return expand_home(text)
     if kind is bool:
