@@ -135,6 +135,14 @@ class TrainBatches:
 # -----------------------------------------------------------------------------
 # Validation
 
+# A forward pass reads at least so many where there are: without gradients smaller ones are slower.
+TOKENS_PER_PASS = 8192
+
+
+def windows_per_pass(micro_batch_size: int, block_size: int) -> int:
+    """How many windows an evaluation reads at a time, if there are as many."""
+    return max(1, micro_batch_size, TOKENS_PER_PASS // block_size)
+
 
 def count_val_windows(stream: Stream, block_size: int, eval_tokens: int, stride: int = 0) -> int:
     """How many windows `val_windows` reads on all ranks together."""

@@ -78,8 +78,9 @@ class Muon(Optimizer):
             if self.circle is None:
                 self.circle = sharing.find_circle(params[0].device)
             orthogonal = sharing.orthogonal_of_circle(nesterov, rows, self.circle)
+        del nesterov  # whose memory the rest can use
         updates = [o.to(p.dtype) for o, p in zip(orthogonal, params, strict=True)]
-        del nesterov, orthogonal  # whose memory the rest can use
+        del orthogonal
         scale_by_shape(updates, rows, first_rows)
 
         if skip is not None:

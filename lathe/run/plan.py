@@ -12,7 +12,7 @@ import torch
 from lathe.data.batches import even_split
 from lathe.run import devices, ranks
 from lathe.run.gpus import peak_flops
-from lathe.run.memory import step_memory
+from lathe.run.memory import StepMemory, step_memory
 from lathe.settings import Settings
 from model import GPT, GPTConfig
 
@@ -158,18 +158,22 @@ def choose_micro_batch(
 
     The answer divides each rank's share of s.batch_size, and is the same on all ranks.
     """
-    one = step_memory(replace(s, micro_batch_size=1), model, runtime.world_size)
-    two = step_memory(replace(s, micro_batch_size=2), model, runtime.world_size)
-    per_sequence = two.activations - one.activations
+    share = max(1, s.batch_size // runtime.world_size)
+    most = max(1, 65536 // s.block_size)
+    sizes = [size for size in range(1, share + 1) if share % size == 0 and size <= most]
+
+    def memory(size: int) -> StepMemory:
+        return step_memory(replace(s, micro_batch_size=size), model, runtime.world_size)
+
     if runtime.device.type == "cuda":
         free = device_memory or torch.cuda.mem_get_info(runtime.device)[0]
-        room = 0.8 * free - (one.peak - one.activations + one.gradients)
-    else:
-        room = 1.3e9  # more is no faster there
-    most = max(1, min(int(room / per_sequence), 65536 // s.block_size))
-    share = max(1, s.batch_size // runtime.world_size)
-    fitting = max(size for size in range(1, share + 1) if share % size == 0 and size <= most)
-    fitting = min(ranks.gather(fitting))
+        fit = [size for size in sizes if memory(size).peak <= 0.8 * free]
+    else:  # a gigabyte of activations; more is no faster there
+        one, two = memory(1), memory(2)
+        per_sequence = two.activations + two.working - one.activations - one.working
+        fit = [size for size in sizes if size * per_sequence <= 1.3e9]
+    largest = max(fit, default=1)
+    fitting = min(ranks.gather(largest))
     why = "all of a step" if fitting == share else "the most that memory and speed suggest"
     return fitting, f"micro_batch_size {fitting} ({why})"
 

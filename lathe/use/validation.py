@@ -6,14 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lathe.data.batches import count_val_windows, val_windows
+from lathe.data.batches import count_val_windows, val_windows, windows_per_pass
 from lathe.data.dataset import Dataset
 from lathe.run import devices, ranks
 from lathe.run.progress import with_bar
 from model import GPT, IGNORE
-
-# A forward pass reads at least so many where there are: without gradients smaller ones are slower.
-TOKENS_PER_PASS = 8192
 
 
 @torch.no_grad()
@@ -39,8 +36,7 @@ def validation(
     block_size = block_size or model.config.block_size
     n_windows = count_val_windows(dataset.val, block_size, eval_tokens, stride)
     windows_per_rank = math.ceil(n_windows / run.world_size)
-    batch_size = max(micro_batch_size, TOKENS_PER_PASS // block_size)
-    batch_size = max(1, min(batch_size, windows_per_rank))
+    batch_size = min(windows_per_pass(micro_batch_size, block_size), max(1, windows_per_rank))
     batches = val_windows(
         dataset.val,
         block_size,

@@ -72,7 +72,7 @@ def test_figures_do_not_depend_on_the_batches(tmp_path, micro_batch_size, monkey
     model = small_model()
     dataset = of_documents(tmp_path, [TEXT, "x", TEXT[:100]])
     one = validation(model, dataset, CPU, micro_batch_size=4)
-    monkeypatch.setattr("lathe.use.validation.TOKENS_PER_PASS", 1)
+    monkeypatch.setattr("lathe.data.batches.TOKENS_PER_PASS", 1)
     other = validation(model, dataset, CPU, micro_batch_size)
     assert other["tokens"] == one["tokens"] == dataset.val.n_tokens - 1
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
@@ -141,7 +141,7 @@ def test_a_stride_scores_every_token_once_with_what_its_window_has_before_it(
         end = min(begin + (stride if begin else CONTEXT), len(ids) - 1)
         window = ids[max(0, end - CONTEXT) : end + 1]
         nats += nats_of(model, window)[-(end - begin) :]
-    monkeypatch.setattr("lathe.use.validation.TOKENS_PER_PASS", 1)
+    monkeypatch.setattr("lathe.data.batches.TOKENS_PER_PASS", 1)
     for micro_batch_size in (1, 7):
         found = validation(model, dataset, CPU, micro_batch_size, stride=stride)
         assert found["tokens"] == len(nats) == len(ids) - 1
