@@ -2,12 +2,12 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lathe.data.dataset import Dataset
-from lathe.run import devices
+from lathe.run import bounds, devices
 from lathe.run.gpus import GPUS, Gpu, known_gpu, peak_tflops
 from lathe.run.memory import StepMemory, step_memory
 from lathe.run.plan import Plan
@@ -91,6 +91,10 @@ def describe(plan: Plan, target: Target, dataset: Dataset | None) -> list[Line]:
     lines.append(("step", plan.describe_step()))
     lines.append(("FLOPs", f"{plan.flops_per_token:,} per token, {flops:.4g} in all"))
     lines += memory_lines(step_memory(s, plan.shapes, plan.world_size), target)
+    if target.gpu is not None and plan.world_size > 1:
+        lines.append(the_other_way(plan, target.gpu))
+    if target.gpu is not None:
+        lines += bound_lines(plan, target)
     lines += time_lines(s, target, flops)
     return lines
 
@@ -109,7 +113,7 @@ def memory_lines(memory: StepMemory, target: Target) -> list[Line]:
     peak = f"{amount(memory.peak)} per device in a training step"
     if target.gpu is not None:
         peak += f", of {target.gpu.memory_gb} GB"
-        if memory.peak > 0.95e9 * target.gpu.memory_gb:
+        if not fits(memory, target.gpu):
             peak += ": it DOES NOT FIT"
     elif target.runtime.device.type == "cpu":
         process = peak_memory(torch.device("cpu"))
@@ -131,6 +135,65 @@ def memory_lines(memory: StepMemory, target: Target) -> list[Line]:
     where = "on disk, and in the first process's memory while it is written"
     lines.append(("  checkpoint", f"{saved} {where}"))
     return lines
+
+
+def fits(memory: StepMemory, gpu: Gpu) -> bool:
+    return memory.peak <= 0.95e9 * gpu.memory_gb
+
+
+def the_other_way(plan: Plan, gpu: Gpu) -> Line:
+    """What a device would hold if the weights were whole, or in shards."""
+    other = "fsdp" if plan.settings.parallel == "ddp" else "ddp"
+    settings = replace(plan.settings, parallel=other)
+    memory = step_memory(settings, plan.shapes, plan.world_size)
+    verdict = "" if fits(memory, gpu) else ": it DOES NOT FIT"
+    return (f"  with {other}", f"{amount(memory.peak)} per device{verdict}")
+
+
+def bound_lines(plan: Plan, target: Target) -> list[Line]:
+    """What a step takes at least, and what of it most."""
+    s = plan.settings
+    gpu = target.gpu
+    tflops = peak_tflops(gpu, target.runtime.dtype)
+    n = plan.world_size
+    b = bounds.find_bounds(s, plan.shapes, plan.flops_per_token, gpu, tflops, n)
+    speed = f"{bounds.PRODUCTS_REACH:.0%} of {tflops:g} TFLOP/s"
+    reached = f"{bounds.MEMORY_REACHES:.0%} of {gpu.memory_gbps:,.0f} GB/s"
+    lines = [
+        ("products", f"{time_of(b.products)} a step: {b.flops / 1e12:,.3g} TFLOP at {speed}"),
+        ("memory traffic", f"{time_of(b.memory)} a step: {amount(b.memory_bytes)} at {reached}"),
+    ]
+    if n > 1:
+        parts = {"gradients": b.traffic.gradients, "weights": b.traffic.weights}
+        parts["Muon's matrices"] = b.traffic.muon
+        sent = ", ".join(f"{amount(size)} of {name}" for name, size in parts.items() if size)
+        links = f"{gpu.link_gbps:g} GB/s within a node"
+        if n > bounds.NODE:
+            links += f", {bounds.NETWORK_GBPS} between nodes of {bounds.NODE} (assumed)"
+        lines.append(("network", f"{time_of(b.network)} a step: {sent}; {links}"))
+    lines.append(("bound by", describe_bound(plan, b)))
+    return lines
+
+
+def describe_bound(plan: Plan, b: bounds.Bounds) -> str:
+    on_gpu = b.products + b.memory
+    if b.bound_by != "network":
+        line = f"{b.bound_by}; a step takes {time_of(on_gpu)} or more"
+        if plan.world_size > 1:
+            line += ", and the network works meanwhile"
+        return line
+    line = f"network: {time_of(b.network)} a step, the GPUs' own work {time_of(on_gpu)}"
+    if plan.settings.parallel == "ddp":
+        return f"{line}; a larger batch_size sends as much for more tokens"
+    if plan.micro_steps > 1:
+        return f"{line}; larger micro-batches send less, --parallel=ddp sends once a step"
+    return f"{line}; a larger batch_size sends as much for more tokens"
+
+
+def time_of(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:,.2f} s"
+    return f"{1e3 * seconds:,.3g} ms"
 
 
 def time_lines(s: Settings, target: Target, flops: float) -> list[Line]:

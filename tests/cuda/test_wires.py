@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import wires
 from tiny_run import command, finished
 
+from lathe.run.bounds import step_traffic
+from lathe.settings import Settings
 from model import GPT, GPTConfig
 
 HERE = Path(__file__).resolve().parent
@@ -80,3 +83,27 @@ def test_muon_of_the_124m_network_sends_170_mb_a_step(reports, job):
         blocks = GPT(GPTConfig(n_head=6)).transformer.h  # config/modern_124m.toml
     numbers = sum(p.numel() for p in blocks.parameters() if p.dim() == 2)
     assert per_number * numbers <= 170e6
+
+
+@pytest.mark.parametrize("job", CEILINGS)
+def test_a_dry_run_plans_what_is_sent(reports, job):
+    world, parallel = job.split("-")
+    s = Settings(
+        parallel=parallel, dtype="bfloat16", device="cuda", micro_batch_size=1,
+        batch_size=wires.MICRO_STEPS * int(world), block_size=wires.CONFIG["block_size"],
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**wires.CONFIG))
+    planned = step_traffic(s, model, int(world))
+    sent = reports[job]["sent"]
+
+    def counted(phase: str, *names: str) -> int:
+        return sum(n for name, (_, n) in sent.get(phase, {}).items() if name in names)
+
+    gradients = counted("backward", "DDP's bucket", "reduce_scatter_base")
+    weights = counted("forward", "allgather_base") + counted("backward", "allgather_base")
+    assert planned.gradients == pytest.approx(gradients, rel=0.01)
+    assert planned.weights == pytest.approx(weights, rel=0.01)
+    assert planned.muon == pytest.approx(
+        counted("optimizers", "allgather_base", "alltoall_base"), rel=0.01
+    )
