@@ -37,11 +37,16 @@ from torch import Tensor, nn
 from lathe.corpus.own import prepare_own
 from lathe.data.batches import TrainBatches, val_windows
 from lathe.data.dataset import Dataset, open_dataset
-from lathe.optim.build import build_optimizers, load_optimizer_state, optimizer_state
+from lathe.optim.build import (
+    build_optimizers,
+    load_optimizer_state,
+    optimizer_kinds,
+    optimizer_state,
+)
 from lathe.optim.optimizer import Optimizer, TorchOptimizer
 from lathe.optim.schedule import lr_factor, set_rates
 from lathe.output import never_wait
-from lathe.run import checkpoint, devices, dry_run, ranks
+from lathe.run import checkpoint, devices, dry_run, ranks, sharded_save
 from lathe.run.background import BackgroundWriter
 from lathe.run.farewell import farewell, resume_command
 from lathe.run.gpus import peak_flops
@@ -68,11 +73,19 @@ from lathe.run.process import (
 from lathe.run.progress import Progress
 from lathe.run.provenance import log_start
 from lathe.run.standstill import Standstill
+from lathe.run.tensor_file import host_copy
 from lathe.terminal import print_result
 from lathe.use.find_model import FoundModel
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
-from lathe.use.start import build_model, find_start, open_start, plan_run
+from lathe.use.start import (
+    build_model,
+    find_start,
+    load_rows,
+    open_start,
+    plan_run,
+    reads_rows,
+)
 from lathe.use.tasks import Task, open_tasks
 from lathe.use.validation import validation
 from model import GPT
@@ -170,6 +183,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     # Data, the weights to begin with, and a plan. Rank 0 holds the folder and decides for all.
     dataset = find_dataset(settings)
     ranks.on_main(lambda: claim_folder(settings, contexts))
+    if settings.parallel == "fsdp":
+        sharded_save.check_shared(settings.out_dir)
     start = open_start(ranks.on_main(lambda: find_start(settings, say)), settings.block_size)
     plan = plan_run(settings, runtime, dataset, start)
     s = plan.settings
@@ -186,6 +201,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     blocks = model.transformer.h
     checkpoint_activations(blocks, s.activation_checkpointing)
     network = parallelize(model.train(), blocks, s.parallel, plan.compiled, runtime)
+    if reads_rows(plan, start):
+        load_rows(model, start, runtime.device)
     optimizers = make_optimizers(s, model)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     seed_everything(s.seed + 1 + runtime.rank)  # dropout differs between ranks
@@ -483,7 +500,7 @@ def report(run: Run, keep: int):
         if numbers.pop("stops_asked"):
             run.stopping = True
         if numbers.pop("saves_failed"):
-            ranks.on_main(run.writer.wait)  # raises what went wrong
+            run.writer.wait_on_all()  # raises what went wrong
         run.standstill.look(update.step, update.lr, numbers)
         count_skipped(run, update, numbers)
         run.row_tokens += run.plan.tokens_per_step
@@ -520,7 +537,7 @@ def count_skipped(run: Run, update: Update, numbers: dict[str, float]):
 
 def give_up(run: Run, update: Update):
     """Raises ValueError, with the samples to look at and the checkpoint to go back to."""
-    ranks.on_main(run.writer.wait)
+    run.writer.wait_on_all()
     newest = ranks.on_main(lambda: checkpoint.newest_checkpoint(run.out)[0])
     first = update.samples - run.settings.batch_size
     raise ValueError(
@@ -685,38 +702,47 @@ def write_page(run: Run):
 
 
 def save(run: Run, best: bool = False):
-    """Copy all that a restart needs to rank 0's memory; it is written while training goes on.
+    """Copy all that a restart needs to memory; it is written while training goes on.
 
-    Raises OSError, on every rank, if the save before this one failed.
+    To rank 0's memory, or, of a sharded model, each rank's part to its own. Raises OSError, on
+    every rank, if the save before this one failed.
     """
     state = run.state
-    is_main = run.runtime.is_main
     if run.saved_step == state.step:
         return
     run.saved_step = state.step
     run.watchdog.alive(f"saving step {state.step}")
     began = time.perf_counter()
-    ranks.on_main(run.writer.wait)
+    run.writer.wait_on_all()
     copy = state.step < run.settings.max_steps  # after the last update nothing changes any more
-    weights = ranks.full_copy(run.model.state_dict(), is_main, copy)
+    weights = run.model.state_dict()
+    moments = optimizer_state(run.optimizers)
     rest = {
-        "optimizer": ranks.full_copy(optimizer_state(run.optimizers), is_main, copy),
+        "kinds": optimizer_kinds(run.optimizers),
         "scaler": run.scaler.state_dict(),
         "random": ranks.gather(random_state(run.runtime.device)),
     }
     about = checkpoint.describe(
         run.settings, state, run.plan.config, run.dataset, run.runtime.world_size
     )
-    waited = time.perf_counter() - began
-    if is_main:
-        run.writer.start(partial(write_checkpoint, run, weights, rest, about, best, waited))
-
-
-def write_checkpoint(run: Run, weights: dict, rest: dict, about: dict, best: bool, waited: float):
-    """What the writer's thread does with the copies."""
     tokenizer = run.dataset.tokenizer()
-    keep = run.settings.keep_checkpoints
-    line = checkpoint.publish(run.out, weights, rest, about, tokenizer, best, keep)
+    if run.settings.parallel == "fsdp":
+        share = sharded_save.take_share(run.out, state.step, weights, moments, copy)
+        if not run.runtime.is_main:
+            run.writer.start(partial(sharded_save.write_share, share))
+        write = partial(sharded_save.save, share, rest, about, tokenizer, run.writer.leaving)
+    elif run.runtime.is_main:
+        weights = host_copy(weights, copy)
+        rest["optimizer"] = host_copy(moments, copy)
+        write = partial(checkpoint.save, run.out, weights, rest, about, tokenizer)
+    if run.runtime.is_main:
+        waited = time.perf_counter() - began
+        run.writer.start(partial(write_checkpoint, run, write, best, waited))
+
+
+def write_checkpoint(run: Run, write: Callable[[], Path], best: bool, waited: float):
+    """What rank 0's writer does in its thread with the copies."""
+    line = checkpoint.publish(run.out, write, best, run.settings.keep_checkpoints)
     run.progress.print(f"{line}; training waited {waited:.2f} s")
 
 
@@ -753,7 +779,7 @@ def restore(
 ) -> list[str]:
     """Bring optimizer, loss scale and random state back. Returns what has changed, in words."""
     saved = checkpoint.load_optimizer(start.folder)
-    load_optimizer_state(optimizers, saved["optimizer"])
+    load_optimizer_state(optimizers, saved["optimizer"], saved.get("kinds", {}))
     if saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
     changed = changed_settings(start.state["settings"], plan.settings)
@@ -784,7 +810,7 @@ def finish(run: Run) -> int:
     report(run, keep=0)
     save(run)
     run.watchdog.off()
-    ranks.on_main(run.writer.wait)
+    run.writer.wait_on_all()
     received = [signal for signal in ranks.gather(run.signals.received) if signal]
     run.signals.received = received[0] if received else None  # all ranks exit alike
     if run.runtime.is_main:

@@ -63,7 +63,7 @@ class RunSettings:
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the training step
     # GPUs: the same bits each time, where GPUs and versions are the same; slower
     deterministic: bool = False
-    # torchrun: each rank holds all weights (ddp), or a shard (fsdp: FSDP2)
+    # torchrun: each rank holds all weights (ddp), or holds and saves a shard (fsdp: FSDP2)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     # forget a block's activations, redo them
     activation_checkpointing: Literal["none", "full", "selective"] = "none"

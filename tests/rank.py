@@ -2,15 +2,18 @@
 
 JOBS.json: [{"port", "settings": {name: value}, "fault": [kind, rank, number of a forward pass in training], "from":
 [folder of another run, step]}]. Faults happen to the process for real: its loss becomes NaN or a thousandfold, it is
-killed, it sleeps. "from" makes out_dir a copy of that run as it was when the checkpoint of that step was its newest.
+killed, it sleeps, its disk is full, its out_dir is suddenly another folder than the other ranks'. "from" makes out_dir
+a copy of that run as it was when the checkpoint of that step was its newest.
 """
 
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,18 +25,20 @@ from torch import Tensor
 
 import train
 from lathe import cli
+from lathe.run import checkpoint, sharded_save
 from lathe.settings import Settings
 from model import GPT
 
 
 class Fault:
-    """What happens in one forward pass of training: the process is killed or hangs, or the loss of
-    its network becomes NaN or a thousandfold."""
+    """What happens in one forward pass of training: the process is killed or hangs, the loss of its
+    network becomes NaN or a thousandfold, its disk fills up, or out_dir is no longer the others'."""
 
     FACTORS = {"nan": float("nan"), "spike": 1000.0}
 
-    def __init__(self, kind: str, number: int):
+    def __init__(self, kind: str, number: int, out_dir: str):
         self.kind = kind
+        self.out_dir = out_dir
         self.number = number  # of the pass; the first is the one that is tried before training
         self.passes = 0
 
@@ -50,6 +55,12 @@ class Fault:
                 os.kill(os.getpid(), signal.SIGKILL)
             elif self.kind == "hang":
                 time.sleep(3600)
+            elif self.kind == "full disk":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+            elif self.kind == "other folder":
+                os.chdir(tempfile.mkdtemp())
+                for step in range(100):  # where it can write, but not for the others
+                    checkpoint.temporary_path(self.out_dir, step).mkdir(parents=True)
 
     def after(self, model: GPT, inputs: tuple, loss: Tensor) -> Tensor:
         if model.training and self.passes == self.number:
@@ -85,7 +96,8 @@ def run_job(job: dict, rank: int) -> int:
     if job.get("fault") and not is_restart:
         kind, faulty_rank, number = job["fault"]
         if rank == faulty_rank:
-            train.build_model = partial(build_faulty, build, Fault(kind, number))
+            fault = Fault(kind, number, settings["out_dir"])
+            train.build_model = partial(build_faulty, build, fault)
     code = train.train(Settings(**settings))
     train.build_model = build
     return code
@@ -93,6 +105,7 @@ def run_job(job: dict, rank: int) -> int:
 
 def main() -> int:
     torch.set_num_threads(1)
+    sharded_save.PATIENCE = 1.0  # the disk here is no network's
     rank = int(os.environ.get("RANK", 0))
     code = 0
     for job in json.loads(Path(sys.argv[1]).read_text()):

@@ -110,12 +110,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def run_ranks(
-    n: int, folder: Path, *jobs: dict, timeout: float = 300
+    n: int, folder: Path, *jobs: dict, timeout: float = 300, starts_in: list[Path] | None = None
 ) -> list[tuple[int, str, str]]:
-    """Start n processes of rank.py that go through the jobs.
+    """Start n processes of rank.py that go through the jobs, each in a folder of its own if told.
 
     Returns what became of each: exit code, stdout, stderr.
     """
+    starts_in = starts_in or [ROOT] * n
     env = {"PYTHONPATH": str(ROOT)}
     if n > 1:
         env |= {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1"}
@@ -127,7 +128,8 @@ def run_ranks(
     for rank in range(n):
         if n > 1:
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(command("tests/rank.py", path, env=env))
+        script = ROOT / "tests" / "rank.py"
+        processes.append(command(script, path, env=env, folder=starts_in[rank]))
     with ThreadPoolExecutor(n) as pool:
         return list(pool.map(lambda process: finished(process, timeout), processes))
 

@@ -14,6 +14,7 @@ class AdamW(Optimizer):
     Moments are of the parameters' dtype, and sharded as they are.
     """
 
+    keeps = frozenset(("step", "exp_avg", "exp_avg_sq"))
     state_name = "exp_avg"
 
     def __init__(

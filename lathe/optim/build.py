@@ -84,14 +84,27 @@ def optimizer_state(
     return state
 
 
+def optimizer_kinds(optimizers: list[Optimizer | TorchOptimizer]) -> dict[str, str]:
+    """{parameter name: name of the optimizer that updates it}: what its state means."""
+    kinds = {}
+    for optimizer in optimizers:
+        for name in named_parameters(optimizer):
+            kinds[name] = optimizer.name
+    return kinds
+
+
 def load_optimizer_state(
-    optimizers: list[Optimizer | TorchOptimizer], state: dict[str, dict[str, Tensor]]
+    optimizers: list[Optimizer | TorchOptimizer],
+    state: dict[str, dict[str, Tensor]],
+    kinds: dict[str, str] | None = None,
 ):
     """Inverse of optimizer_state. Tensors go to their parameter's device.
 
-    The empty state of a run before its first update is accepted. Raises ValueError, naming a
-    parameter, if the state is of another model or another optimizer.
+    kinds: optimizer_kinds of those that the state is of, as far as they are known. The empty state
+    of a run before its first update is accepted. Raises ValueError, naming a parameter, if the
+    state is of another model or another optimizer.
     """
+    kinds = kinds or {}
     named_by_optimizer = [named_parameters(optimizer) for optimizer in optimizers]
     unknown = set(state).difference(*named_by_optimizer)
     if unknown:
@@ -103,17 +116,22 @@ def load_optimizer_state(
         return
     for optimizer, named in zip(optimizers, named_by_optimizer, strict=True):
         for name, p in named.items():
-            if not fits(state.get(name, {}), optimizer.state_name, p):
+            kind = kinds.get(name, optimizer.name)
+            if kind != optimizer.name or not fits(state.get(name, {}), optimizer, p):
+                written = kind if kind != optimizer.name else "another optimizer"
                 raise ValueError(
                     f"the checkpoint holds no {optimizer.name} state for {name}: it was written "
-                    "with another optimizer; give that --optimizer, or take its weights alone with "
+                    f"with {written}; give that --optimizer, or take its weights alone with "
                     "--init_from=FOLDER"
                 )
         optimizer.load({p: state[name] for name, p in named.items() if name in state})
 
 
-def fits(tensors: dict[str, Tensor], state_name: str, p: Tensor) -> bool:
-    """Whether these tensors are the state of p in an optimizer that keeps `state_name`."""
+def fits(tensors: dict[str, Tensor], optimizer: Optimizer | TorchOptimizer, p: Tensor) -> bool:
+    """Whether these tensors are the state of p in this optimizer, as far as they tell."""
+    state_name = optimizer.state_name
     if not state_name:
         return True
+    if isinstance(optimizer, Optimizer) and set(tensors) != optimizer.keeps:
+        return False
     return state_name in tensors and tensors[state_name].shape == p.shape

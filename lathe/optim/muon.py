@@ -23,6 +23,7 @@ class Muon(Optimizer):
     ranks, each orthogonalises a part of the matrices: see sharing.py.
     """
 
+    keeps = frozenset(("momentum",))
     state_name = "momentum"
 
     def __init__(

@@ -1,5 +1,6 @@
 """What training asks of an optimizer: ours have it in common, those of torch.optim get it here."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -13,14 +14,38 @@ def is_sharded(p: Tensor) -> bool:
     return hasattr(p, "to_local")  # isinstance would need its module, which is slow to import
 
 
-def like_parameter(value: Tensor, p: Tensor) -> Tensor:
-    """A copy of a tensor of saved state on its parameter's device, cut up as the parameter is."""
-    value = value.to(p.device, copy=True)
-    if is_sharded(p) and value.shape == p.shape:
-        from torch.distributed.tensor import distribute_tensor
+def own_rows(p: Tensor) -> tuple[int, int]:
+    """(begin, end) of a sharded tensor's rows on this rank.
 
-        return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
-    return value
+    They are cut as by torch.chunk: shares of ceil(rows / ranks), of which the last ones may have
+    fewer, or none.
+    """
+    n_rows = p.shape[0]
+    height = math.ceil(n_rows / p.device_mesh.size())
+    begin = min(height * p.device_mesh.get_local_rank(), n_rows)
+    end = min(begin + height, n_rows)
+    assert len(p.detach().to_local()) == end - begin, "sharded in another way than along its rows"
+    return begin, end
+
+
+def like_parameter(value: Tensor, p: Tensor, device: torch.device | None = None) -> Tensor:
+    """A copy of a saved tensor on its parameter's device (or another), cut up as the parameter is.
+
+    value: a Tensor, or what is read from files when rows of it are asked for (run/pieces.py): then
+    no more than this rank's rows are.
+    """
+    device = device or p.device
+    copy = isinstance(value, Tensor)  # what is read is a copy already
+    if is_sharded(p) and value.shape == p.shape:
+        from torch.distributed.tensor import DTensor
+
+        begin, end = own_rows(p)
+        own = value[begin:end].to(device, copy=copy)
+        # With the whole's shape: ranks with fewer rows, or none, would have it guessed wrong.
+        return DTensor.from_local(
+            own, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+        )
+    return value[...].to(device, copy=copy)
 
 
 class Optimizer:
@@ -28,10 +53,11 @@ class Optimizer:
 
     The part of torch.optim.Optimizer that training needs (a GradScaler takes it too). That class
     imports torch's compiler at its first use, a whole second, which in a run of seconds is much
-    (bench/LOG.md). Subclasses have `update` and `state_name`.
+    (bench/LOG.md). Subclasses have `update`, `keeps` and `state_name`.
     """
 
-    state_name: str  # of the tensor, shaped as the parameter, by which saved state is recognised
+    keeps: frozenset[str]  # names of the tensors of a parameter's state
+    state_name: str  # of the one, shaped as the parameter, by which saved state is recognised
 
     def __init__(self, groups: Iterable[dict], **defaults: Any):
         self.name = type(self).__name__
@@ -100,6 +126,7 @@ class TorchOptimizer:
             by_number[i] = {}
             for key, value in state[p].items():
                 # A count of steps belongs where load_state_dict puts it.
-                by_number[i][key] = like_parameter(value, p) if value.dim() else value.clone()
+                on_device = len(value.shape) > 0
+                by_number[i][key] = like_parameter(value, p) if on_device else value[...].clone()
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": by_number, "param_groups": groups})

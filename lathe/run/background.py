@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+
+from lathe.run import ranks
 
 
 class BackgroundWriter:
     """Does one piece of writing at a time in a thread, so that training goes on meanwhile.
 
     Leaving the context waits for the last one. Whether it failed is known from `failed`; wait()
-    raises what it raised.
+    raises what it raised. A write that waits for other processes looks at `leaving`: it is set once
+    this one ends by an error, of which the others may have died.
     """
 
     def __init__(self):
         self.pool = ThreadPoolExecutor(1, "checkpoint")
         self.last: Future | None = None  # the write that was started last, until it is waited for
+        self.leaving = Event()
 
     @property
     def failed(self) -> bool:
@@ -32,10 +37,23 @@ class BackgroundWriter:
         if last is not None:
             last.result()
 
+    def wait_on_all(self):
+        """wait() on every rank; what rank 0's write raised is raised on each of them.
+
+        First on the others, then an exchange: there it shows if one of them has died, whose part
+        rank 0's write would wait for without end.
+        """
+        if not ranks.is_main():
+            self.wait()
+        ranks.gather(None)
+        ranks.on_main(self.wait)
+
     def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __exit__(self, failed: type | None, *_: object):
+        if failed:
+            self.leaving.set()
         self.pool.shutdown()
         if not failed:
             self.wait()

@@ -6,8 +6,14 @@
 
 A checkpoint is written into a temporary folder, forced to disk, read back and compared with the
 checksums of what was in memory, and only then given its name. So a folder named step-N is complete,
-or it was damaged afterwards; verify() tells. It holds whole tensors, however many ranks wrote or
-read it.
+or it was damaged afterwards; verify() tells. Any number of ranks reads it.
+
+That is format 1: whole tensors, which rank 0 writes. In format 2, of a sharded model, each rank has
+written its rows of them (run/sharded_save.py), of a job of N ranks those of rank R into
+
+    model.rankR-of-N.safetensors  optimizer.rankR-of-N.safetensors
+
+and optimizer.pt has the rest. state.json says N, as `pieces`. run/pieces.py reads either.
 """
 
 import math
@@ -15,7 +21,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -33,13 +39,16 @@ from lathe.run.files import (
     replace_folder,
     write_json_with_checksum,
 )
+from lathe.run.pieces import SavedTensor, open_tensors
 from lathe.run.tensor_file import write_safetensors
 from lathe.settings import Settings
 from lathe.terminal import print_note
 from lathe.text.tokenizer import Tokenizer
 from model import GPTConfig
 
-FORMAT = 1
+WHOLE, IN_PIECES = 1, 2  # formats
+FORMATS = (WHOLE, IN_PIECES)
+Files = dict[str, dict[str, int]]  # {name: {"size": bytes, "crc32": checksum}}
 
 
 # -----------------------------------------------------------------------------
@@ -51,6 +60,17 @@ STEP_NAME = re.compile(r"step-\d{7,}")
 
 def step_path(out_dir: str | Path, step: int) -> Path:
     return Path(out_dir) / "checkpoints" / f"step-{step:07d}"
+
+
+def temporary_path(out_dir: str | Path, step: int) -> Path:
+    """Where a checkpoint is until it is whole."""
+    final = step_path(out_dir, step)
+    return final.with_name(f".{final.name}.tmp")
+
+
+def piece_name(what: str, rank: int, n_ranks: int) -> str:
+    """Of the file with a rank's rows; what: "model" or "optimizer"."""
+    return f"{what}.rank{rank}-of-{n_ranks}.safetensors"
 
 
 def list_checkpoints(out_dir: str | Path) -> list[Path]:
@@ -89,18 +109,10 @@ def mark_best(out_dir: str | Path, checkpoint: Path):
 # Saving
 
 
-def publish(
-    out_dir: str | Path,
-    weights: dict[str, Tensor],
-    optimizer: dict,
-    state: dict,
-    tokenizer: Tokenizer,
-    best: bool,
-    keep: int,
-) -> str:
+def publish(out_dir: str | Path, save: Callable[[], Path], best: bool, keep: int) -> str:
     """Save, then let `best` name it if it is, then delete older ones. Returns a line about it."""
     began = time.perf_counter()
-    folder = save(out_dir, weights, optimizer, state, tokenizer)
+    folder = save()
     if best:
         mark_best(out_dir, folder)
     prune(out_dir, keep)
@@ -123,7 +135,7 @@ def save(
     nothing of it is left then, and older checkpoints stay untouched.
     """
     final = step_path(out_dir, state["step"])
-    temporary = final.with_name(f".{final.name}.tmp")
+    temporary = temporary_path(out_dir, state["step"])
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -150,25 +162,34 @@ def save(
 def write_files(
     folder: Path, weights: dict[str, Tensor], optimizer: dict, state: dict, tokenizer: Tokenizer
 ):
-    """All files of a checkpoint; the last is state.json, with size and checksum of each. They are
-    on the disk when this returns."""
-    files = {}
-    with CheckedFile(folder / "model.safetensors") as file:
-        write_safetensors(file, weights)
-    files["model.safetensors"] = {"size": file.size, "crc32": file.crc32}
+    """All files of a checkpoint, on the disk when this returns."""
+    files = {
+        "model.safetensors": write_file(
+            folder / "model.safetensors", lambda file: write_safetensors(file, weights)
+        ),
+        "optimizer.pt": write_file(
+            folder / "optimizer.pt", lambda file: write_optimizer(file, optimizer)
+        ),
+    }
+    write_rest(folder, files, {"format": WHOLE, **state}, tokenizer)
 
-    with CheckedFile(folder / "optimizer.pt") as file:
-        write_optimizer(file, optimizer)
-    files["optimizer.pt"] = {"size": file.size, "crc32": file.crc32}
 
+def write_file(path: Path, write: Callable[[CheckedFile], None]) -> dict[str, int]:
+    """Size and checksum of what write(file) gives to a new file, which is then on the disk."""
+    with CheckedFile(path) as file:
+        write(file)
+    return {"size": file.size, "crc32": file.crc32}
+
+
+def write_rest(folder: Path, files: Files, state: dict, tokenizer: Tokenizer):
+    """The tokenizer, and last state.json, with size and checksum of each file, those of `files`
+    as they were in memory."""
     tokenizer.save(folder)
     for path in folder.iterdir():
         if path.name not in files:
             flush_to_disk(path)
             files[path.name] = {"size": path.stat().st_size, "crc32": crc32(path)}
-
-    state = {"format": FORMAT, **state, "files": files}
-    write_json_with_checksum(folder / "state.json", state)
+    write_json_with_checksum(folder / "state.json", {**state, "files": files})
 
 
 def write_optimizer(file: CheckedFile, optimizer: dict):
@@ -180,9 +201,40 @@ def write_optimizer(file: CheckedFile, optimizer: dict):
         torch.serialization.set_crc32_options(True)
 
 
+def open_weights(path: Path) -> dict[str, SavedTensor]:
+    """The tensors of a checkpoint's network by name, read when asked for."""
+    return open_tensors(tensor_paths(path, "model"))
+
+
 def load_optimizer(path: Path) -> dict:
-    """What was given to save as `optimizer`, on the CPU; nothing in it can run code."""
-    return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    """What was given to save as `optimizer`, on the CPU; nothing in it can run code.
+
+    Its large tensors come to memory when they are asked for: those of a file in pieces are
+    SavedTensors, others are mapped.
+    """
+    saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+    if is_in_pieces(read_state(path)):
+        state = {}
+        for name, tensor in open_tensors(tensor_paths(path, "optimizer")).items():
+            parameter, _, key = name.rpartition("/")
+            state.setdefault(parameter, {})[key] = tensor
+        saved["optimizer"] = state
+    return saved
+
+
+def tensor_paths(path: Path, what: str) -> list[Path]:
+    """The files that hold a checkpoint's tensors; what: "model" or "optimizer"."""
+    state = read_state(path)
+    if not is_in_pieces(state):
+        return [path / f"{what}.safetensors"]
+    n_ranks = state.get("pieces")
+    if not isinstance(n_ranks, int) or not 1 <= n_ranks <= len(state["files"]):
+        raise ValueError(f"{path} is damaged: state.json says it is in {n_ranks} pieces")
+    return [path / piece_name(what, rank, n_ranks) for rank in range(n_ranks)]
+
+
+def is_in_pieces(state: dict) -> bool:
+    return state["format"] == IN_PIECES
 
 
 def describe(
@@ -228,9 +280,10 @@ def read_state(path: Path) -> dict:
         state = read_json_with_checksum(path / "state.json")
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if state.get("format") != FORMAT:
+    if state.get("format") not in FORMATS:
+        formats = " and ".join(map(str, FORMATS))
         raise ValueError(
-            f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}"
+            f"{path} has checkpoint format {state.get('format')}, this version reads {formats}"
         )
     return state
 
@@ -259,13 +312,21 @@ def verify(path: Path, optimizer: bool = True) -> dict:
     weights. Raises ValueError, naming the fault.
     """
     state = check_sizes(path)
-    names = [name for name in state["files"] if optimizer or name != "optimizer.pt"]
-    with ThreadPoolExecutor(2) as pool:
-        checksums = list(pool.map(crc32, [path / name for name in names]))
-    for name, checksum in zip(names, checksums, strict=True):
-        if checksum != state["files"][name]["crc32"]:
-            raise ValueError(f"{path} is damaged: {name} does not match its checksum")
+    files = {}
+    for name, expected in state["files"].items():
+        if optimizer or not name.startswith("optimizer."):
+            files[name] = expected
+    check_bytes(path, files)
     return state
+
+
+def check_bytes(path: Path, files: Files):
+    """Raises ValueError for the first of a checkpoint's files that is not as it was written."""
+    with ThreadPoolExecutor(2) as pool:
+        checksums = list(pool.map(crc32, [path / name for name in files]))
+    for name, checksum in zip(files, checksums, strict=True):
+        if checksum != files[name]["crc32"]:
+            raise ValueError(f"{path} is damaged: {name} does not match its checksum")
 
 
 # -----------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def describe(plan: Plan, target: Target, dataset: Dataset | None) -> list[Line]:
     lines.append(("step", plan.describe_step()))
     lines.append(("FLOPs", f"{plan.flops_per_token:,} per token, {flops:.4g} in all"))
     lines += memory_lines(step_memory(s, plan.shapes, plan.world_size), target)
+    lines.append(checkpoint_line(plan))
     if target.gpu is not None and plan.world_size > 1:
         lines.append(the_other_way(plan, target.gpu))
     if target.gpu is not None:
@@ -131,10 +132,18 @@ def memory_lines(memory: StepMemory, target: Target) -> list[Line]:
     for name, n_bytes in parts.items():
         if n_bytes:
             lines.append((f"  {name}", amount(n_bytes)))
-    saved = amount(memory.checkpoint)
-    where = "on disk, and in the first process's memory while it is written"
-    lines.append(("  checkpoint", f"{saved} {where}"))
     return lines
+
+
+def checkpoint_line(plan: Plan) -> Line:
+    s = plan.settings
+    saved = step_memory(s, plan.shapes, plan.world_size).checkpoint
+    if s.parallel == "fsdp":
+        share = amount(saved / plan.world_size)
+        where = f"on disk; each process writes {share} of it, from a copy in its memory"
+    else:
+        where = "on disk, and in the first process's memory while it is written"
+    return "  checkpoint", f"{amount(saved)} {where}"
 
 
 def fits(memory: StepMemory, gpu: Gpu) -> bool:

@@ -123,11 +123,16 @@ def gather(value: Any) -> list:
     return values
 
 
+def is_main() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def on_main(action: Callable[[], Any]) -> Any:
     """Call action() on rank 0. What it returns, or the ValueError or OSError it raises, comes to
     every rank."""
     answer = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if is_main():
         try:
             answer = action()
         except (ValueError, OSError) as error:
@@ -138,21 +143,25 @@ def on_main(action: Callable[[], Any]) -> Any:
     return answer
 
 
-def full_copy(nest: Any, keep: bool, copy: bool = True) -> Any:
-    """A nest of dicts with copies of its tensors on the CPU, sharded ones put together.
+class Notes:
+    """Short texts that the ranks leave for rank 0, at any time and from any thread.
 
-    Every rank calls it; only those with `keep` get an answer, the others None. A tensor at a time,
-    so that no device holds more than it must. copy=False spares the memory where the tensors are on
-    the CPU and will not change any more.
+    Through the store by which they found each other: an exchange from a second thread would get
+    between those of training, unless it had a process group of its own, and so a second network.
     """
-    if isinstance(nest, dict):
-        copies = {key: full_copy(inner, keep, copy) for key, inner in nest.items()}
-        return copies if keep else None
-    if not isinstance(nest, Tensor):
-        return nest
-    tensor = nest.detach()
-    if hasattr(tensor, "full_tensor"):  # a DTensor: every rank has a shard
-        tensor = tensor.full_tensor()
-    if not keep:
-        return None
-    return tensor.to("cpu", copy=copy, memory_format=torch.contiguous_format)
+
+    def __init__(self, name: str):
+        store = dist.distributed_c10d._get_default_store()
+        self.store = dist.PrefixStore(name, store)
+
+    def leave(self, text: str):
+        self.store.set(str(dist.get_rank()), text)
+
+    def take(self, rank: int) -> str | None:
+        """What that rank has left, once; None if there is nothing yet."""
+        key = str(rank)
+        if not self.store.check([key]):
+            return None
+        text = self.store.get(key).decode()
+        self.store.delete_key(key)
+        return text

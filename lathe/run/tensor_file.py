@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,14 +26,18 @@ DTYPE_NAMES = {
 }
 
 
-def write_safetensors(file: BinaryIO, tensors: dict[str, Tensor]):
+def write_safetensors(
+    file: BinaryIO, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+):
     """Write 8 bytes for the length of a JSON table of the tensors, the table, then their bytes.
+
+    metadata: words of our own, which go into the table.
 
     The library's save_file only writes to a path. Checked against what is in memory, its file has
     to be read once more: a save of 1.95 GB then takes 4.3 s of processor time in place of 2.4 s
     with a CheckedFile (median of six).
     """
-    table = {"__metadata__": {"format": "pt"}}
+    table = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in tensors.items():
         begin = end
@@ -50,6 +54,18 @@ def write_safetensors(file: BinaryIO, tensors: dict[str, Tensor]):
     for tensor in tensors.values():
         numbers = tensor.contiguous().view(-1)
         file.write(numbers.view(torch.uint8).numpy())
+
+
+def host_copy(nest: Any, copy: bool = True) -> Any:
+    """A nest of dicts with copies of its tensors on the CPU, contiguous as files need them.
+
+    copy=False spares the memory where the tensors are on the CPU and will not change any more.
+    """
+    if isinstance(nest, dict):
+        return {key: host_copy(inner, copy) for key, inner in nest.items()}
+    if not isinstance(nest, Tensor):
+        return nest
+    return nest.detach().to("cpu", copy=copy, memory_format=torch.contiguous_format)
 
 
 def tensor_names(path: Path) -> list[str]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lathe.run.checkpoint import read_state
-from lathe.run.tensor_file import read_tensor, tensor_names
+from lathe.run.checkpoint import open_weights, read_state
 from lathe.use import lora
 from model import GPT, GPTConfig
 
@@ -33,8 +32,7 @@ def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:
 
     Raises ValueError if the file cannot be read.
     """
-    file = path / "model.safetensors"
-    weights = {name: read_tensor(file, name) for name in tensor_names(file)}
+    weights = {name: saved[...] for name, saved in open_weights(path).items()}
     if merged and any(name.endswith(lora.A) for name in weights):
         return lora.merge(weights, read_state(path)["settings"]["lora_alpha"])
     return weights

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from lathe.data.dataset import Dataset
+from lathe.optim.optimizer import like_parameter
 from lathe.run import checkpoint, devices
 from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan, resolve
 from lathe.settings import Settings
@@ -93,7 +96,10 @@ def plan_run(
     resumed = None
     if start is not None and s.init_from in RESUMING:
         resumed = start.state
-    return resolve(s, runtime, shapes, resumed, device_memory)
+    plan = resolve(s, runtime, shapes, resumed, device_memory)
+    if plan.resumed:
+        refuse_another_optimizer(plan.settings, start)
+    return plan
 
 
 def assumed_vocab_size(dataset: str) -> int:
@@ -147,9 +153,28 @@ def refuse_another_network(s: Settings, start: FoundModel):
         raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(changed)}")
 
 
+def refuse_another_optimizer(s: Settings, start: FoundModel):
+    """Raises ValueError if the optimizer is not the checkpoint's, whose state has other meanings,
+    also where its tensors have the same names."""
+    was = start.state["settings"].get("optimizer", s.optimizer)
+    if was != s.optimizer:
+        raise ValueError(
+            f"cannot resume {s.out_dir} with another optimizer: optimizer {was} -> {s.optimizer}; "
+            f"go on with --optimizer={was}, or take the weights alone into another --out_dir with "
+            f"--init_from={start.folder}"
+        )
+
+
 def build_model(plan: Plan, start: FoundModel | None) -> GPT:
-    """The network with the weights that training begins with."""
+    """The network with the weights that training begins with; where reads_rows says so, its shapes
+    alone."""
     s = plan.settings
+    if reads_rows(plan, start):
+        model = network.without_weights(plan.config)
+        if s.lora_rank:
+            with torch.device("meta"):
+                lora.adapt(model, s.lora_rank, s.lora_alpha)
+        return model
     model = GPT(plan.config)
     weights = {}
     if start is not None:
@@ -159,3 +184,36 @@ def build_model(plan: Plan, start: FoundModel | None) -> GPT:
     if weights:
         model.load_state_dict(weights)
     return model
+
+
+def reads_rows(plan: Plan, start: FoundModel | None) -> bool:
+    """Whether load_rows fills the network once it is sharded, so that no rank ever has it whole.
+
+    So it is with a checkpoint's weights as they are; corrections of LoRA are added to, or begun
+    beside, whole ones.
+    """
+    if plan.settings.parallel != "fsdp" or start is None or not start.state:
+        return False
+    has_lora = plan.settings.lora_rank or start.state["settings"].get("lora_rank")
+    return bool(plan.resumed or not has_lora)
+
+
+def load_rows(model: GPT, start: FoundModel, device: torch.device):
+    """Give a sharded network that has only shapes this rank's rows of a checkpoint's weights.
+
+    Raises ValueError if they do not fit.
+    """
+    saved = checkpoint.open_weights(start.folder)
+    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    saved_shapes = {name: tensor.shape for name, tensor in saved.items()}
+    differ = dict(shapes.items() ^ saved_shapes.items())
+    if differ:
+        name = min(differ)
+        raise ValueError(
+            f"the weights in {start.folder} do not fit its settings: {name} is "
+            f"{saved_shapes.get(name)} there and {shapes.get(name)} here"
+        )
+    rows = {}
+    for name, p in model.state_dict().items():
+        rows[name] = like_parameter(saved[name], p, device).to(p.dtype)
+    model.load_state_dict(rows, assign=True)

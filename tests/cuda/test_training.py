@@ -69,7 +69,7 @@ AT_A_PAUSE = {
     ("a copy to the device", "lathe/data/batches.py:val_windows"),
     ("a copy to the device", "lathe/use/validation.py:validation"),
     ("a copy to the host", "lathe/use/validation.py:add_batch"),
-    ("a copy to the host", "lathe/run/ranks.py:full_copy"),
+    ("a copy to the host", "lathe/run/tensor_file.py:host_copy"),
     ("a number read", "train.py:save"),  # the loss scale of float16
 }
 FOR_SAMPLES = {

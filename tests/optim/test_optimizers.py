@@ -13,6 +13,7 @@ from lathe.optim.build import (
     build_optimizers,
     decay_groups,
     load_optimizer_state,
+    optimizer_kinds,
     optimizer_state,
 )
 from lathe.optim.muon import Muon
@@ -277,6 +278,7 @@ def test_a_loaded_state_is_a_copy(kind):
         ("muon", "NAdam"),
         ("adamw", "momentum"),
         ("NAdam", "muon"),
+        ("NAdam", "adamw"),
     ),
 )
 def test_a_state_of_another_optimizer_is_refused_in_one_line(written, read):
@@ -288,6 +290,20 @@ def test_a_state_of_another_optimizer_is_refused_in_one_line(written, read):
     ) as error:
         load_optimizer_state(built(model, read), optimizer_state(optimizers))
     assert "\n" not in str(error.value)
+
+
+def test_a_state_whose_tensors_have_the_same_names_is_known_by_its_optimizer():
+    """RAdam's and AdamW's are called alike; a checkpoint says which it is."""
+    model = GPT(GPTConfig(**SMALL))
+    groups = decay_groups(dict(model.named_parameters()), 1e-3, weight_decay=0.0)
+    radam = [TorchOptimizer(torch.optim.RAdam(groups), "exp_avg")]
+    train(model, radam, range(1))
+    kinds = optimizer_kinds(radam)
+    assert kinds["transformer.wte.weight"] == "RAdam"
+    with pytest.raises(ValueError, match="no AdamW state for .* was written with RAdam") as error:
+        load_optimizer_state(built(model, "adamw"), optimizer_state(radam), kinds)
+    assert "\n" not in str(error.value)
+    load_optimizer_state(radam, optimizer_state(radam), kinds)
 
 
 @pytest.mark.parametrize("kind", ("muon", "adamw", "NAdam", "momentum"))

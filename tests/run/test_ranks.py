@@ -8,14 +8,6 @@ from lathe import ROOT
 from lathe.run import ranks
 
 
-def test_copies_for_saving_are_copies():
-    tensor = torch.ones(3)
-    copy = ranks.full_copy({"a": {"b": tensor, "c": 2}}, keep=True)
-    tensor.zero_()
-    assert copy["a"]["c"] == 2 and copy["a"]["b"].tolist() == [1, 1, 1]
-    assert ranks.full_copy({"a": tensor}, keep=False) is None
-
-
 def test_numbers_keep_their_names_on_the_way():
     numbers = {"loss": torch.tensor(2.5), "skipped": torch.tensor(1.0)}
     sums = ranks.sum_by_name(numbers)

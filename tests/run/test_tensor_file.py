@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lathe.run.tensor_file import read_tensor, tensor_names, write_safetensors
+from lathe.run.tensor_file import host_copy, read_tensor, tensor_names, write_safetensors
 
 TENSORS = {
     "matrix": torch.arange(12.0).view(3, 4),
@@ -50,6 +50,16 @@ def test_a_tensor_keeps_no_map_of_its_file(tmp_path):
     with open("/proc/self/maps") as file:
         assert str(path) not in file.read()
     assert tensor.untyped_storage().nbytes() == 4000
+
+
+def test_copies_for_saving_are_copies():
+    tensor = torch.ones(2, 3).T
+    copy = host_copy({"a": {"b": tensor, "c": 2}})
+    tensor.zero_()
+    assert copy["a"]["c"] == 2 and copy["a"]["b"].tolist() == [[1, 1]] * 3
+    assert copy["a"]["b"].is_contiguous()
+    last = torch.ones(3)
+    assert host_copy({"a": last}, copy=False)["a"].data_ptr() == last.data_ptr()
 
 
 def table(**changed) -> dict:
