@@ -61,9 +61,10 @@ from bench.turns import in_turn
 from lathe.data.shards import write_dataset
 from lathe.optim.build import build_optimizers, optimizer_state
 from lathe.optim.optimizer import Optimizer
-from lathe.run import checkpoint, devices, ranks
+from lathe.run import checkpoint, devices
 from lathe.run.background import BackgroundWriter
 from lathe.run.files import flush_to_disk
+from lathe.run.tensor_file import host_copy
 from lathe.text.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
@@ -169,7 +170,7 @@ def train_once(options: Options) -> Trained:
 
 
 def measure_save(trained: Trained, repeats: int, work: Path, figures: Figures):
-    state = ranks.full_copy(trained.state(), keep=True)
+    state = host_copy(trained.state())
     tokenizer = load_tokenizer("byte")
     # Each writes new files, as a run does: to write over one is faster.
     run = work / "run"
@@ -224,7 +225,7 @@ def measure_stall(trained: Trained, repeats: int, work: Path, figures: Figures):
     with BackgroundWriter() as writer:
         for number in range(1, repeats + 1):
             began = time.perf_counter()
-            copy = ranks.full_copy(trained.state(), keep=True)
+            copy = host_copy(trained.state())
             copied = time.perf_counter()
             waits.append(copied - began)
 
