@@ -185,7 +185,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     ranks.on_main(lambda: claim_folder(settings, contexts))
     if settings.parallel == "fsdp":
         sharded_save.check_shared(settings.out_dir)
-    start = open_start(ranks.on_main(lambda: find_start(settings, say)), settings.block_size)
+    start = open_start(find_start(settings, say), settings.block_size)
     plan = plan_run(settings, runtime, dataset, start)
     s = plan.settings
     state = TrainState(wandb_run_id=os.urandom(4).hex())
@@ -538,7 +538,7 @@ def count_skipped(run: Run, update: Update, numbers: dict[str, float]):
 def give_up(run: Run, update: Update):
     """Raises ValueError, with the samples to look at and the checkpoint to go back to."""
     run.writer.wait_on_all()
-    newest = ranks.on_main(lambda: checkpoint.newest_checkpoint(run.out)[0])
+    newest, _ = checkpoint.newest_checkpoint(run.out)
     first = update.samples - run.settings.batch_size
     raise ValueError(
         f"{run.skipped_in_a_row} steps in a row were skipped, up to step {update.step} "

@@ -138,6 +138,22 @@ def test_checkpoint_speed_trains_on_two_ranks():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_rank_takes_more_than_its_share_of_a_sharded_checkpoint(tmp_path):
+    line = "sharded_checkpoint --n_layer=6 --n_head=8 --n_embd=512 --copy=true --readers 3 1"
+    _, (table,) = bench(f"{line} --work={tmp_path} --save=false")
+    check(table, "what | figure", ["save on 4 ranks", "every byte", "read on 3", "read on 1"])
+    megabytes = [
+        int(re.match(r"[\d,]+", text)[0].replace(",", "")) for text in table.column("figure")
+    ]
+    state = 6 * 70.5  # bytes of three numbers in bfloat16, and millions of parameters
+    assert megabytes[0] <= state / 4 + 60
+    assert megabytes[2] <= state / 3 + 60
+    assert megabytes[3] <= state + 60
+    assert not list(tmp_path.iterdir()), "nothing is left"
+
+
+@pytest.mark.slow
 def test_data_speed_measures_all_its_parts(tmp_path):
     line = f"data_speed --library={ROOT / 'lathe'} --scale=0.002 --tokenizer=byte --repeats=1"
     line += f" --shakespeare={ROOT / 'LICENSE'} --work={tmp_path} --save=false"

@@ -21,7 +21,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from lathe.data.dataset import Dataset
+from lathe.run import ranks
 from lathe.run.files import (
     CheckedFile,
     crc32,
@@ -305,18 +306,30 @@ def check_sizes(path: Path) -> dict:
     return state
 
 
-def verify(path: Path, optimizer: bool = True) -> dict:
+def verify(path: Path, optimizer: bool = True, rank: int = 0, n_ranks: int = 1) -> dict:
     """Read every byte of a checkpoint against its checksums; returns its state.
 
     optimizer=False leaves its state alone, two thirds of a checkpoint, for those who only want the
-    weights. Raises ValueError, naming the fault.
+    weights. Of n_ranks that verify it together each reads some of the files, rank after rank in
+    turn. Raises ValueError, naming the fault.
     """
     state = check_sizes(path)
-    files = {}
-    for name, expected in state["files"].items():
-        if optimizer or not name.startswith("optimizer."):
-            files[name] = expected
-    check_bytes(path, files)
+    names = [name for name in state["files"] if optimizer or not name.startswith("optimizer.")]
+    check_bytes(path, {name: state["files"][name] for name in names[rank::n_ranks]})
+    return state
+
+
+def verify_on_all(path: Path, optimizer: bool = True) -> dict:
+    """verify, shared by all ranks of a job, each of which calls it; they raise alike."""
+    fault = None
+    state = {}
+    try:
+        state = verify(path, optimizer, *ranks.own_number())
+    except (ValueError, OSError) as error:
+        fault = str(error)
+    faults = [fault for fault in ranks.gather(fault) if fault is not None]
+    if faults:
+        raise ValueError(faults[0])
     return state
 
 
@@ -330,7 +343,7 @@ def check_bytes(path: Path, files: Files):
 
 
 # -----------------------------------------------------------------------------
-# Finding
+# Finding. Under torchrun every rank of a job calls these: all find the same, and share the reading.
 
 
 def find_checkpoint(folder: str | Path) -> Path:
@@ -340,9 +353,23 @@ def find_checkpoint(folder: str | Path) -> Path:
     one. Raises FileNotFoundError or ValueError, saying what was found.
     """
     folder = Path(folder)
-    if (folder / "state.json").is_file():
-        verify(folder, optimizer=False)
+    candidates = ranks.on_main(lambda: list_candidates(folder))
+    if candidates == [folder]:
+        verify_on_all(folder, optimizer=False)
         return folder
+    path, faults = first_whole(candidates, optimizer=False)
+    if path is None:
+        raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(faults)}")
+    for fault in faults:
+        if ranks.is_main():
+            print_note(f"skipped: {fault}")
+    return path
+
+
+def list_candidates(folder: Path) -> list[Path]:
+    """The folder, if it is a checkpoint's; of a run's, its best, and then from the newest on."""
+    if (folder / "state.json").is_file():
+        return [folder]
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} does not exist: give a run's out_dir, or train one with python train.py"
@@ -356,25 +383,20 @@ def find_checkpoint(folder: str | Path) -> Path:
     if best is not None:
         candidates.remove(best)
         candidates.insert(0, best)
-    path, faults = first_whole(candidates, optimizer=False)
-    if path is None:
-        raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(faults)}")
-    for fault in faults:
-        print_note(f"skipped: {fault}")
-    return path
+    return candidates
 
 
 def newest_checkpoint(out_dir: str | Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies (None if none does), and the faults of newer ones."""
-    return first_whole(reversed(list_checkpoints(out_dir)))
+    return first_whole(ranks.on_main(lambda: list_checkpoints(out_dir)[::-1]))
 
 
-def first_whole(paths: Iterable[Path], optimizer: bool = True) -> tuple[Path | None, list[str]]:
+def first_whole(paths: list[Path], optimizer: bool = True) -> tuple[Path | None, list[str]]:
     """The first of these that verifies (None if none does), and the faults of those before it."""
     faults = []
     for path in paths:
         try:
-            verify(path, optimizer)
+            verify_on_all(path, optimizer)
             return path, faults
         except ValueError as error:
             faults.append(str(error))
@@ -383,11 +405,11 @@ def first_whole(paths: Iterable[Path], optimizer: bool = True) -> tuple[Path | N
 
 def best_val_loss(out_dir: str | Path) -> float:
     """Of the checkpoint that checkpoints/best names; infinite if it is missing or damaged."""
-    path = best_checkpoint(out_dir)
+    path = ranks.on_main(lambda: best_checkpoint(out_dir))
     if path is None:
         return math.inf
     try:
-        return verify(path)["val_loss"]
+        return verify_on_all(path)["val_loss"]
     except ValueError:
         return math.inf
 

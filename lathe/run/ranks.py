@@ -123,9 +123,17 @@ def gather(value: Any) -> list:
     return values
 
 
+def own_number() -> tuple[int, int]:
+    """(rank, number of ranks) of this process."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
 def is_main() -> bool:
     """Whether this is rank 0, or the only process."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    rank, _ = own_number()
+    return rank == 0
 
 
 def on_main(action: Callable[[], Any]) -> Any:

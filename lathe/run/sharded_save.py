@@ -40,9 +40,9 @@ def check_shared(out_dir: str | Path, patience: float = 10.0):
 
     All ranks call it. A save would find that out, too, but hours later.
     """
-    name = ranks.on_main(lambda: leave_mark(Path(out_dir)))
-    mark = Path(out_dir) / name
-    sees = is_there(mark, size=len(name), patience=patience)
+    folder = Path(out_dir) / "checkpoints"
+    mark = folder / ranks.on_main(lambda: leave_mark(folder))
+    sees = is_there(mark, size=len(mark.name), patience=patience)
     answers = ranks.gather((sees, platform.node()))
     ranks.on_main(mark.unlink)
     blind = [f"rank {rank} on {host}" for rank, (sees, host) in enumerate(answers) if not sees]
@@ -56,7 +56,8 @@ def check_shared(out_dir: str | Path, patience: float = 10.0):
 
 
 def leave_mark(folder: Path) -> str:
-    name = f".shared-{time.time_ns():x}"  # one that nobody has looked for before
+    name = f".shared-{time.time_ns():x}.tmp"  # one that nobody has looked for before
+    folder.mkdir(exist_ok=True)
     (folder / name).write_text(name)
     return name
 

@@ -8,7 +8,7 @@ import torch
 
 from lathe.data.dataset import Dataset
 from lathe.optim.optimizer import like_parameter
-from lathe.run import checkpoint, devices
+from lathe.run import checkpoint, devices, ranks
 from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan, resolve
 from lathe.settings import Settings
 from lathe.use import lora, network
@@ -23,14 +23,15 @@ from model import GPT, GPTConfig
 def find_start(s: Settings, say: Callable[[str], None]) -> str | None:
     """What init_from means: a checkpoint's folder, verified, or hf:FOLDER; None for new weights.
 
-    Damaged checkpoints are named to say(). Raises ValueError or OSError where there is no such.
+    Every rank calls it. Damaged checkpoints are named to say(). Raises ValueError or OSError where
+    there is no such.
     """
     if s.init_from in RESUMING:
         return find_own_checkpoint(s, say)
     if s.init_from == "scratch":
         return None
     if s.init_from.startswith("hf:"):
-        return f"hf:{hf_find.find(s.init_from)}"
+        return ranks.on_main(lambda: f"hf:{hf_find.find(s.init_from)}")
     folder = checkpoint.find_checkpoint(s.init_from)
     if Path(s.out_dir).resolve() in folder.resolve().parents:
         raise ValueError(

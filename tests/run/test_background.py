@@ -37,3 +37,11 @@ def test_a_failure_in_the_background_is_known_and_raised_once():
     writer.wait()
     with pytest.raises(OSError, match="no space"), BackgroundWriter() as writer:
         writer.start(write)
+
+
+def test_a_write_that_waits_for_others_is_told_when_this_process_leaves():
+    told = []
+    with pytest.raises(ValueError, match="the loss is none"), BackgroundWriter() as writer:
+        writer.start(lambda: told.append(writer.leaving.wait(30)))
+        raise ValueError("the loss is none")
+    assert told == [True]

@@ -60,6 +60,17 @@ def test_a_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_checkpoint_takes_of_the_first_process_or_of_each(capsys):
+    words = ("gpt2_124m", "--dataset=nowhere", "--gpus=8xh100")
+    whole = dry_run(capsys, *words)["checkpoint"]
+    shared = dry_run(capsys, *words, "--parallel=fsdp")["checkpoint"]
+    on_disk, _, where = whole.partition(" GB on disk")
+    assert "in the first process's memory" in where
+    assert shared.startswith(f"{on_disk} GB on disk; each process writes ")
+    of_each = float(re.search(r"writes (\d+) MB", shared)[1])
+    assert 8 * of_each == pytest.approx(1000 * float(on_disk), rel=0.01)
+
+
 def test_hours_and_dollars_follow_from_flops(capsys):
     found = dry_run(
         capsys,
