@@ -80,11 +80,11 @@ from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from lathe.use.start import (
     build_model,
+    fill_rows,
     find_start,
-    load_rows,
+    is_filled_later,
     open_start,
     plan_run,
-    reads_rows,
 )
 from lathe.use.tasks import Task, open_tasks
 from lathe.use.validation import validation
@@ -201,8 +201,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     blocks = model.transformer.h
     checkpoint_activations(blocks, s.activation_checkpointing)
     network = parallelize(model.train(), blocks, s.parallel, plan.compiled, runtime)
-    if reads_rows(plan, start):
-        load_rows(model, start, runtime.device)
+    if is_filled_later(plan, start):
+        fill_rows(model, plan, start, runtime)
     optimizers = make_optimizers(s, model)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     seed_everything(s.seed + 1 + runtime.rank)  # dropout differs between ranks

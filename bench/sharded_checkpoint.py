@@ -52,14 +52,14 @@ from torch import Tensor
 from bench.processes import run_child
 from bench.results import Figures
 from lathe.optim.build import build_optimizers, load_optimizer_state, optimizer_state
-from lathe.optim.optimizer import Optimizer, is_sharded, own_rows
+from lathe.optim.optimizer import Optimizer, from_own_rows, is_sharded, own_rows
 from lathe.run import checkpoint, devices, ranks, sharded_save
 from lathe.run.background import BackgroundWriter
 from lathe.run.parallel import shard
 from lathe.text.tokenizer import load_tokenizer
 from lathe.use.find_model import find_model
 from lathe.use.network import without_weights
-from lathe.use.start import load_rows
+from lathe.use.start import saved_rows
 from model import GPT, GPTConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -154,12 +154,7 @@ def own_pattern(p: Tensor, salt: int) -> Tensor:
     """The pattern of a parameter, of which this rank makes its rows only."""
     if not is_sharded(p):
         return pattern(0, p.shape[0], p, salt)
-    from torch.distributed.tensor import DTensor
-
-    own = pattern(*own_rows(p), p, salt)
-    return DTensor.from_local(
-        own, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-    )
+    return from_own_rows(pattern(*own_rows(p), p, salt), p)
 
 
 def fill(model: GPT) -> list[Optimizer]:
@@ -252,7 +247,7 @@ def read(options: Options) -> int:
     ranks.gather(None)
     count = Count()
     if run.world_size > 1:
-        load_rows(model, found, run.device)
+        model.load_state_dict(saved_rows(model, found, run.device), assign=True)
     else:
         model = found.load()
     optimizers = adamw(model)

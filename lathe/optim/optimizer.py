@@ -14,18 +14,30 @@ def is_sharded(p: Tensor) -> bool:
     return hasattr(p, "to_local")  # isinstance would need its module, which is slow to import
 
 
-def own_rows(p: Tensor) -> tuple[int, int]:
-    """(begin, end) of a sharded tensor's rows on this rank.
+def cut_rows(n_rows: int, rank: int, n_ranks: int) -> tuple[int, int]:
+    """(begin, end) of a rank's rows, as FSDP2 and torch.chunk cut them: shares of ceil(rows /
+    ranks), of which the last ones may have fewer, or none."""
+    height = math.ceil(n_rows / n_ranks)
+    begin = min(height * rank, n_rows)
+    return begin, min(begin + height, n_rows)
 
-    They are cut as by torch.chunk: shares of ceil(rows / ranks), of which the last ones may have
-    fewer, or none.
-    """
-    n_rows = p.shape[0]
-    height = math.ceil(n_rows / p.device_mesh.size())
-    begin = min(height * p.device_mesh.get_local_rank(), n_rows)
-    end = min(begin + height, n_rows)
+
+def own_rows(p: Tensor) -> tuple[int, int]:
+    """(begin, end) of a sharded tensor's rows on this rank."""
+    mesh = p.device_mesh
+    begin, end = cut_rows(p.shape[0], mesh.get_local_rank(), mesh.size())
     assert len(p.detach().to_local()) == end - begin, "sharded in another way than along its rows"
     return begin, end
+
+
+def from_own_rows(rows: Tensor, p: Tensor) -> Tensor:
+    """The tensor of which each rank has these rows, sharded as p is."""
+    from torch.distributed.tensor import DTensor
+
+    # With the whole's shape: ranks with fewer rows, or none, would have it guessed wrong.
+    return DTensor.from_local(
+        rows, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+    )
 
 
 def like_parameter(value: Tensor, p: Tensor, device: torch.device | None = None) -> Tensor:
@@ -37,14 +49,8 @@ def like_parameter(value: Tensor, p: Tensor, device: torch.device | None = None)
     device = device or p.device
     copy = isinstance(value, Tensor)  # what is read is a copy already
     if is_sharded(p) and value.shape == p.shape:
-        from torch.distributed.tensor import DTensor
-
         begin, end = own_rows(p)
-        own = value[begin:end].to(device, copy=copy)
-        # With the whole's shape: ranks with fewer rows, or none, would have it guessed wrong.
-        return DTensor.from_local(
-            own, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-        )
+        return from_own_rows(value[begin:end].to(device, copy=copy), p)
     return value[...].to(device, copy=copy)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lathe.optim.optimizer import cut_rows
 from lathe.run.checkpoint import open_weights, read_state
 from lathe.use import lora
 from model import GPT, GPTConfig
@@ -57,3 +58,56 @@ class NoRandomNumbers(TorchFunctionMode):
         if function is torch.nn.init.normal_:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
+
+
+def initial_rows(config: GPTConfig, rank: int, n_ranks: int) -> dict[str, Tensor]:
+    """This rank's rows of the weights that GPT(config) begins with, which has them all, by name.
+
+    The same numbers, from the same state of the generator, with one whole tensor in memory at a
+    time. The generator is then as it would be after GPT(config).
+    """
+    with torch.device("meta"), DrawnRows(rank, n_ranks) as drawn:
+        model = GPT(config)
+    return {name: drawn.rows[p] for name, p in model.named_parameters()}
+
+
+class DrawnRows(TorchFunctionMode):
+    """Has initial weights drawn on the CPU for parameters on the meta device, and keeps a rank's
+    rows of each."""
+
+    def __init__(self, rank: int, n_ranks: int):
+        super().__init__()
+        self.rank = rank
+        self.n_ranks = n_ranks
+        self.rows: dict[Tensor, Tensor] = {}
+        self.memory = torch.empty(0)  # where one after the other is drawn
+
+    def __torch_function__(
+        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        p = args[0] if args else kwargs.get("tensor")
+        if function not in FILLING or not p.is_meta:
+            return function(*args, **kwargs)
+        if p.numel() > len(self.memory):
+            self.memory = torch.empty(p.numel(), dtype=p.dtype, device="cpu")
+        whole = self.memory[: p.numel()].view(p.shape)
+        if args:
+            function(whole, *args[1:], **kwargs)
+        else:
+            function(**{**kwargs, "tensor": whole})
+        begin, end = cut_rows(len(whole), self.rank, self.n_ranks)
+        self.rows[p] = whole[begin:end].clone()
+        return p
+
+
+# What modules fill their parameters with
+FILLING = {
+    torch.nn.init.kaiming_uniform_,
+    torch.nn.init.normal_,
+    torch.nn.init.uniform_,
+    torch.Tensor.fill_,
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+    torch.Tensor.zero_,
+}

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lathe.data.dataset import Dataset
-from lathe.optim.optimizer import like_parameter
+from lathe.optim.optimizer import from_own_rows, like_parameter
 from lathe.run import checkpoint, devices, ranks
 from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan, resolve
+from lathe.run.process import seed_everything
 from lathe.settings import Settings
 from lathe.use import lora, network
 from lathe.use.find_model import FoundModel, find_model
@@ -167,10 +169,10 @@ def refuse_another_optimizer(s: Settings, start: FoundModel):
 
 
 def build_model(plan: Plan, start: FoundModel | None) -> GPT:
-    """The network with the weights that training begins with; where reads_rows says so, its shapes
-    alone."""
+    """The network with the weights that training begins with; where is_filled_later says so, its
+    shapes alone."""
     s = plan.settings
-    if reads_rows(plan, start):
+    if is_filled_later(plan, start):
         model = network.without_weights(plan.config)
         if s.lora_rank:
             with torch.device("meta"):
@@ -187,34 +189,53 @@ def build_model(plan: Plan, start: FoundModel | None) -> GPT:
     return model
 
 
-def reads_rows(plan: Plan, start: FoundModel | None) -> bool:
-    """Whether load_rows fills the network once it is sharded, so that no rank ever has it whole.
+def is_filled_later(plan: Plan, start: FoundModel | None) -> bool:
+    """Whether fill_rows gives the network its weights once it is sharded, so that no rank ever has
+    them all.
 
-    So it is with a checkpoint's weights as they are; corrections of LoRA are added to, or begun
-    beside, whole ones.
+    So it is with new weights, and with a checkpoint's as they are. Corrections of LoRA are added
+    to, or begun beside, whole ones, and Hugging Face's are read whole.
     """
-    if plan.settings.parallel != "fsdp" or start is None or not start.state:
+    if plan.settings.parallel != "fsdp":
         return False
-    has_lora = plan.settings.lora_rank or start.state["settings"].get("lora_rank")
-    return bool(plan.resumed or not has_lora)
+    if start is None or plan.resumed:
+        return True
+    if not start.state:
+        return False
+    return not (plan.settings.lora_rank or start.state["settings"].get("lora_rank"))
 
 
-def load_rows(model: GPT, start: FoundModel, device: torch.device):
-    """Give a sharded network that has only shapes this rank's rows of a checkpoint's weights.
+def fill_rows(model: GPT, plan: Plan, start: FoundModel | None, runtime: devices.Runtime):
+    """Give a sharded network that has only shapes this rank's rows of the weights that it begins
+    with: a checkpoint's, or new ones as build_model would draw them.
 
-    Raises ValueError if they do not fit.
+    Raises ValueError if a checkpoint's do not fit.
+    """
+    if start is None:
+        seed_everything(plan.settings.seed)
+        drawn = network.initial_rows(plan.config, runtime.rank, runtime.world_size)
+        rows = {}
+        for name, p in model.state_dict().items():
+            rows[name] = from_own_rows(drawn.pop(name).to(runtime.device), p)
+    else:
+        rows = saved_rows(model, start, runtime.device)
+    model.load_state_dict(rows, assign=True)
+
+
+def saved_rows(model: GPT, start: FoundModel, device: torch.device) -> dict[str, Tensor]:
+    """A checkpoint's weights by name, of which this rank reads its rows.
+
+    Raises ValueError if they do not fit the network, which is sharded.
     """
     saved = checkpoint.open_weights(start.folder)
-    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    saved_shapes = {name: tensor.shape for name, tensor in saved.items()}
-    differ = dict(shapes.items() ^ saved_shapes.items())
+    params = model.state_dict()
+    here = {name: tuple(p.shape) for name, p in params.items()}
+    there = {name: tensor.shape for name, tensor in saved.items()}
+    differ = dict(here.items() ^ there.items())
     if differ:
         name = min(differ)
         raise ValueError(
             f"the weights in {start.folder} do not fit its settings: {name} is "
-            f"{saved_shapes.get(name)} there and {shapes.get(name)} here"
+            f"{there.get(name)} there and {here.get(name)} here"
         )
-    rows = {}
-    for name, p in model.state_dict().items():
-        rows[name] = like_parameter(saved[name], p, device).to(p.dtype)
-    model.load_state_dict(rows, assign=True)
+    return {name: like_parameter(saved[name], p, device).to(p.dtype) for name, p in params.items()}
