@@ -7,7 +7,7 @@ prepares that if it is missing.
 
 import time
 
-STARTED = time.time()  # here: importing torch takes seconds, too
+STARTED = time.monotonic()  # here: importing torch takes seconds, too
 
 from lathe import cli
 from lathe.settings import Settings
@@ -22,7 +22,6 @@ import gc
 import json
 import math
 import os
-import shutil
 import statistics
 from collections import deque
 from collections.abc import Callable
@@ -49,9 +48,10 @@ from lathe.output import never_wait
 from lathe.run import checkpoint, devices, dry_run, ranks, sharded_save
 from lathe.run.background import BackgroundWriter
 from lathe.run.farewell import farewell, resume_command
+from lathe.run.files import LineLog, write_atomically
 from lathe.run.gpus import peak_flops
 from lathe.run.lock import lock_folder
-from lathe.run.metrics import MetricsLog, keep_samples
+from lathe.run.metrics import MetricsLog, open_samples
 from lathe.run.mirrors import Mirrors
 from lathe.run.parallel import (
     callable_by_method,
@@ -115,6 +115,15 @@ class Update:
 
 
 @dataclass
+class Logs:
+    """What rows and texts go to."""
+
+    metrics: MetricsLog
+    samples: LineLog
+    mirrors: Mirrors
+
+
+@dataclass
 class Run:
     """What set_up has built, and what the loop keeps in mind. It ends with the process."""
 
@@ -131,8 +140,7 @@ class Run:
     optimizers: list[Optimizer | TorchOptimizer]
     scaler: torch.amp.GradScaler
 
-    log: MetricsLog | None  # on rank 0
-    mirrors: Mirrors | None  # on rank 0
+    logs: Logs | None  # on rank 0
     progress: Progress
     writer: BackgroundWriter
     watchdog: Watchdog
@@ -213,10 +221,9 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     announce(plan, dataset, batches, say)
 
     # What is written to, and what watches
-    log = None
-    mirrors = None
+    logs = None
     if runtime.is_main:
-        log, mirrors = open_logs(plan, state, runtime, contexts, say)
+        logs = open_logs(plan, state, runtime, contexts, say)
     return Run(
         plan=plan,
         runtime=runtime,
@@ -229,8 +236,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         parameters=[p for p in model.parameters() if p.requires_grad],
         optimizers=optimizers,
         scaler=scaler,
-        log=log,
-        mirrors=mirrors,
+        logs=logs,
         progress=contexts.enter_context(Progress(s.max_steps, state.step, runtime.is_main)),
         writer=contexts.enter_context(BackgroundWriter()),
         watchdog=contexts.enter_context(Watchdog(s.rank_timeout, runtime)),
@@ -325,19 +331,22 @@ def open_logs(
     runtime: devices.Runtime,
     contexts: ExitStack,
     say: Callable[[str], None],
-) -> tuple[MetricsLog, Mirrors]:
+) -> Logs:
     """Bring the run's folder to where the run is, and open what its rows go to."""
     s = plan.settings
     out = Path(s.out_dir)
     if not plan.resumed:  # with --overwrite, and only now that all else fits
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        kept = checkpoint.remove_all(out)
+        if kept:
+            say(f"{out / 'checkpoints'} has what is not lathe's, which stays: {', '.join(kept)}")
     if state.step < s.max_steps:
         preset = cli.to_toml(replace(s, overwrite=False))
-        (out / "settings.toml").write_text(preset, encoding="utf-8")
-    log = contexts.enter_context(MetricsLog(out / "metrics.jsonl", state.step))
+        write_atomically(out / "settings.toml", preset)
+    metrics = contexts.enter_context(MetricsLog(out / "metrics.jsonl", state.step, say))
     mirrors = Mirrors(s, state.wandb_run_id, state.step, say)
     contexts.callback(mirrors.close)
-    keep_samples(out / "samples.jsonl", state.step)
+    samples = open_samples(out / "samples.jsonl", state.step, say)
+    contexts.callback(samples.close)
     log_start(
         out / "starts.jsonl",
         state.step,
@@ -347,7 +356,7 @@ def open_logs(
         parameters=plan.n_params,
         flops_per_token=plan.flops_per_token,
     )
-    return log, mirrors
+    return Logs(metrics, samples, mirrors)
 
 
 # -----------------------------------------------------------------------------
@@ -575,14 +584,14 @@ def training_row(run: Run, update: Update, numbers: dict[str, float]) -> dict:
 def log_row(run: Run, row: dict, show: Callable[[dict], None]):
     """Write a row to metrics.jsonl and its mirrors, and show it."""
     if run.runtime.is_main:
-        run.log.log(row)
-        run.mirrors.log(row)
+        run.logs.metrics.log(row)
+        run.logs.mirrors.log(row)
         show(row)
 
 
 def elapsed() -> float:
     """Seconds since the process began."""
-    return round(time.time() - STARTED, 3)
+    return round(time.monotonic() - STARTED, 3)
 
 
 # -----------------------------------------------------------------------------
@@ -610,7 +619,7 @@ def evaluate(run: Run):
     if run.runtime.is_main:
         write_page(run)
         if state.step >= s.max_steps:
-            run.mirrors.log({"step": state.step, "report": run.out / "report.html"})
+            run.logs.mirrors.log({"step": state.step, "report": run.out / "report.html"})
     if run.stop_asked():
         run.stopping = True
 
@@ -654,11 +663,10 @@ def write_samples(run: Run):
     if texts is None or not run.runtime.is_main:
         return
     named = {f"sample {i + 1}": s.sample_prompt + text for i, text in enumerate(texts)}
-    run.mirrors.log({"step": step, **named})
-    with open(run.out / "samples.jsonl", "a", encoding="utf-8") as file:
-        for i, text in enumerate(texts):
-            row = {"step": step, "sample": i, "prompt": s.sample_prompt, "text": text}
-            file.write(json.dumps(row) + "\n")
+    run.logs.mirrors.log({"step": step, **named})
+    for i, text in enumerate(texts):
+        row = {"step": step, "sample": i, "prompt": s.sample_prompt, "text": text}
+        run.logs.samples.write(json.dumps(row) + "\n")
     if step < s.max_steps:  # a glimpse; the last ones are shown whole
         lines = (s.sample_prompt + texts[0]).strip().splitlines()[:4]
         run.progress.print("\n".join("    " + line for line in lines))
@@ -815,7 +823,7 @@ def finish(run: Run) -> int:
     run.signals.received = received[0] if received else None  # all ranks exit alike
     if run.runtime.is_main:
         if state.evaluation.get("step") == state.step >= s.max_steps:
-            run.progress.print(farewell(s, state.evaluation, time.time() - STARTED))
+            run.progress.print(farewell(s, state.evaluation, time.monotonic() - STARTED))
         else:
             write_page(run)
             go_on = f"to continue: {resume_command(s)}"

@@ -136,7 +136,7 @@ class Settings(ModelSettings):
 
     def __post_init__(self):
         sizes = ("block_size", "n_layer", "n_head", "n_embd")
-        counts = ("rank_timeout", "max_skipped_steps", "keep_checkpoints")
+        counts = ("rank_timeout", "max_skipped_steps", "keep_checkpoints", "num_samples")
         for name in (*sizes, *counts, "eval_interval", "log_interval"):
             value = getattr(self, name)
             if value < 1:
@@ -164,3 +164,11 @@ class Settings(ModelSettings):
             raise ValueError(f"mfu is {self.mfu}; it must be above 0 and at most 1")
         if not self.out_dir.strip():
             raise ValueError("out_dir is empty; name the folder that the run writes to")
+        self._check_overwrite()
+
+    def _check_overwrite(self):
+        if self.overwrite and self.init_from in ("resume", "auto"):
+            raise ValueError(
+                f"overwrite is true, but init_from={self.init_from} goes on with what is there: "
+                "add --init_from=scratch to start over"
+            )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lathe.run.files import hidden_beside
+from lathe.run.files import write_atomically
 
 PAGES = Path(__file__).parent
 
@@ -92,7 +92,4 @@ def security_policy(sources: list[str]) -> str:
 def write(path: Path, page: str):
     """Whole or not at all: a browser may be looking at it while a run refreshes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = hidden_beside(path, ".tmp")
-    # A run's name need not be UTF-8.
-    temporary.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
-    temporary.replace(path)
+    write_atomically(path, page)

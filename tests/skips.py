@@ -16,6 +16,7 @@ IS_LINUX = sys.platform == "linux"
 EXPECTED = [
     ("no CUDA device", True),
     ("this build of torch has a CUDA of its own", True),
+    ("LD_PRELOAD|no C compiler for calls that fail", not IS_LINUX),
     ("no C\\+\\+ compiler for the imaginary CUDA device", not IS_LINUX),
     (
         "tiktoken's gpt2 files|GPT-2's (encoding|vocabulary)|gpt2 vocabulary|tokenizer gpt2",

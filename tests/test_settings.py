@@ -182,3 +182,15 @@ def test_every_alias_leads_to_a_setting_or_a_command_that_exists():
 @pytest.mark.parametrize("command", ELSEWHERE)
 def test_settings_that_are_said_to_be_another_commands_are_there(command):
     assert {field.name for field in fields(OPTIONS[command])}.issuperset(ELSEWHERE[command])
+
+
+@pytest.mark.parametrize("init_from", ["auto", "resume"])
+def test_to_go_on_and_to_start_over_contradict_each_other(init_from):
+    with pytest.raises(ValueError, match="add --init_from=scratch to start over"):
+        Settings(init_from=init_from, overwrite=True)
+    Settings(init_from="scratch", overwrite=True)
+
+
+def test_a_number_of_samples_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="num_samples is 0; it must be at least 1"):
+        Settings(num_samples=0)

@@ -38,6 +38,7 @@ from lathe.run.files import (
     flush_to_disk,
     read_json_with_checksum,
     replace_folder,
+    write_atomically,
     write_json_with_checksum,
 )
 from lathe.run.pieces import SavedTensor, open_tensors
@@ -90,7 +91,7 @@ def best_checkpoint(out_dir: str | Path) -> Path | None:
     folder = Path(out_dir) / "checkpoints"
     try:
         name = (folder / "best").read_text().strip()
-    except OSError:
+    except (OSError, ValueError):  # not there, or not text
         return None
     if STEP_NAME.fullmatch(name) and (folder / name).is_dir():
         return folder / name
@@ -99,11 +100,7 @@ def best_checkpoint(out_dir: str | Path) -> Path | None:
 
 def mark_best(out_dir: str | Path, checkpoint: Path):
     """Let checkpoints/best name this checkpoint, atomically."""
-    path = Path(out_dir) / "checkpoints" / "best"
-    temporary = path.with_name(".best.tmp")
-    temporary.write_text(checkpoint.name + "\n")
-    flush_to_disk(temporary)
-    temporary.replace(path)
+    write_atomically(Path(out_dir) / "checkpoints" / "best", checkpoint.name + "\n")
 
 
 # -----------------------------------------------------------------------------
@@ -439,6 +436,25 @@ def prune(out_dir: str | Path, keep: int):
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def remove_all(out_dir: str | Path) -> list[str]:
+    """Delete a run's checkpoints, for another one that starts in its place, and nothing else.
+
+    Returns the names of what is there beside them, of other programs: it stays.
+    """
+    folder = Path(out_dir) / "checkpoints"
+    for path in list_checkpoints(out_dir):
+        if is_ours(path):
+            shutil.rmtree(path, ignore_errors=True)
+    if not list_checkpoints(out_dir):
+        (folder / "best").unlink(missing_ok=True)
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder that is named like a checkpoint is one, whole or damaged."""
+    return not folder.is_symlink() and (folder / "state.json").is_file()
+
+
 def sweep(out_dir: str | Path):
     """Clear away what a process killed while saving has left. Only for the holder of the lock."""
     folder = Path(out_dir) / "checkpoints"
@@ -448,8 +464,8 @@ def sweep(out_dir: str | Path):
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(final)  # killed between two renames: the one to be replaced is still whole
-    for temporary in folder.glob(".*.tmp"):
-        if temporary.is_dir():
+    for temporary in [*folder.glob(".step-*.tmp"), *folder.glob(".best.tmp")]:
+        if temporary.is_dir() and not temporary.is_symlink():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink()

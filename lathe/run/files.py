@@ -1,13 +1,20 @@
 """Files that are on the disk when they are said to be, with checksums."""
 
+import errno
 import json
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from lathe.json_text import read_json
+from lathe.terminal import print_note
+
+# What a file system answers to a call that it does not have.
+NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF)
 
 
 class CheckedFile:
@@ -81,13 +88,78 @@ def read_json_with_checksum(path: Path) -> dict:
     return value
 
 
+def write_atomically(path: Path, text: str):
+    """Write a text so that the file has its old content or all of the new one, whatever happens.
+
+    A link of that name is replaced, and what it leads to is left alone.
+    """
+    temporary = hidden_beside(path, ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(text.encode("utf-8", errors="backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+class LineLog:
+    """A file of lines that grows while a run goes on. Begins with `lines`, in place of what it had.
+
+    Lines are written at once: a killed process loses none, a machine that loses power the last
+    ones. That a line cannot be written, on a full disk for one, ends nothing: it is kept, and
+    written with the next. say() is told once of each such time.
+    """
+
+    def __init__(self, path: Path, lines: list[str], say: Callable[[str], None] = print_note):
+        self.path = path
+        self.say = say
+        self._waiting = b""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(lines))
+        self._file = open(path, "ab", buffering=0)
+
+    def write(self, lines: str):
+        """Whole lines, each with its end."""
+        had_waited = bool(self._waiting)
+        self._waiting += lines.encode("utf-8", errors="backslashreplace")
+        try:
+            while self._waiting:  # the system may take less than all
+                written = self._file.write(self._waiting)
+                self._waiting = self._waiting[written:]
+        except OSError as error:
+            if not had_waited:
+                self.say(f"{self.path} cannot be written now, its lines wait: {error.strerror}")
+            return
+        if had_waited:
+            self.say(f"{self.path} is written again, and complete")
+
+    def close(self):
+        self.write("")
+        if self._waiting:
+            n_lines = self._waiting.count(b"\n")
+            self.say(f"{self.path} lacks its last {n_lines} lines: they could not be written")
+        self._file.close()
+
+
 def flush_to_disk(path: Path):
-    """Return only when the file's (or folder's) content is on the disk itself."""
-    if os.name == "nt" and path.is_dir():
+    """Return only when the file's (or folder's) content is on the disk itself.
+
+    Some file systems know no such thing of a folder: there a new name lasts as they see to it.
+    """
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:
         return  # folders cannot be opened there
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (is_folder and error.errno in NOT_OFFERED):
+            raise
     finally:
         os.close(handle)
 

@@ -1,5 +1,6 @@
 """A folder that one process at a time may write to."""
 
+import errno
 import os
 import socket
 import time
@@ -8,24 +9,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from lathe.terminal import print_note
+
+HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)  # by another process
+
 
 @contextmanager
 def lock_folder(setting: str, folder: Path) -> Iterator[Path]:
     """Hold the folder that a setting names, inside the context or until the process ends.
 
-    OSError, naming the holder, if another process has it, or if it cannot be written. The file
-    `lock` stays: if each holder removed its own, a second and a third could hold two other ones.
+    OSError, naming the holder, if another process has it, or if it cannot be written. On a file
+    system without locks it is not held, and that is said. The file `lock` stays: if each holder
+    removed its own, a second and a third could hold two other ones.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "a+", encoding="utf-8")
+        file = open(folder / "lock", "a+", encoding="utf-8", opener=open_unless_link)
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
+        if error.errno == errno.ELOOP:
+            reason = "has a link in place of its file lock"
         raise OSError(f"{setting} {folder} {reason}: choose another --{setting}") from None
     with file:
         try:
             lock(file)
-        except OSError:
+        except OSError as error:
+            if error.errno not in HELD:
+                reason = f"its file system has no locks ({error.strerror})"
+                print_note(f"{setting} {folder}: {reason}, so take care that one process uses it")
+                yield folder
+                return
             file.seek(0)
             holder = file.read().strip() or "another process"
             fix = f"wait, stop it, or choose another --{setting}"
@@ -35,6 +48,11 @@ def lock_folder(setting: str, folder: Path) -> Iterator[Path]:
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
         file.flush()
         yield folder
+
+
+def open_unless_link(path: str, flags: int) -> int:
+    """What open() asks the system for; a link, which may lead anywhere, is not written through."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def lock(file: TextIO):

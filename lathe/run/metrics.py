@@ -12,11 +12,13 @@ and TensorBoard mirror it.
 
 import json
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lathe.json_text import parse_json
+from lathe.run.files import LineLog
+from lathe.terminal import print_note
 
 Row = dict[str, Any]
 
@@ -75,11 +77,15 @@ class MetricsLog:
     """Appends rows to metrics.jsonl so that each step stands there once per kind.
 
     Also after crashes and resumes: a run that goes on after step `resume_step` drops the later rows
-    of its past life; one from scratch (0) drops them all. Rows are flushed one by one: a killed
-    process loses none, a machine that loses power the last ones.
+    of its past life; one from scratch (0) drops them all.
     """
 
-    def __init__(self, path: str | Path, resume_step: int = 0):
+    def __init__(
+        self,
+        path: str | Path,
+        resume_step: int = 0,
+        say: Callable[[str], None] = print_note,
+    ):
         self.path = Path(path)
         kept = {}
         if resume_step > 0:
@@ -87,16 +93,7 @@ class MetricsLog:
                 if step <= resume_step:
                     kept[kind, step] = row
         self.written = set(kept)
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for row in kept.values():
-                file.write(json_line(row))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
-        self.file = open(self.path, "a", encoding="utf-8", newline="\n")
+        self._lines = LineLog(self.path, [json_line(row) for row in kept.values()], say)
 
     def log(self, row: Row):
         """Append one row, unless its step is already there: resuming at an evaluated step may
@@ -104,11 +101,10 @@ class MetricsLog:
         key = (kind_of(row), row["step"])
         if key not in self.written:
             self.written.add(key)
-            self.file.write(json_line(row))
-            self.file.flush()
+            self._lines.write(json_line(row))
 
     def close(self):
-        self.file.close()
+        self._lines.close()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -129,8 +125,8 @@ def json_line(row: Row) -> str:
     return json.dumps(values, allow_nan=False) + "\n"
 
 
-def keep_samples(path: Path, step: int):
-    """Drop the lines of samples.jsonl of steps that a run at `step` will reach again."""
+def open_samples(path: Path, step: int, say: Callable[[str], None] = print_note) -> LineLog:
+    """samples.jsonl of a run at `step`, without the lines of steps that it will reach again."""
     rows = read_lines(path) if step else []
     kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
+    return LineLog(path, kept, say)

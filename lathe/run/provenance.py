@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import ROOT
+from lathe.run.files import write_atomically
 
 
 def log_start(
@@ -38,8 +39,10 @@ def log_start(
         },
         **figures,
     }
-    with open(path, "a" if step else "w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(row) + "\n")
+    earlier = ""
+    if step and path.exists():
+        earlier = path.read_text(encoding="utf-8", errors="backslashreplace")
+    write_atomically(path, earlier + json.dumps(row) + "\n")
 
 
 def cpu_name() -> str:

@@ -87,7 +87,9 @@ def test_training_learns(finished_run):
 
 
 def test_tokens_per_second_leaves_out_evaluations_and_saves(dataset, tmp_path, monkeypatch):
-    clock = SimpleNamespace(seconds=0.0, time=time.time, perf_counter=lambda: clock.seconds)
+    clock = SimpleNamespace(
+        seconds=0.0, monotonic=time.monotonic, perf_counter=lambda: clock.seconds
+    )
 
     def taking(seconds, work):
         def timed(*args):
