@@ -38,6 +38,9 @@ NAMES = {
     "percent": "%41%n{x}",
 }
 
+if sys.platform == "darwin":  # where names are UTF-8
+    del NAMES["latin 1"]
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="not all of these are names there")
 
 
@@ -120,6 +123,8 @@ def test_a_dataset_names_files_in_its_folder_alone(name, tmp_path):
 
 
 WORST = "a,b:2 [x]*\n'q\" \udce9 🎉~$HOME"
+if sys.platform == "darwin":
+    WORST = WORST.replace("\udce9", "é")
 
 
 def command(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess:
