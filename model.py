@@ -7,6 +7,7 @@ heads, nkv key/value heads, hd = head_dim, V vocabulary. GPT-2's names, so that 
 
 import math
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Literal, get_args
@@ -121,12 +122,38 @@ CHOICES = {f.name: get_args(f.type) for f in fields(GPTConfig) if get_args(f.typ
 # Norm
 
 
+def outside_autocast(x: Tensor) -> AbstractContextManager:
+    """For norms on a GPU: they compute in float32 whatever they read, and return what they read.
+
+    Autocast would have them return float32, too, twice the bytes, and rms_norm not before
+    torch 2.12 (pytorch issue 188955).
+    """
+    return torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext()
+
+
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps), the mean over the last dimension, times weight (D,) if any."""
     if x.is_cpu and not torch.compiler.is_compiling():
         y = RMSNormOnCPU.apply(x, eps)  # the same, in fewer kernels: see fast paths
         return y if weight is None else y * weight
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    if weight is not None and x.is_cuda:
+        weight = weight.to(x.dtype)
+    with outside_autocast(x):
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the last dimension, times weight, plus bias (D,)."""
+    if x.is_cuda and not torch.compiler.is_compiling():
+        weight = None if weight is None else weight.to(x.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+    with outside_autocast(x):
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -136,7 +163,7 @@ class RMSNorm(nn.RMSNorm):
 
 def make_norm(c: GPTConfig) -> nn.Module:
     if c.norm == "layernorm":
-        return nn.LayerNorm(c.n_embd, c.norm_eps, elementwise_affine=c.norm_weight, bias=c.bias)
+        return LayerNorm(c.n_embd, c.norm_eps, elementwise_affine=c.norm_weight, bias=c.bias)
     return RMSNorm(c.n_embd, c.norm_eps, elementwise_affine=c.norm_weight)
 
 
