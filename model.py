@@ -427,6 +427,13 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def residual_dtype(x: Tensor) -> torch.dtype:
+    """The type of the residual stream, which begins as x: on a GPU in bfloat16 autocast bfloat16,
+    half the bytes of all that is not a product (quality: bench/LOG.md); else that of x."""
+    is_half = x.is_cuda and autocast_dtype(x) == torch.bfloat16
+    return torch.bfloat16 if is_half else x.dtype
+
+
 def rows_at_once(x: Tensor, n_ids: int, dtype: torch.dtype, with_gradient: bool) -> int:
     """How many of the features (N, C) get logits, (rows, n_ids), at a time; products are in dtype.
 
@@ -563,7 +570,7 @@ class GPT(nn.Module):
             x = x * math.sqrt(c.n_embd) + self.sinusoids[positions].type_as(x)
         elif c.position == "rope":  # in attention
             rope = self.rope[:, positions]  # (2, T, 1, hd) or (2, B, T, 1, hd)
-        x = self.transformer.drop(x)
+        x = self.transformer.drop(x.to(residual_dtype(x)))
         if mask is not None and x.is_cuda and trace is None:
             mask = as_bias(mask, autocast_dtype(x))
         for layer, block in enumerate(self.transformer.h):

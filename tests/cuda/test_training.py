@@ -157,6 +157,23 @@ def test_a_mask_is_made_once_for_all_layers(runs):
     assert float_masks(results["document_mask"]) == 4 * 4 + 1 + 2
 
 
+def types_of_sums(result: dict) -> set[str]:
+    """Of what is added up position by position, (micro-batch, 16, 32): the residual stream."""
+    return {
+        dtype
+        for operation, dtype, shape, _ in result["made"]
+        if operation == "add" and shape[1:] == [16, 32]
+    }
+
+
+def test_the_residual_stream_is_bfloat16_where_products_are(runs):
+    """float16, of a smaller range, stays in the products."""
+    _, results = runs
+    assert "torch.bfloat16" in types_of_sums(results["one micro-batch"])
+    assert types_of_sums(results["float16"]) == {"torch.float32"}
+    assert types_of_sums(results["adamw"]) == {"torch.float32"}
+
+
 def test_cudnn_plans_for_few_shapes(runs):
     """Training and evaluation have a shape each; what is scored or sampled has any."""
     _, results = runs
