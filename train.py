@@ -38,6 +38,7 @@ from lathe.data.batches import TrainBatches, val_windows
 from lathe.data.dataset import Dataset, open_dataset
 from lathe.optim.build import (
     build_optimizers,
+    compile_updates,
     load_optimizer_state,
     optimizer_kinds,
     optimizer_state,
@@ -212,6 +213,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     if is_filled_later(plan, start):
         fill_rows(model, plan, start, runtime)
     optimizers = make_optimizers(s, model)
+    if plan.compiled and runtime.device.type == "cuda":
+        compile_updates(optimizers)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     seed_everything(s.seed + 1 + runtime.rank)  # dropout differs between ranks
     if plan.resumed:

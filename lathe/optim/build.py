@@ -61,6 +61,13 @@ def decay_groups(named: dict[str, Tensor], learning_rate: float, weight_decay: f
     return groups
 
 
+def compile_updates(optimizers: list[Optimizer | TorchOptimizer]):
+    """For GPUs: AdamW is one kernel as it is, Muon becomes few."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.compile()
+
+
 # -----------------------------------------------------------------------------
 # What must survive a restart
 

@@ -43,6 +43,14 @@ class Muon(Optimizer):
         super().__init__([dict(params=params)], lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.rows = rows or {}
         self.circle: sharing.Circle | None = None  # who shares the work; known at the first update
+        self.look_ahead = look_ahead
+        self.move = move
+
+    def compile(self):
+        """Do in few kernels what is done number by number: see Kernels."""
+        kernels = Kernels()
+        self.look_ahead = kernels.look_ahead
+        self.move = kernels.move
 
     def update(self, group: dict, skip: Tensor | None):
         params = []
@@ -65,11 +73,7 @@ class Muon(Optimizer):
             grads = [g.to_local() for g in grads]
             momenta = [m.to_local() for m in momenta]
 
-        if skip is not None:  # momentum is averaged with itself then, so it stays as it is
-            for m, g in zip(momenta, grads, strict=True):
-                torch.where(skip, m, g, out=g)
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
+        nesterov = self.look_ahead(momenta, grads, group["momentum"], skip)
 
         first_rows = [0] * len(params)  # of what this rank has of a parameter
         if sharded:
@@ -80,15 +84,33 @@ class Muon(Optimizer):
                 self.circle = sharing.find_circle(params[0].device)
             orthogonal = sharing.orthogonal_of_circle(nesterov, rows, self.circle)
         del nesterov  # whose memory the rest can use
-        updates = [o.to(p.dtype) for o, p in zip(orthogonal, params, strict=True)]
-        del orthogonal
-        scale_by_shape(updates, rows, first_rows)
+        self.move(params, orthogonal, rows, first_rows, group, skip)
 
-        if skip is not None:
-            torch._foreach_mul_(updates, (~skip).to(updates[0].dtype))
-        if group["weight_decay"]:
-            decay_cautiously(params, updates, group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+def look_ahead(
+    momenta: list[Tensor], grads: list[Tensor], momentum: float, skip: Tensor | None
+) -> list[Tensor]:
+    """Average the gradients into the momenta; returns these a step further (Nesterov)."""
+    if skip is not None:  # momentum is averaged with itself then, so it stays as it is
+        for m, g in zip(momenta, grads, strict=True):
+            torch.where(skip, m, g, out=g)
+    torch._foreach_lerp_(momenta, grads, 1 - momentum)
+    return torch._foreach_lerp(grads, momenta, momentum)
+
+
+def move(
+    params: list[Tensor], orthogonal: list[Tensor], rows: list[tuple[int, ...]],
+    first_rows: list[int], group: dict, skip: Tensor | None,
+):  # fmt: skip
+    """Move each parameter, or shard, by its orthogonal matrices; their list is emptied."""
+    updates = [o.to(p.dtype) for o, p in zip(orthogonal, params, strict=True)]
+    orthogonal.clear()  # whose memory the rest can use
+    scale_by_shape(updates, rows, first_rows)
+    if skip is not None:
+        torch._foreach_mul_(updates, (~skip).to(updates[0].dtype))
+    if group["weight_decay"]:
+        decay_cautiously(params, updates, group["lr"] * group["weight_decay"])
+    torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
 def decay_cautiously(params: list[Tensor], updates: list[Tensor], rate: float):
@@ -118,3 +140,64 @@ def scale_by_shape(updates: list[Tensor], rows: list[tuple[int, ...]], first_row
             begin = end
     if parts:
         torch._foreach_mul_(parts, factors)
+
+
+# -----------------------------------------------------------------------------
+# Fast path. Plain form: look_ahead and move, of which each line reads and writes all matrices on a
+# GPU: some 10 GB a step for the 85 million numbers of modern_124m. Compiled: 2.9 GB, in 4 kernels.
+
+
+class Kernels:
+    """look_ahead and move, compiled. Rates come as tensors: a new number would compile anew."""
+
+    def __init__(self):
+        self.looked_ahead = torch.compile(looked_ahead, dynamic=False, fullgraph=True)
+        self.moved = torch.compile(moved, dynamic=False, fullgraph=True)
+        self.factors: dict[tuple, list[Tensor]] = {}  # by where the matrices lie
+
+    def look_ahead(
+        self, momenta: list[Tensor], grads: list[Tensor], momentum: float, skip: Tensor | None
+    ) -> list[Tensor]:
+        return self.looked_ahead(momenta, grads, momentum, skip)
+
+    def move(
+        self, params: list[Tensor], orthogonal: list[Tensor], rows: list[tuple[int, ...]],
+        first_rows: list[int], group: dict, skip: Tensor | None,
+    ):  # fmt: skip
+        layout = (*rows, *first_rows, *(p.shape for p in params))
+        if layout not in self.factors:
+            self.factors[layout] = shape_factors(params, rows, first_rows)
+        lr = torch.tensor(group["lr"])
+        weight_decay = torch.tensor(group["weight_decay"])
+        self.moved(params, orthogonal, self.factors[layout], lr, weight_decay, skip)
+
+
+def shape_factors(
+    params: list[Tensor], rows: list[tuple[int, ...]], first_rows: list[int]
+) -> list[Tensor]:
+    """(rows, 1) for each parameter or shard: what scale_by_shape multiplies its rows by."""
+    ones = [p.new_ones(p.shape) for p in params]
+    scale_by_shape(ones, rows, first_rows)
+    return [one[:, :1].clone() for one in ones]
+
+
+def looked_ahead(
+    momenta: list[Tensor], grads: list[Tensor], momentum: float, skip: Tensor | None
+) -> list[Tensor]:
+    if skip is not None:
+        grads = [torch.where(skip, m, g) for m, g in zip(momenta, grads, strict=True)]
+    torch._foreach_lerp_(momenta, grads, 1 - momentum)
+    return torch._foreach_lerp(grads, momenta, momentum)
+
+
+def moved(
+    params: list[Tensor], orthogonal: list[Tensor], factors: list[Tensor], lr: Tensor,
+    weight_decay: Tensor, skip: Tensor | None,
+):  # fmt: skip
+    if skip is not None:
+        lr = torch.where(skip, 0.0, lr)
+    updates = [o.to(p.dtype) * f for o, p, f in zip(orthogonal, params, factors, strict=True)]
+    decayed = [torch.where(u * p > 0, p, 0.0) for u, p in zip(updates, params, strict=True)]
+    decays = torch._foreach_mul(decayed, lr * weight_decay)
+    steps = torch._foreach_mul(updates, lr)
+    torch._foreach_sub_(params, torch._foreach_add(decays, steps))

@@ -8,6 +8,7 @@ import torch
 from gradients import copies, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from lathe.optim.muon import Muon
 from lathe.optim.orthogonal import MARGIN, POLAR_EXPRESS, orthogonalize
@@ -198,6 +199,31 @@ def test_cautious_decay_acts_only_where_the_update_shrinks_the_weight():
     assert torch.equal(decayed[~agree], plain[~agree])
 
 
+def test_compiled_updates_are_the_plain_ones_whatever_the_rates(monkeypatch):
+    """As on a GPU, where a step may be skipped; with nothing compiled anew for another rate."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    params = [torch.randn(shape) for shape in ((12, 8), (8, 8), (24, 8), (8, 24))]
+    pairs = []
+    for _ in range(2):
+        own = [torch.nn.Parameter(p.clone()) for p in params]
+        pairs.append((Muon(own, 0.02, 0.9, 0.1, {2: (8, 16)}), own))
+    pairs[1][0].compile()
+    for step in range(4):
+        grads = [torch.randn(p.shape) for p in params]
+        for optimizer, own in pairs:
+            for p, grad in zip(own, grads, strict=True):
+                p.grad = grad.clone()
+            (group,) = optimizer.param_groups
+            group["lr"] = 0.02 / (1 + step)
+            with torch.no_grad():
+                optimizer.update(group, skip=torch.tensor(step == 2))
+        for a, b in zip(pairs[0][1], pairs[1][1], strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
 @pytest.mark.parametrize("shape", ((5,), (), (2, 3, 4)))
 def test_muon_refuses_what_is_no_matrix(shape):
     with pytest.raises(ValueError, match="matrices"):
@@ -226,12 +252,15 @@ def test_muon_solves_a_regression(shape):
 
 @gpu
 @needs_cuda
-def test_muon_on_a_gpu_in_bfloat16_follows_the_cpu_in_float32():
+@pytest.mark.parametrize("compiled", (False, True))
+def test_muon_on_a_gpu_in_bfloat16_follows_the_cpu_in_float32(compiled):
     shapes = ((64, 128), (128, 64), (192, 64), (64, 128))
     cpu = with_gradients(*shapes)
     device = [p.detach().cuda().requires_grad_() for p in cpu]
     before = [p.detach().clone() for p in cpu]
     a, b = (Muon(ps, weight_decay=0.1, rows={2: (64, 64, 64)}) for ps in (cpu, device))
+    if compiled:
+        b.compile()
     for _ in range(5):
         for p, q in zip(cpu, device, strict=True):
             p.grad = torch.randn_like(p)
