@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test test-environments test-versions install clean
+.PHONY: run test test-environments test-versions lowering install clean
 
 run: install
 	@$(PY) train.py
@@ -21,6 +21,11 @@ test-environments: install-dev
 test-versions: install-dev
 	@$(PY) tests/versions.py
 
+# What the compiler makes for an H100, counted without one; triton, 700 MB, lies beside .venv for that.
+lowering: install-dev
+	@$(PY) -m pip install --quiet --no-deps --upgrade --target .triton -r requirements-lower.txt
+	@$(PY) -m pytest tests/cuda/test_lowered.py
+
 install: $(VENV)/.installed
 
 .PHONY: install-dev
@@ -37,4 +42,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .versions .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .versions .triton .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,82 @@
+"""What a GPU would do beside its products: kernels and bytes of the code that is made for an H100."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pinned import TORCH
+from tiny_run import ROOT, command, finished
+
+HERE = Path(__file__).resolve().parent
+
+# Micro-batches of 60 sequences of 1,024 tokens. What another torch makes is not counted here.
+COUNTED_WITH = "2.13.0"
+
+
+@dataclass
+class Ceiling:
+    kernels: int  # different ones, over all graphs
+    gigabytes: float  # moved by them
+    logits: int = 2  # pieces of them, or of their gradients, that exist at a time
+
+
+CEILINGS = {
+    "gpt2": Ceiling(kernels=36, gigabytes=69.5),
+    "gpt2 evaluates": Ceiling(kernels=18, gigabytes=26.9),
+    "modern": Ceiling(kernels=32, gigabytes=72.7),
+    "modern evaluates": Ceiling(kernels=20, gigabytes=35.1),
+    "two layers": Ceiling(kernels=36, gigabytes=24.2),
+    "muon": Ceiling(kernels=4, gigabytes=2.9, logits=0),  # beside its products
+}
+SHORT = dict(preset="gpt2_124m", settings={"n_layer": 2})
+JOBS = {
+    "gpt2": dict(preset="gpt2_124m"),
+    "gpt2 evaluates": dict(preset="gpt2_124m", evaluate=True),
+    "modern": dict(preset="modern_124m"),
+    "modern evaluates": dict(preset="modern_124m", evaluate=True),
+    "two layers": SHORT,
+    "muon": dict(preset="modern_124m", update=True),
+}
+FAULTS = [
+    "a softmax in memory",
+    "a float32 stream",
+    "norms that return float32",
+    "a bias in the product",
+    "many pieces",
+]
+
+
+@pytest.fixture(scope="module")
+def reports(library) -> dict[str, dict]:
+    if not (ROOT / ".triton" / "triton").is_dir():
+        pytest.skip("triton is not in .triton: make lowering")
+    if TORCH != COUNTED_WITH:
+        pytest.skip(f"what is lowered was counted with torch {COUNTED_WITH}, this is {TORCH}")
+    jobs = JOBS | {fault: {**SHORT, "fault": fault} for fault in FAULTS}
+    jobs = {name: {**job, "rows": 60} for name, job in jobs.items()}
+    code, out, err = finished(command(HERE / "lowered.py", library, json.dumps(jobs)), 900)
+    assert code == 0, err[-3000:]
+    return json.loads(out)
+
+
+def excess(graphs: dict[str, dict], ceiling: Ceiling) -> dict[str, float]:
+    """What is above its ceiling."""
+    totals = {
+        "kernels": sum(graph["kernels"] for graph in graphs.values()),
+        "gigabytes": round(sum(graph["gigabytes"] for graph in graphs.values()), 2),
+        "logits": max(graph["logits"] for graph in graphs.values()),
+    }
+    return {name: total for name, total in totals.items() if total > getattr(ceiling, name)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_a_pass_moves_no_more_than_it_must(reports, name):
+    assert not excess(reports[name], CEILINGS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_moves_more_is_seen(reports, fault):
+    assert excess(reports[fault], CEILINGS["two layers"])
