@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from corpora import prepare, stored_documents, write
+from corpora import prepare, shard_hashes, stored_documents, write
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -112,6 +112,7 @@ def test_rows_of_a_large_table_are_those_that_were_written_on_any_number_of_work
         out = tmp_path / str(workers)
         prepare(path, out, quotes="true", newlines="keep", workers=workers, shard_tokens=10**6)
         assert sorted(stored_documents(out)) == expected
+        assert shard_hashes(out) == shard_hashes(tmp_path / "1")
 
 
 # -----------------------------------------------------------------------------
