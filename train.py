@@ -61,7 +61,7 @@ from lathe.run.parallel import (
     parallelize,
     total_norm,
 )
-from lathe.run.plan import RESUMING, Plan
+from lathe.run.plan import RESUMING, SHAPE, Plan
 from lathe.run.process import (
     StopSignals,
     Watchdog,
@@ -807,8 +807,8 @@ def changed_settings(was: dict, s: Settings) -> list[str]:
     """Settings that differ from a checkpoint's, but for those that say how to go on from it."""
     changed = []
     for name, value in asdict(s).items():
-        if name in ("init_from", "out_dir", "overwrite", "new_data"):
-            continue
+        if name in ("init_from", "out_dir", "overwrite", "new_data") or name in SHAPE:
+            continue  # the network is the same: see refuse_another_network
         if name in was and was[name] != value:
             changed.append(f"{name} {was[name]} -> {value}")
     return changed

@@ -69,16 +69,22 @@ def parse(
                 print_result(f"{usage}\n{description}".rstrip() + f"\n\n{describe(cls)}")
             sys.exit(0)
         given = {}
+        by_default = {}
         if presets:
             if default_preset and not line.bare_words:
-                line.bare_words = [default_preset]
+                by_default = read_preset(default_preset, types)
             for preset in line.bare_words:
                 given |= read_preset(preset, types)
         elif positional and line.bare_words:
             line.given[positional] = Given(line.bare_words, positional)
         elif line.bare_words:
             raise ValueError(unexpected(line.bare_words[0]))
-        return build(cls, given | line.given)
+        given |= line.given
+        options = build(cls, by_default | given)
+        if hasattr(cls, "given"):  # see Settings
+            sources = {name: setting.source for name, setting in given.items()}
+            object.__setattr__(options, "given", sources)
+        return options
     except BrokenPipeError:
         end_for_closed_pipe()
     except (ValueError, OSError) as error:

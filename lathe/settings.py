@@ -8,6 +8,7 @@ default hold everywhere, and the comment beside it, or above it, is its help.
 
 import ast
 from dataclasses import dataclass, field, make_dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from lathe import ROOT
@@ -133,6 +134,10 @@ class Settings(ModelSettings):
     gpus: str = ""  # dry run: plan for these in place of this machine's devices, as in 8xH100
     mfu: float = 0.4  # dry run: share of the GPUs' peak that is reached
     dollars_per_hour: float = 0.0  # dry run: price of a GPU
+
+    # {name: "--name", or "FILE: name"} of what the user wrote; the preset that is there without
+    # being asked for is not in it. No field: what was decided from it goes by the fields alone.
+    given = MappingProxyType({})
 
     def __post_init__(self):
         sizes = ("block_size", "n_layer", "n_head", "n_embd")

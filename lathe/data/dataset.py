@@ -180,8 +180,17 @@ class Dataset:
             stream.path = path
 
     def tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:  # loaded once: every evaluation and every save asks for it
-            self._tokenizer = load_tokenizer(self.tokenizer_spec)
+        """Loaded once: every evaluation and every save asks for it. Raises ValueError where it is
+        another one than the ids were made with."""
+        if self._tokenizer is None:
+            tokenizer = load_tokenizer(self.tokenizer_spec)
+            if tokenizer.fingerprint != self.tokenizer_fingerprint:
+                raise ValueError(
+                    f"{self.tokenizer_spec} holds another tokenizer than {self.path} was made with "
+                    f"(sha256 {tokenizer.fingerprint[:16]}..., meta.json says "
+                    f"{self.tokenizer_fingerprint[:16]}...): put that back, or prepare again"
+                )
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def prompt_ids(self, text: str) -> list[int]:

@@ -93,6 +93,12 @@ def plan_run(
         if start is not None:
             check_tokenizer(dataset, start)
     config = choose_network(s, vocab_size, eot_id, start)
+    notes = []
+    if start is not None and s.init_from not in RESUMING:
+        notes += settings_without_effect(s, start)
+    if dataset is not None and s.sample_tokens and s.sample_prompt:
+        s, note = with_prompt_that_fits(s, dataset)
+        notes += note
     shapes = network.without_weights(config)
     if s.lora_rank:
         lora.adapt(shapes, s.lora_rank, s.lora_alpha)
@@ -102,7 +108,33 @@ def plan_run(
     plan = resolve(s, runtime, shapes, resumed, device_memory)
     if plan.resumed:
         refuse_another_optimizer(plan.settings, start)
-    return plan
+    return replace(plan, rules=(*plan.rules, *notes))
+
+
+def settings_without_effect(s: Settings, start: FoundModel) -> list[str]:
+    """A line about what the user wrote of the network and the weights have otherwise."""
+    ignored = []
+    for name in SHAPE:
+        asked = getattr(s, name)
+        has = getattr(start.config, name)
+        if name in s.given and asked != has:
+            ignored.append(f"{name}={has}, not {asked}")
+    if not ignored:
+        return []
+    return [f"the network is that of {start.folder}, whatever was asked for: {', '.join(ignored)}"]
+
+
+def with_prompt_that_fits(s: Settings, dataset: Dataset) -> tuple[Settings, list[str]]:
+    """The settings without a preset's sample_prompt that the tokenizer has no ids for, and a line
+    about that. Raises ValueError if it was written on the command line."""
+    try:
+        dataset.prompt_ids(s.sample_prompt)
+    except ValueError as error:
+        reason = f"sample_prompt is {s.sample_prompt!r}, which {s.dataset} has no ids for: {error}"
+        if s.given.get("sample_prompt", "").startswith("--"):
+            raise ValueError(reason) from None
+        return replace(s, sample_prompt=""), [f"{reason}; samples begin without a prompt"]
+    return s, []
 
 
 def assumed_vocab_size(dataset: str) -> int:
