@@ -1,7 +1,8 @@
 """The files of a folder, or those that a pattern matches, each real file once.
 
-Links are followed, to folders, too. What is not read is told to a LeftOut: a folder has more than
-documents, and a million files may come before the one that cannot be opened.
+Links are followed, to folders, too, but not up to one that the input itself lies in, which has more
+than the user named. What is not read is told to a LeftOut: a folder has more than documents, and a
+million files may come before the one that cannot be opened.
 """
 
 import os
@@ -40,18 +41,23 @@ class Search:
 
     def files_below(self, folder: str) -> Iterator[str]:
         """Files of a folder in a fixed order: its own by name, then those of each folder in it."""
+        above = identities_above(folder)
         ahead = [folder]
         while ahead:
             folder = ahead.pop()
-            if not self._enter(folder):
+            if not self._enter(folder, above):
                 continue
             files, folders = self._list(folder)
             yield from self._chosen(folder, files)
             ahead += reversed(folders)
 
-    def _enter(self, folder: str) -> bool:
-        """Whether a folder is to be read: not the one written to, and not for a second time."""
+    def _enter(self, folder: str, above: set) -> bool:
+        """Whether a folder is to be read: not the one written to, none above the input, and none
+        for a second time."""
         identity = folder_identity(folder)
+        if identity in above:
+            self.left_out.add(left_out.FOLDER_ABOVE, folder)
+            return False
         if self.not_below is not None and identity == folder_identity(self.not_below):
             self.left_out.add(left_out.OUTPUT_FOLDER, folder)
             return False
@@ -150,7 +156,7 @@ def is_pattern(name: str) -> bool:
 
 def _folders_below(folder: str) -> Iterator[str]:
     """A folder, and each of those in it, by whichever name comes first."""
-    entered = set()
+    entered = identities_above(folder or ".")
     ahead = [folder]
     while ahead:
         folder = ahead.pop()
@@ -235,6 +241,11 @@ def why_not_opened(path: str) -> str:
 def is_permitted(path: str) -> bool:
     """Whether this process may read it."""
     return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def identities_above(folder: str) -> set:
+    """Of the folders that a folder lies in."""
+    return {folder_identity(parent) for parent in Path(os.path.realpath(folder)).parents}
 
 
 def folder_identity(folder: str | Path) -> tuple | str:

@@ -78,6 +78,21 @@ def test_linked_folders_are_read_and_circles_end(folder):
     assert sorted(paths("c/**/*.txt")) == ["c/a.txt", "c/deep/d.txt", "c/linked/in/f.txt"]
 
 
+def test_a_link_to_a_folder_above_does_not_bring_in_what_nobody_named(folder):
+    Path("private.txt").write_text("not of the corpus")
+    os.symlink("../..", "c/deep/up")
+    os.symlink("/", "c/z:")
+    assert paths("c") == ALL
+    assert what_is_left_out("c") == {left_out.FOLDER_ABOVE: 2}
+    assert sorted(paths("c/**/*.txt")) == ["c/a.txt", "c/deep/d.txt"]
+    assert paths("c/deep", ".") == [
+        "c/deep/d.txt",
+        "c/deep/er/e.py",
+        "./private.txt",
+        *("./" + p for p in ALL[:2]),
+    ]
+
+
 def test_links_that_lead_nowhere_are_said_or_refused_by_name(folder, fails):
     os.symlink("nowhere.txt", "c/broken.txt")
     os.symlink("circle.txt", "c/circle.txt")

@@ -261,6 +261,8 @@ class Expected:
     def take(self, path: str):
         n_files, n_names, n_again = self.n_files, self.n_names, self.n_again
         if os.path.isdir(path):
+            parents = Path(os.path.realpath(path)).parents
+            self.above = {os.stat(parent).st_ino for parent in parents}
             self.enter(path)
         else:
             self.n_names += 1
@@ -273,6 +275,9 @@ class Expected:
 
     def enter(self, path: str):
         number = os.stat(path).st_ino
+        if number in self.above:
+            self.n_names += 1
+            return
         if number in self.entered:
             self.n_names += 1
             self.n_again += 1
