@@ -16,11 +16,11 @@ from types import EllipsisType
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lathe.optim.optimizer import is_sharded, own_rows
-from lathe.run.tensor_file import DTYPE_NAMES, host_copy, write_safetensors
+from lathe.run.tensor_file import DTYPE_NAMES, host_copy, opened, write_safetensors
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # What a file that is no file of pieces, or claims nonsense, can raise
@@ -97,7 +97,7 @@ class SavedTensor:
 
     def __getitem__(self, rows: slice | EllipsisType) -> Tensor:
         if not self.shape:
-            with safe_open(self.parts[0].file, framework="pt") as file:
+            with opened(self.parts[0].file) as file:
                 return file.get_tensor(self.name).clone()
         begin, end = 0, self.shape[0]
         if rows is not Ellipsis:
@@ -107,7 +107,7 @@ class SavedTensor:
             first = max(begin, part.begin)
             last = min(end, part.end)
             if first < last:
-                with safe_open(part.file, framework="pt") as file:
+                with opened(part.file) as file:
                     saved = file.get_slice(self.name)[first - part.begin : last - part.begin]
                     tensor[first - begin : last - begin] = saved
         return tensor
@@ -144,7 +144,7 @@ def read_head(path: Path) -> dict[str, FoundPiece]:
     """The tensors of a file. Raises ValueError if it is damaged or cannot be read."""
     pieces = {}
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             table = json.loads((file.metadata() or {}).get("rows", "{}"))
             for name in file.keys():  # noqa: SIM118 - it is no dict
                 head = file.get_slice(name)

@@ -71,7 +71,7 @@ def host_copy(nest: Any, copy: bool = True) -> Any:
 def tensor_names(path: Path) -> list[str]:
     """Names of the tensors in a file. Raises ValueError if it is damaged or cannot be read."""
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             return list(file.keys())
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
@@ -88,18 +88,18 @@ def read_tensor(path: Path, name: str) -> Tensor:
     at the most (2.16 GB where all are copied from one map), and each tensor leaves memory as soon
     as it is dropped.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.get_tensor(name).clone()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def opened(path: Path) -> Iterator[safe_open]:
     """The library's view of a file; it opens names that are UTF-8 alone, others by their number."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        with open(path, "rb") as opened:
-            with safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
+        with open(path, "rb") as stored:
+            with safe_open(f"/dev/fd/{stored.fileno()}", framework="pt") as file:
                 yield file
         return
     with safe_open(path, framework="pt") as file:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lathe import ROOT
 from lathe.run.tensor_file import host_copy, read_tensor, tensor_names, write_safetensors
 
 TENSORS = {
@@ -103,3 +104,10 @@ def test_a_cut_or_missing_file_is_named(tmp_path):
         tensor_names(path)
     with pytest.raises(ValueError, match="missing.safetensors cannot be read: No such file"):
         tensor_names(tmp_path / "missing.safetensors")
+
+
+def test_the_library_is_asked_in_one_place_which_knows_names_that_are_no_utf_8():
+    """By its own it opens no others: see `opened`."""
+    for file in (ROOT / "lathe").rglob("*.py"):
+        if file.name != "tensor_file.py":
+            assert "safe_open" not in file.read_text(encoding="utf-8"), file
