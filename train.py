@@ -86,6 +86,7 @@ from lathe.use.start import (
     is_filled_later,
     open_start,
     plan_run,
+    which_run,
 )
 from lathe.use.tasks import Task, open_tasks
 from lathe.use.validation import validation
@@ -188,6 +189,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         contexts.enter_context(devices.deterministic_algorithms())
     runtime = devices.start(settings.device, settings.dtype, settings.rank_timeout, training=True)
     say = Progress(settings.max_steps, enabled=runtime.is_main).print
+    settings = ranks.on_main(lambda: which_run(settings, say))
 
     # Data, the weights to begin with, and a plan. Rank 0 holds the folder and decides for all.
     dataset = find_dataset(settings)
@@ -778,6 +780,12 @@ def read_position(start: FoundModel, s: Settings, dataset: Dataset) -> TrainStat
     state = TrainState(**start.state["train"])
     best_val_loss = checkpoint.best_val_loss(s.out_dir)  # may be of a later step
     state.best_val_loss = min(state.best_val_loss, best_val_loss)
+    if was["fingerprint"] != dataset.fingerprint:
+        state.best_val_loss = math.inf  # of other data
+    was_in = Path(start.state["settings"]["out_dir"])
+    is_copy = was_in.resolve() != Path(s.out_dir).resolve() and (was_in / "checkpoints").is_dir()
+    if is_copy:
+        state.wandb_run_id = os.urandom(4).hex()  # the other one's curves go on without this one's
     return state
 
 
@@ -847,6 +855,7 @@ def print_plan(settings: Settings) -> int:
     target = dry_run.find_target(settings)
     is_main = int(os.environ.get("RANK", 0)) == 0
     say = Progress(settings.max_steps, enabled=is_main).print
+    settings = which_run(settings, say)
     start = open_start(find_start(settings, say), settings.block_size)
     dataset = None
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lathe import ROOT
 from lathe.run.files import write_atomically
+from lathe.run.ranks import job_id
 
 
 def log_start(
@@ -31,6 +32,7 @@ def log_start(
         "command": f"{launcher} {shlex.join(sys.argv)}",
         "device": cpu_name() if device == "cpu" else device,
         "processes": processes,
+        **({"job": job_id()} if job_id() else {}),
         "commit": git_commit(),
         "versions": {
             "python": platform.python_version(),

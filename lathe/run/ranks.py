@@ -53,6 +53,15 @@ def stop():
         dist.destroy_process_group()
 
 
+def job_id() -> str | None:
+    """What torchrun's attempts at one job have in common, and other jobs have not; None without
+    torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name == "none":  # no --rdzv-id was given: the agent, which lives as long as the job
+        return f"agent {os.getppid()}"
+    return name
+
+
 # -----------------------------------------------------------------------------
 # Numbers
 

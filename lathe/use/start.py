@@ -1,5 +1,6 @@
 """What training begins with: new weights, another model's, or its own from where it stopped."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from lathe.data.dataset import Dataset
 from lathe.optim.optimizer import from_own_rows, like_parameter
 from lathe.run import checkpoint, devices, ranks
+from lathe.run.metrics import read_lines
 from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan, resolve
 from lathe.run.process import seed_everything
 from lathe.settings import Settings
@@ -17,6 +19,49 @@ from lathe.use import lora, network
 from lathe.use.find_model import FoundModel, find_model
 from lathe.use.hf import find as hf_find
 from model import GPT, GPTConfig
+
+# -----------------------------------------------------------------------------
+# Which run is meant
+
+
+def which_run(s: Settings, say: Callable[[str], None]) -> Settings:
+    """The settings, with the folder and the start that they mean in this place and this attempt."""
+    return go_on_after_restart(in_its_folder(s, say))
+
+
+def in_its_folder(s: Settings, say: Callable[[str], None]) -> Settings:
+    """A run's settings.toml means the run's folder, wherever that was copied or moved to, and from
+    wherever it is named; --out_dir says otherwise."""
+    file_name, _, setting = s.given.get("out_dir", "").rpartition(": ")
+    path = Path(file_name)
+    folder = path.parent
+    if setting != "out_dir" or path.name != "settings.toml":
+        return s
+    if not (folder / "checkpoints").is_dir() or folder.resolve() == Path(s.out_dir).resolve():
+        return s
+    say(f"out_dir is {folder}, where {path} lies, not {s.out_dir}, as is written in it")
+    return changed(s, out_dir=str(folder))
+
+
+def go_on_after_restart(s: Settings) -> Settings:
+    """torchrun's --max-restarts starts the same command again: whatever it began with, it then goes
+    on with what it has saved."""
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if is_first or s.init_from in RESUMING:
+        return s
+    job = ranks.job_id()
+    starts = read_lines(Path(s.out_dir) / "starts.jsonl")
+    if not starts or starts[-1].get("job") != job or not checkpoint.list_checkpoints(s.out_dir):
+        return s
+    return changed(s, init_from="resume", overwrite=False)
+
+
+def changed(s: Settings, **values: str | bool) -> Settings:
+    """The settings with other values, which know what the user wrote all the same."""
+    other = replace(s, **values)
+    object.__setattr__(other, "given", s.given)
+    return other
+
 
 # -----------------------------------------------------------------------------
 # What it begins with
@@ -173,19 +218,25 @@ def choose_network(
 
 
 def refuse_another_network(s: Settings, start: FoundModel):
-    """Raises ValueError, with what was and is, if the network is not the checkpoint's."""
-    asked = GPTConfig(**{name: getattr(s, name) for name in NETWORK})
+    """Raises ValueError, with what was and is, if the network is not the checkpoint's. What nobody
+    has asked for is as it was."""
+    values = {}
+    for name in NETWORK:
+        is_asked = not s.given or name in s.given
+        values[name] = getattr(s if is_asked else start.config, name)
+    asked = GPTConfig(**values)
     was = {name: getattr(start.config, name) for name in SHAPE}
     now = {name: getattr(asked, name) for name in SHAPE}
     for name in ("lora_rank", "lora_alpha"):
         was[name] = start.state["settings"].get(name, getattr(Settings, name))
         now[name] = getattr(s, name)
-    changed = []
+    differences = []
     for name in sorted(was):
         if was[name] != now[name]:
-            changed.append(f"{name} {was[name]} -> {now[name]}")
-    if changed:
-        raise ValueError(f"cannot resume {s.out_dir} with another network: {', '.join(changed)}")
+            differences.append(f"{name} {was[name]} -> {now[name]}")
+    if differences:
+        what = ", ".join(differences)
+        raise ValueError(f"cannot resume {s.out_dir} with another network: {what}")
 
 
 def refuse_another_optimizer(s: Settings, start: FoundModel):

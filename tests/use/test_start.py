@@ -7,7 +7,9 @@ import pytest
 from tiny_run import arguments, make_dataset, rows
 
 import train
-from lathe.text.tokenizer import train_char
+from lathe.data.shards import write_dataset
+from lathe.run import checkpoint
+from lathe.text.tokenizer import load_tokenizer, train_char
 
 SHORT = dict(max_steps=4, eval_interval=2)
 
@@ -93,3 +95,91 @@ def test_another_tokenizer_beside_the_shards_is_refused(spoken, tmp_path, others
     with pytest.raises(ValueError, match="holds another tokenizer than .* was made with"):
         train.main(arguments(tmp_path / "data", tmp_path / "run", **SHORT))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# -----------------------------------------------------------------------------
+# Runs that were moved, copied or started again
+
+
+def position(out_dir) -> dict:
+    folder, _ = checkpoint.newest_checkpoint(out_dir)
+    return json.loads((folder / "state.json").read_text())["train"]
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_run_goes_on_in_the_folder_in_which_its_settings_lie(short_run, tmp_path, capsys, moved):
+    original = tmp_path / "original"
+    shutil.copytree(short_run, tmp_path / "elsewhere")
+    words = [str(tmp_path / "elsewhere" / "settings.toml"), "--init_from=resume"]
+    text = (short_run / "settings.toml").read_text()
+    if not moved:
+        shutil.copytree(short_run, original)
+        (tmp_path / "elsewhere" / "settings.toml").write_text(
+            text.replace(str(short_run), str(original))
+        )
+    before = tree(original) if not moved else tree(short_run)
+    assert train.main([*words, "--max_steps=8"]) == 0
+    assert "elsewhere, where " in capsys.readouterr().err
+    assert position(tmp_path / "elsewhere")["step"] == 8
+    assert (tree(original) if not moved else tree(short_run)) == before
+    # an out_dir that is asked for is the one that is meant
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        train.main([*words, f"--out_dir={tmp_path / 'asked'}"])
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_copy_of_a_run_has_a_wandb_run_of_its_own_and_a_moved_one_keeps_it(short_run, tmp_path):
+    ours = position(short_run)["wandb_run_id"]
+    copy = tmp_path / "copy"
+    shutil.copytree(short_run, copy)
+    go_on = ["--init_from=resume", "--max_steps=6"]
+    assert train.main([str(copy / "settings.toml"), *go_on]) == 0
+    copied = position(copy)["wandb_run_id"]
+    assert copied != ours
+    copy.rename(tmp_path / "moved")
+    go_on = ["--init_from=resume", "--max_steps=8"]
+    assert train.main([str(tmp_path / "moved" / "settings.toml"), *go_on]) == 0
+    assert position(tmp_path / "moved")["wandb_run_id"] == copied
+
+
+def test_fine_tuning_is_resumed_by_the_command_that_began_it(short_run, dataset, tmp_path):
+    preset = tmp_path / "finetune.toml"
+    preset.write_text(f'dataset = "{dataset}"\ndevice = "cpu"\nlearning_rate = 0.001\n')
+    words = [str(preset), f"--out_dir={tmp_path / 'run'}", "--sample_tokens=0", "--batch_size=8"]
+    words += ["--eval_interval=2", "--warmup_steps=0", "--micro_batch_size=8"]
+    assert train.main([*words, f"--init_from={short_run}", "--max_steps=2"]) == 0
+    assert train.main([*words, "--init_from=resume", "--max_steps=4"]) == 0
+    assert position(tmp_path / "run")["step"] == 4
+    with pytest.raises(ValueError, match="another network: .*n_embd 32 -> 64"):
+        train.main([*words, "--init_from=resume", "--max_steps=6", "--n_embd=64"])
+
+
+def test_torchruns_restart_goes_on_whatever_the_job_began_with(
+    short_run, dataset, tmp_path, monkeypatch, capsys
+):
+    words = arguments(dataset, tmp_path / "run", **{**SHORT, "init_from": str(short_run)})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert train.main(words) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train.main([*words, "--max_steps=6"]) == 0
+    assert "resuming from" in capsys.readouterr().err
+    assert position(tmp_path / "run")["step"] == 6
+    # another job's folder is not gone on with, nor is it overwritten
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
+    with pytest.raises(ValueError, match="already holds a run"):
+        train.main([*words, "--max_steps=8"])
+
+
+def test_the_best_of_other_data_is_no_measure(short_run, dataset, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    text = "".join(reversed("the cat sat on a mat and saw seven sunny seas " * 80))
+    write_dataset(tmp_path / "new", load_tokenizer("byte"), [text], [text[:500]])
+    words = [str(run / "settings.toml"), "--init_from=resume", "--new_data=true", "--max_steps=8"]
+    assert train.main([*words, f"--dataset={tmp_path / 'new'}"]) == 0
+    best = checkpoint.best_checkpoint(run)
+    assert checkpoint.step_of(best) > 4
