@@ -38,6 +38,7 @@ from lathe.run.files import (
     flush_to_disk,
     read_json_with_checksum,
     replace_folder,
+    utf8_path,
     write_atomically,
     write_json_with_checksum,
 )
@@ -210,7 +211,8 @@ def load_optimizer(path: Path) -> dict:
     Its large tensors come to memory when they are asked for: those of a file in pieces are
     SavedTensors, others are mapped.
     """
-    saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
+    with utf8_path(path / "optimizer.pt") as name:
+        saved = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     if is_in_pieces(read_state(path)):
         state = {}
         for name, tensor in open_tensors(tensor_paths(path, "optimizer")).items():

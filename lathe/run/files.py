@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lathe.json_text import read_json
@@ -144,6 +144,19 @@ class LineLog:
             n_lines = self._waiting.count(b"\n")
             self.say(f"{self.path} lacks its last {n_lines} lines: they could not be written")
         self._file.close()
+
+
+@contextmanager
+def utf8_path(path: Path) -> Iterator[str]:
+    """A name by which libraries can open a file that open names in UTF-8 alone: its own, or that of
+    its number in this process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+        return
+    yield str(path)
 
 
 def flush_to_disk(path: Path):

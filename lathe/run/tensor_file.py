@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lathe.run.files import utf8_path
+
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -94,13 +96,6 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 @contextmanager
 def opened(path: Path) -> Iterator[safe_open]:
-    """The library's view of a file; it opens names that are UTF-8 alone, others by their number."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        with open(path, "rb") as stored:
-            with safe_open(f"/dev/fd/{stored.fileno()}", framework="pt") as file:
-                yield file
-        return
-    with safe_open(path, framework="pt") as file:
+    """The library's view of a file."""
+    with utf8_path(path) as name, safe_open(name, framework="pt") as file:
         yield file

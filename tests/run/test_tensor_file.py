@@ -107,7 +107,7 @@ def test_a_cut_or_missing_file_is_named(tmp_path):
 
 
 def test_the_library_is_asked_in_one_place_which_knows_names_that_are_no_utf_8():
-    """By its own it opens no others: see `opened`."""
+    """By its own it opens no others: see `utf8_path`."""
     for file in (ROOT / "lathe").rglob("*.py"):
         if file.name != "tensor_file.py":
             assert "safe_open" not in file.read_text(encoding="utf-8"), file
