@@ -194,6 +194,19 @@ def test_who_wants_weights_alone_needs_no_whole_optimizer(four):
         checkpoint.find_checkpoint(new)
 
 
+def test_ranks_that_verify_together_agree_on_what_is_damaged(data, four, tmp_path):
+    """Each reads some of the files only; one of them finds the fault."""
+    path = checkpoint.step_path(four, 12) / "optimizer.rank2-of-4.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    asked = FSDP | dict(init_from="resume", max_steps=8, micro_batch_size=MICRO[3])
+    results = run_ranks(3, tmp_path, job(data, four, **asked))
+    assert [code for code, _, _ in results] == [0, 0, 0], results[0][2][-2000:]
+    said = results[0][2]
+    assert said.count("skipped: ") == 1 and f"step-0000012 is damaged: {path.name}" in said
+    assert "resuming from" in said and "step-0000006" in said
+    assert [row["step"] for row in rows(four)] == list(range(1, 9))
+
+
 # Ranks that cannot write
 
 
