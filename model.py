@@ -790,6 +790,7 @@ def loss_in_place(
     if x.is_cpu:
         rows = max(1, 4 * LOGITS_AT_ONCE // weight.shape[0])
     w = weight.to(dtype)
+    sums = torch.promote_types(weight.dtype, torch.float32)  # FSDP's weights may be bfloat16
     dx = torch.empty_like(x)
     dw = None
     total = torch.zeros((), device=x.device)
@@ -805,7 +806,7 @@ def loss_in_place(
         dx[piece] = (grad @ w) * scored
         if head_learns:
             part = grad.T @ (xs * scored)  # (V, rows) x (rows, C) -> (V, C)
-            dw = part.to(weight.dtype) if dw is None else dw.add_(part)
+            dw = part.to(sums) if dw is None else dw.add_(part)
     return LossAndGradients(total, dx, dw)
 
 

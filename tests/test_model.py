@@ -626,6 +626,21 @@ def test_chunked_loss_trains_a_head_over_frozen_features(both_ways):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_a_head_in_bfloat16_has_a_gradient_that_many_pieces_do_not_round(monkeypatch):
+    """As FSDP gives it to the loss on a GPU; a sum of 200 pieces in bfloat16 is off by 2%."""
+    x = torch.randn(400, 8).bfloat16()
+    weight = torch.randn(V, 8).bfloat16().requires_grad_()
+    targets = torch.full((400,), 3)
+    gradients = []
+    for at_once in (V // 2, 400 * V):
+        monkeypatch.setattr("model.LOGITS_AT_ONCE", at_once)
+        loss = ChunkedCrossEntropy.apply(x, weight, targets, V, 0.0, torch.bfloat16)
+        gradients += torch.autograd.grad(loss, weight)
+    pieces, whole = gradients
+    assert pieces.dtype == torch.bfloat16
+    assert (pieces - whole).norm() <= 0.004 * whole.norm()
+
+
 def test_chunked_loss_leaves_a_frozen_head_without_a_gradient(both_ways):
     x, weight, targets = torch.randn(20, 8, requires_grad=True), torch.randn(V, 8), tokens(20)
     ours = ChunkedCrossEntropy.apply(x, weight, targets, V, 0.0, torch.float32)
