@@ -242,14 +242,14 @@ def write(options: Options) -> int:
 def read(options: Options) -> int:
     run = devices.start("cpu", "float32", training=True)
     folder = checkpoint.step_path(options.work, 1)
-    found = find_model(folder, verified=True)
+    source = find_model(folder, verified=True)
     model = sharded(network(options), run)
     ranks.gather(None)
     count = Count()
     if run.world_size > 1:
-        model.load_state_dict(saved_rows(model, found, run.device), assign=True)
+        model.load_state_dict(saved_rows(model, source, run.device), assign=True)
     else:
-        model = found.load()
+        model = source.load()
     optimizers = adamw(model)
     load_optimizer_state(optimizers, checkpoint.load_optimizer(folder)["optimizer"])
     count.tell()

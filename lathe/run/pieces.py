@@ -114,7 +114,7 @@ class SavedTensor:
 
 
 @dataclass(frozen=True)
-class FoundPiece:
+class PieceHead:
     """What the head of a file says of a tensor."""
 
     part: Part
@@ -127,12 +127,12 @@ def open_tensors(paths: list[Path]) -> dict[str, SavedTensor]:
 
     Raises ValueError, naming the file or the tensor, if one is damaged or rows are missing.
     """
-    found: dict[str, list[FoundPiece]] = {}
+    heads: dict[str, list[PieceHead]] = {}
     for path in paths:
         for name, piece in read_head(path).items():
-            found.setdefault(name, []).append(piece)
+            heads.setdefault(name, []).append(piece)
     tensors = {}
-    for name, pieces in found.items():
+    for name, pieces in heads.items():
         pieces.sort(key=lambda piece: piece.part.begin)
         parts = tuple(piece.part for piece in pieces)
         check_whole(name, pieces)
@@ -140,7 +140,7 @@ def open_tensors(paths: list[Path]) -> dict[str, SavedTensor]:
     return tensors
 
 
-def read_head(path: Path) -> dict[str, FoundPiece]:
+def read_head(path: Path) -> dict[str, PieceHead]:
     """The tensors of a file. Raises ValueError if it is damaged or cannot be read."""
     pieces = {}
     try:
@@ -152,7 +152,7 @@ def read_head(path: Path) -> dict[str, FoundPiece]:
                 begin, n_rows = table.get(name, (0, height))
                 shape = (int(n_rows), *rest) if head.get_shape() else ()
                 part = Part(path, int(begin), int(begin) + height)
-                pieces[name] = FoundPiece(part, DTYPES[head.get_dtype()], shape)
+                pieces[name] = PieceHead(part, DTYPES[head.get_dtype()], shape)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except BROKEN as error:
@@ -161,7 +161,7 @@ def read_head(path: Path) -> dict[str, FoundPiece]:
     return pieces
 
 
-def check_whole(name: str, pieces: list[FoundPiece]):
+def check_whole(name: str, pieces: list[PieceHead]):
     """Raises ValueError unless these, in order, make up a tensor."""
     first = pieces[0]
     n_rows = first.shape[0] if first.shape else 1

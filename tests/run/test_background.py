@@ -40,8 +40,8 @@ def test_a_failure_in_the_background_is_known_and_raised_once():
 
 
 def test_a_write_that_waits_for_others_is_told_when_this_process_leaves():
-    told = []
+    heard = []
     with pytest.raises(ValueError, match="the loss is none"), BackgroundWriter() as writer:
-        writer.start(lambda: told.append(writer.leaving.wait(30)))
+        writer.start(lambda: heard.append(writer.leaving.wait(30)))
         raise ValueError("the loss is none")
-    assert told == [True]
+    assert heard == [True]
