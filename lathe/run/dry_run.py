@@ -169,7 +169,7 @@ def bound_lines(plan: Plan, target: Target) -> list[Line]:
     speed = f"{bounds.PRODUCTS_REACH:.0%} of {tflops:g} TFLOP/s"
     reached = f"{bounds.MEMORY_REACHES:.0%} of {gpu.memory_gbps:,.0f} GB/s"
     lines = [
-        ("products", f"{time_of(b.products)} a step: {b.flops / 1e12:,.3g} TFLOP at {speed}"),
+        ("products", f"{time_of(b.products)} a step: {b.flops / 1e12:,.1f} TFLOP at {speed}"),
         ("memory traffic", f"{time_of(b.memory)} a step: {amount(b.memory_bytes)} at {reached}"),
     ]
     if n > 1:
