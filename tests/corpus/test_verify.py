@@ -25,9 +25,7 @@ def test_verifying_shows_what_is_in_a_dataset(tmp_path, capsys):
     documents = sum(int(n) for n in re.findall(r"^(\d+) documents", page, re.M))
     assert documents == 401
     train_char(SENTENCES).save(tmp_path / "out")
-    with pytest.raises(
-        ValueError, match="the tokenizer beside the shards is char .* were made with byte"
-    ):
+    with pytest.raises(ValueError, match="holds another tokenizer than .*out was made with"):
         verify.main([str(tmp_path / "out")])
 
 
@@ -38,3 +36,14 @@ def test_verifying_refuses_windows_that_make_no_sense(option, capsys):
     assert (
         end.value.code == 2 and option.strip("-").split("=")[0] + " is" in capsys.readouterr().err
     )
+
+
+def test_what_was_left_out_is_shown(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("some text " * 30)
+    for name in ("a.png", "b.png", ".hidden"):
+        (tmp_path / "in" / name).touch()
+    prepare(tmp_path / "in", tmp_path / "out")
+    verify.main([str(tmp_path / "out"), "--windows=0"])
+    page = capsys.readouterr().out
+    assert "left out of the input: 2 x .png\nleft out of the input: 1 x hidden file\n" in page
