@@ -55,7 +55,7 @@ def reports(library) -> dict[str, dict]:
         pytest.skip(f"what is lowered was counted with torch {COUNTED_WITH}, this is {TORCH}")
     jobs = JOBS | {fault: {**SHORT, "fault": fault} for fault in FAULTS}
     jobs = {name: {**job, "rows": 60} for name, job in jobs.items()}
-    code, out, err = finished(command(HERE / "lowered.py", library, json.dumps(jobs)), 900)
+    code, out, err = finished(command(HERE / "lowered.py", library, json.dumps(jobs)), 1800)
     assert code == 0, err[-3000:]
     return json.loads(out)
 
