@@ -828,7 +828,8 @@ def loss_for_a_compiler(
         dxs.append(grad @ w)
         if head_learns:
             dws.append(grad.T @ piece)  # (V, rows) x (rows, C) -> (V, C)
-    dw = sum(part.to(weight.dtype) for part in dws) if head_learns else None
+    sums = torch.promote_types(weight.dtype, torch.float32)
+    dw = sum(part.to(sums) for part in dws) if head_learns else None
     return LossAndGradients(total, torch.cat(dxs).to(x.dtype), dw)
 
 

@@ -626,7 +626,7 @@ def test_chunked_loss_trains_a_head_over_frozen_features(both_ways):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_head_in_bfloat16_has_a_gradient_that_many_pieces_do_not_round(monkeypatch):
+def test_a_head_in_bfloat16_has_a_gradient_that_many_pieces_do_not_round(monkeypatch, both_ways):
     """As FSDP gives it to the loss on a GPU; a sum of 200 pieces in bfloat16 is off by 2%."""
     x = torch.randn(400, 8).bfloat16()
     weight = torch.randn(V, 8).bfloat16().requires_grad_()
