@@ -73,6 +73,7 @@ from lathe.run.process import (
 )
 from lathe.run.progress import Progress
 from lathe.run.provenance import log_start
+from lathe.run.soundness import Soundness
 from lathe.run.standstill import Standstill
 from lathe.run.tensor_file import host_copy
 from lathe.terminal import print_result
@@ -148,6 +149,7 @@ class Run:
     watchdog: Watchdog
     signals: StopSignals
     standstill: Standstill
+    soundness: Soundness
 
     updates: deque[Update] = field(default_factory=deque)  # begun, and not looked at yet
     stopping: bool = False
@@ -247,6 +249,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         watchdog=contexts.enter_context(Watchdog(s.rank_timeout, runtime)),
         signals=contexts.enter_context(StopSignals(say)),
         standstill=Standstill(plan.compiled),
+        soundness=Soundness(batches, s.micro_batch_size * s.block_size, runtime.world_size),
         saved_step=state.step if plan.resumed else None,
     )
 
@@ -434,6 +437,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
     for micro in range(run.plan.micro_steps):
         run.watchdog.alive(f"training step {state.step + 1}")
         x, y = run.batches.fetch(state.samples, micro)
+        run.soundness.use(state.step + 1, state.samples, micro, x, y)
         is_last = micro == run.plan.micro_steps - 1
         with nullcontext() if is_last else no_sync():
             with runtime.autocast():
@@ -551,13 +555,11 @@ def count_skipped(run: Run, update: Update, numbers: dict[str, float]):
 
 def give_up(run: Run, update: Update):
     """Raises ValueError, with the samples to look at and the checkpoint to go back to."""
-    run.writer.wait_on_all()
-    newest, _ = checkpoint.newest_checkpoint(run.out)
     first = update.samples - run.settings.batch_size
     raise ValueError(
         f"{run.skipped_in_a_row} steps in a row were skipped, up to step {update.step} "
         f"(samples {first} to {update.samples - 1}): lower learning_rate, or look at these; "
-        f"the last good checkpoint is {newest or 'none yet'}"
+        f"the last good checkpoint is {last_good_checkpoint(run)}"
     )
 
 
@@ -607,6 +609,7 @@ def evaluate(run: Run):
     """Losses, scores, samples and the page; save if it is time. A signal breaks it off."""
     s = run.settings
     state = run.state
+    check_soundness(run)
     scores = measure(run)
     if scores is None:
         run.stopping = True
@@ -627,6 +630,36 @@ def evaluate(run: Run):
             run.logs.mirrors.log({"step": state.step, "report": run.out / "report.html"})
     if run.stop_asked():
         run.stopping = True
+
+
+def check_soundness(run: Run):
+    """Raises ValueError, on every rank, where numbers are not what they must be."""
+    s = run.settings
+    state = run.state
+    run.watchdog.alive(f"checking step {state.step}")
+    tensors = dict(run.model.state_dict())
+    for name, of_optimizer in optimizer_state(run.optimizers).items():
+        for what, tensor in of_optimizer.items():
+            if isinstance(tensor, Tensor):
+                tensors[f"{what} of {name}"] = tensor
+    run.soundness.check(state.step, tensors, partial(last_good_checkpoint, run))
+    is_repeatable = run.runtime.device.type == "cpu" or s.deterministic
+    if not run.soundness.replay_is_due() or not is_repeatable or s.dropout or s.parallel == "fsdp":
+        return
+    seen = state.samples - s.batch_size
+    n_differing = run.soundness.replay(run.model, run.runtime, seen, run.plan.micro_steps - 1)
+    for rank, n in enumerate(ranks.gather(n_differing)):
+        if n:
+            run.progress.print(
+                f"rank {rank} computed a batch of step {state.step} twice and got other gradients "
+                f"in {n} tensors: its processor or memory is at fault"
+            )
+
+
+def last_good_checkpoint(run: Run) -> str:
+    run.writer.wait_on_all()
+    newest, _ = checkpoint.newest_checkpoint(run.out)
+    return str(newest or "none yet")
 
 
 def measure(run: Run) -> dict[str, float] | None:
@@ -723,6 +756,7 @@ def save(run: Run, best: bool = False):
     state = run.state
     if run.saved_step == state.step:
         return
+    check_soundness(run)
     run.saved_step = state.step
     run.watchdog.alive(f"saving step {state.step}")
     began = time.perf_counter()

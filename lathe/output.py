@@ -31,7 +31,8 @@ class NonBlockingStream(io.TextIOBase):
         self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._refused = 0  # writes for which there was no place
         self._lost = 0  # writes that failed; refused ones that were told of are taken off
-        self._writing = False  # the thread is at it
+        self._accepted = 0  # writes that were put in the queue
+        self._done = 0  # those that the thread has written or given up
         threading.Thread(target=self._write_on, name="output", daemon=True).start()
 
     @property
@@ -53,6 +54,7 @@ class NonBlockingStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if self._waiting.qsize() < MOST_WAITING:
+            self._accepted += 1
             self._waiting.put(text)
         else:
             self._refused += 1
@@ -64,14 +66,12 @@ class NonBlockingStream(io.TextIOBase):
     def finish(self, seconds: float):
         """Wait until all is written, for so long at most."""
         deadline = time.monotonic() + seconds
-        while (self._writing or not self._waiting.empty()) and time.monotonic() < deadline:
+        while self._done < self._accepted and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def _write_on(self):
         while True:
-            self._writing = False
             text = self._waiting.get()
-            self._writing = True
             left_out = self._refused + self._lost
             if left_out:
                 text = LEFT_OUT.format(count_of(left_out)) + text
@@ -79,6 +79,7 @@ class NonBlockingStream(io.TextIOBase):
                 self._lost -= left_out
             else:
                 self._lost += 1
+            self._done += 1
 
     def _written(self, text: str) -> bool:
         """Whether it could be written. It may wait for a reader."""
