@@ -24,7 +24,7 @@ test-versions: install-dev
 # What the compiler makes for an H100, counted without one; triton, 700 MB, lies beside .venv for that.
 lowering: install-dev
 	@$(PY) -m pip install --quiet --no-deps --upgrade --target .triton -r requirements-lower.txt
-	@$(PY) -m pytest tests/cuda/test_lowered.py
+	@$(PY) -m pytest -rs tests/cuda/test_lowered.py
 
 install: $(VENV)/.installed
 
