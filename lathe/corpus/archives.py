@@ -205,11 +205,11 @@ def _parts_of_frames() -> Generator[_Part, bytes, None]:
 
 
 # -----------------------------------------------------------------------------
-# Archives that are taken for text
+# Files that are taken for text and are none
 
 
-# Bytes that begin no text.
-ARCHIVES = {
+# Bytes that begin no text in UTF-8, and what such a file is.
+NO_TEXT = {
     rb"\x1f\x8b": "compressed: decompress it, or end its name in .gz",
     rb"BZh[1-9]1AY&SY": "compressed: decompress it, or end its name in .bz2",
     rb"\xfd7zXZ\0": "compressed: decompress it, or end its name in .xz",
@@ -219,13 +219,31 @@ ARCHIVES = {
     rb"7z\xbc\xaf": "a 7z archive: unpack it and name its folder",
     rb"Rar!\x1a\x07": "a rar archive: unpack it and name its folder",
     rb"(?s:.{257})ustar(?:\0|  \0)": "a tar archive: unpack it and name its folder",
+    rb"\x04\x22\x4d\x18": "compressed with lz4: decompress it",
+    rb"\x5d\0\0": "compressed with lzma: decompress it",
+    rb"LZIP\x01": "compressed with lzip: decompress it",
+    rb"\x1f\x9d": "compressed with compress: decompress it",
+    # UTF-32 before UTF-16, whose mark begins its mark; both by their zeros where they have no mark
+    rb"\xff\xfe\0\0|\0\0\xfe\xff|(?:[\t\n\r -~]\0\0\0){3}|(?:\0\0\0[\t\n\r -~]){3}": (
+        "UTF-32: convert it to UTF-8, as iconv does"
+    ),
+    rb"\xff\xfe|\xfe\xff|(?:[\t\n\r -~]\0){4}|(?:\0[\t\n\r -~]){4}": (
+        "UTF-16: convert it to UTF-8, as iconv does"
+    ),
+    rb"%PDF-[0-9]\.[0-9]\s": "a PDF: take its text out of it, as pdftotext does",
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of an office program: save it as text",
+    rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a.{4}[\x80-\xff]": "an image, no text: leave it out",
+    rb"\x7fELF[\1\2]": "a program, no text: leave it out",
+    rb"SQLite format 3\0": "a database of SQLite: export its table as CSV",
+    rb"ARROW1\0\0": "an Arrow file: save it as parquet",
+    rb"\x93NUMPY": "an array of NumPy, no text: leave it out",
 }
-ANY_ARCHIVE = re.compile(b"|".join(b"(%b)" % mark for mark in ARCHIVES))
+ANY_NO_TEXT = re.compile(b"|".join(b"(%b)" % mark for mark in NO_TEXT))
 
 
-def what_archive(data: bytes) -> str:
-    """What a file that begins so is, and what to do, if it is an archive; else ""."""
-    mark = ANY_ARCHIVE.match(data)
+def what_instead_of_text(data: bytes) -> str:
+    """What a file that begins so is, and what to do, if it is no text in UTF-8; else ""."""
+    mark = ANY_NO_TEXT.match(data)
     if mark is None:
         return ""
-    return list(ARCHIVES.values())[mark.lastindex - 1]
+    return list(NO_TEXT.values())[mark.lastindex - 1]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lathe.corpus.archives import what_archive
+from lathe.corpus.archives import what_instead_of_text
 from lathe.json_text import refuse_repeated
 from lathe.text.tokenizer import EOT, replace_lone_surrogates
 
@@ -31,10 +31,10 @@ class Rules:
 
 
 def decode(data: bytes, label: str, offset: int, rules: Rules, counts: Counter) -> str:
-    """The text of bytes at `offset` of the file `label`. ValueError if they are not UTF-8, or an
-    archive that its name does not tell."""
-    if offset == 0 and (archive := what_archive(data)):
-        raise ValueError(f"{label} is {archive}")
+    """The text of bytes at `offset` of the file `label`. ValueError if they are not UTF-8, or
+    begin an archive or what else is no text."""
+    if offset == 0 and (instead := what_instead_of_text(data)):
+        raise ValueError(f"{label} is {instead}")
     if offset == 0 and data.startswith(BYTE_ORDER_MARK):
         offset = len(BYTE_ORDER_MARK)
         data = data[offset:]

@@ -167,11 +167,27 @@ def test_archives_that_their_names_do_not_tell(fails):
     fails("in/a.txt is a zip archive: unpack it", inputs=["in/a.txt"])
 
 
+@pytest.mark.parametrize(
+    ("begin", "what"),
+    [
+        (lzma.compress(TEXT, lzma.FORMAT_ALONE), "compressed with lzma"),
+        (b"\x04\x22\x4d\x18\x64\x40\xa7", "compressed with lz4"),
+        (b"%PDF-1.7\nonly ASCII\n%%EOF\n", "a PDF: take its text out of it"),
+        (b"\x89PNG\r\n\x1a\n", "an image, no text"),
+        (b"SQLite format 3\0", "a database of SQLite"),
+    ],
+)
+def test_what_is_no_text_is_not_read_as_text_even_with_bytes_replaced(begin, what, fails):
+    write("a.txt", begin)
+    fails(f"in/a.txt is {what}", "--errors=replace")
+
+
 def test_text_that_begins_as_an_archive_might_is_text(tmp_path):
-    for text in ("PAR1 is a mark", "PK is not", "BZh91", "Rar! he", "7z", "x" * 257 + "ustar"):
+    texts = ("PAR1 is a mark", "PK is not", "BZh91", "Rar! he", "7z", "x" * 257 + "ustar")
+    for i, text in enumerate((*texts, "%PDF-", "LZIP", "]\0", "GIF89a", "a\0b\0c")):
         (tmp_path / "a.txt").write_text(text)
-        prepare(tmp_path / "a.txt", tmp_path / text[:2], val_fraction=0)
-        assert stored_documents(tmp_path / text[:2]) == [text]
+        prepare(tmp_path / "a.txt", tmp_path / str(i), val_fraction=0)
+        assert stored_documents(tmp_path / str(i)) == [text]
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

@@ -60,8 +60,13 @@ def test_text_that_is_not_utf8(fails):
     fails(r"in/b.txt is not UTF-8 at byte 53 \(e9\); convert it or use --errors replace")
     write("b.txt", b"\xef\xbb\xbf" + b"x" * 5 + b"\xff")
     fails(r"in/b.txt is not UTF-8 at byte 8 \(ff\)")
-    write("b.txt", "UTF-16 has a mark in front".encode("utf-16"))
-    fails("in/b.txt is not UTF-8 at byte 0")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["b.txt", "b.jsonl", "b.json", "b.csv"])
+def test_text_of_16_or_32_bits_is_refused_even_where_its_zeros_are_utf8(fails, name, encoding):
+    write(name, '"text"\n"a"\n'.encode(encoding))
+    fails(f"in/{name} is {encoding[:6].upper()}: convert it to UTF-8", "--errors=replace")
 
 
 @pytest.mark.parametrize("name", ["b.jsonl", "b.json", "b.csv"])
