@@ -155,6 +155,8 @@ class Run:
     stopping: bool = False
     skipped_in_a_row: int = 0
     saved_step: int | None = None
+    saving: bool = False  # a save was begun that nobody has waited for
+    save_has_failed: bool = False  # the last one, which is made up for once
     row_tokens: int = 0  # since the last row of metrics
     row_began: float = 0.0
 
@@ -518,7 +520,7 @@ def report(run: Run, keep: int):
         if numbers.pop("stops_asked"):
             run.stopping = True
         if numbers.pop("saves_failed"):
-            run.writer.wait_on_all()  # raises what went wrong
+            settle_last_save(run)
         run.standstill.look(update.step, update.lr, numbers)
         count_skipped(run, update, numbers)
         run.row_tokens += run.plan.tokens_per_step
@@ -751,7 +753,7 @@ def save(run: Run, best: bool = False):
     """Copy all that a restart needs to memory; it is written while training goes on.
 
     To rank 0's memory, or, of a sharded model, each rank's part to its own. Raises OSError, on
-    every rank, if the save before this one failed.
+    every rank, if the two saves before this one failed.
     """
     state = run.state
     if run.saved_step == state.step:
@@ -760,7 +762,8 @@ def save(run: Run, best: bool = False):
     run.saved_step = state.step
     run.watchdog.alive(f"saving step {state.step}")
     began = time.perf_counter()
-    run.writer.wait_on_all()
+    settle_last_save(run, again=False)  # this one makes up for it
+    run.saving = True
     copy = state.step < run.settings.max_steps  # after the last update nothing changes any more
     weights = run.model.state_dict()
     moments = optimizer_state(run.optimizers)
@@ -785,6 +788,28 @@ def save(run: Run, best: bool = False):
     if run.runtime.is_main:
         waited = time.perf_counter() - began
         run.writer.start(partial(write_checkpoint, run, write, best, waited))
+
+
+def settle_last_save(run: Run, again: bool = True):
+    """Wait for the save under way. If it failed, that is said and, with `again`, another is begun.
+
+    Raises OSError, on every rank, if that was the second in a row.
+    """
+    was_saving = run.saving
+    run.saving = False
+    try:
+        run.writer.wait_on_all()
+    except OSError as error:
+        if run.save_has_failed:
+            raise
+        run.save_has_failed = True
+        run.progress.print(f"{error}; trying once more")
+        if again:
+            run.saved_step = None
+            save(run)
+        return
+    if was_saving:
+        run.save_has_failed = False
 
 
 def write_checkpoint(run: Run, write: Callable[[], Path], best: bool, waited: float):
@@ -863,6 +888,7 @@ def finish(run: Run) -> int:
     report(run, keep=0)
     save(run)
     run.watchdog.off()
+    settle_last_save(run)
     run.writer.wait_on_all()
     received = [signal for signal in ranks.gather(run.signals.received) if signal]
     run.signals.received = received[0] if received else None  # all ranks exit alike

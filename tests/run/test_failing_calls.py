@@ -130,6 +130,47 @@ def test_a_disk_that_is_full_at_a_resume_empties_no_file(
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 31))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call, error, name",
+    [
+        ("write", errno.ENOSPC, "model.safetensors"),
+        ("write", errno.EIO, "optimizer.pt"),
+        ("write", errno.ESTALE, "state.json"),
+        ("fsync", errno.EIO, "model.safetensors"),
+        ("rename", errno.ESTALE, "checkpoints/step-"),
+        ("write", errno.ENOSPC, "best.tmp"),
+    ],
+)
+def test_a_save_that_fails_once_is_made_up_for(
+    library, dataset, tmp_path, undisturbed, call, error, name
+):
+    code, err = train_with(library, dataset, tmp_path, rule(call, error, name, 2, 2))
+    assert code == 0, err
+    assert err.count("; trying once more") == 1
+    assert losses(tmp_path) == losses(undisturbed)
+    steps = [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path)]
+    assert steps[-1] == 20
+    for path in checkpoint.list_checkpoints(tmp_path):
+        checkpoint.verify(path)
+
+
+@pytest.mark.slow
+def test_the_last_save_is_made_up_for_too_and_two_failures_in_a_row_end_the_run(
+    library, dataset, tmp_path
+):
+    once = dict(max_steps=6, eval_interval=6, checkpoint_interval=0)
+    rules = rule("write", errno.ENOSPC, "model.safetensors", 1, 1)
+    code, err = train_with(library, dataset, tmp_path / "once", rules, **once)
+    assert code == 0 and "trying once more" in err
+    assert checkpoint.step_of(checkpoint.newest_checkpoint(tmp_path / "once")[0]) == 6
+    rules = rule("write", errno.ENOSPC, "model.safetensors", 1)
+    code, err = train_with(library, dataset, tmp_path / "always", rules, **once)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("train.py: error: ") and "could not be written" in last
+
+
 # -----------------------------------------------------------------------------
 # What is not ours
 
