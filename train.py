@@ -92,6 +92,7 @@ from lathe.use.start import (
 from lathe.use.tasks import Task, open_tasks
 from lathe.use.validation import validation
 from model import GPT
+from pages.run_page import Report
 
 
 @dataclass
@@ -119,11 +120,12 @@ class Update:
 
 @dataclass
 class Logs:
-    """What rows and texts go to."""
+    """What rows and texts go to, and the page that shows them."""
 
     metrics: MetricsLog
     samples: LineLog
     mirrors: Mirrors
+    report: Report
 
 
 @dataclass
@@ -366,7 +368,7 @@ def open_logs(
         parameters=plan.n_params,
         flops_per_token=plan.flops_per_token,
     )
-    return Logs(metrics, samples, mirrors)
+    return Logs(metrics, samples, mirrors, Report(out))
 
 
 # -----------------------------------------------------------------------------
@@ -627,8 +629,9 @@ def evaluate(run: Run):
     if s.sample_tokens:
         write_samples(run)
     if run.runtime.is_main:
-        write_page(run)
-        if state.step >= s.max_steps:
+        is_last = state.step >= s.max_steps
+        refresh_report(run, now=is_last)
+        if is_last:
             run.logs.mirrors.log({"step": state.step, "report": run.out / "report.html"})
     if run.stop_asked():
         run.stopping = True
@@ -736,11 +739,9 @@ def draw_samples(run: Run, together: bool) -> list[str] | None:
     return [tokenizer.decode(ids) for ids in rows]
 
 
-def write_page(run: Run):
-    """Write or refresh report.html; that it cannot be written does not end a run."""
-    from pages.run_page import write_report  # its libraries need not delay the first step
-
-    fault = write_report(run.out)
+def refresh_report(run: Run, now: bool):
+    """Rewrite report.html if it is time; that it cannot be written does not end a run."""
+    fault = run.logs.report.refresh(now)
     if fault:
         run.progress.print(fault)
 
@@ -896,7 +897,7 @@ def finish(run: Run) -> int:
         if state.evaluation.get("step") == state.step >= s.max_steps:
             run.progress.print(farewell(s, state.evaluation, time.monotonic() - STARTED))
         else:
-            write_page(run)
+            refresh_report(run, now=True)
             go_on = f"to continue: {resume_command(s)}"
             run.progress.print(f"stopped and saved at step {state.step}; {go_on}")
     ranks.stop()

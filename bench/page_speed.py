@@ -1,4 +1,5 @@
-"""Measure the pages of visualize.py: time and size of a 124M model's page, and of five long runs'.
+"""Measure the pages of visualize.py: time and size of a 124M model's page, of five long runs', and
+of the report of a very long run, whole and refreshed after 1,000 steps more.
 
     python bench/page_speed.py            GPT-2's shape with random weights, on the CPU
     python bench/page_speed.py --out DIR  keeps the pages
@@ -32,6 +33,8 @@ class Options(Shape):
     tokenizer: str = "gpt2"  # byte needs no files
     tokens: list[int] = field(default_factory=lambda: [64, 256])  # of the texts of a model's pages
     points: int = 10_000  # training rows of each run
+    report_points: list[int] = field(default_factory=lambda: [300_000, 1_000_000])  # of reports
+    models: bool = True  # false leaves the models' pages out
     out: str = ""  # folder that keeps the pages
     save: bool = False  # append to bench/RESULTS.md
 
@@ -43,11 +46,11 @@ class Page:
     title: str
     file_name: str
     html: str
-    seconds: float
+    seconds: float  # of the processor
 
     def row(self) -> list[str]:
         megabytes = len(self.html.encode()) / 1e6
-        return [self.title, f"{self.seconds:.1f}", f"{megabytes:.2f}"]
+        return [self.title, f"{self.seconds:.2f}", f"{megabytes:.2f}"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,10 +58,13 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    pages = [*model_pages(options), runs_page(options.points)]
+    pages = model_pages(options) if options.models else []
+    pages.append(runs_page(options.points))
+    for n_points in options.report_points:
+        pages += report_pages(n_points)
     record(
         "Pages",
-        ["page", "seconds", "MB"],
+        ["page", "CPU seconds", "MB"],
         [page.row() for page in pages],
         f"{torch.get_num_threads()} threads.",
         options.save,
@@ -72,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def timed_page(title: str, file_name: str, draw: Callable[[], str]) -> Page:
-    began = time.perf_counter()
+    began = time.process_time()
     html = draw()
-    return Page(title, file_name, html, time.perf_counter() - began)
+    return Page(title, file_name, html, time.process_time() - began)
 
 
 def model_pages(options: Options) -> list[Page]:
@@ -111,12 +117,34 @@ def runs_page(n_points: int) -> Page:
         return timed_page(f"5 runs x {n_points:,} points", "runs.html", lambda: run_page(runs))
 
 
-def write_run(folder: Path, n_points: int, seed: int):
-    """A run's metrics with as much noise as real ones have."""
+def report_pages(n_points: int) -> list[Page]:
+    """A report from nothing, and refreshed."""
+    from pages.run_page import Report
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        write_run(run, n_points, seed=0)
+        report = Report(run)
+
+        def refresh() -> str:
+            fault = report.refresh(now=True)
+            assert fault is None, fault
+            return (run / "report.html").read_text(encoding="utf-8")
+
+        title = f"report, {n_points:,} points"
+        name = f"report-{n_points}"
+        first = timed_page(f"{title}, from nothing", f"{name}.html", refresh)
+        write_run(run, n_points + 1000, seed=0, done=n_points)
+        second = timed_page(f"{title}, 1,000 steps later", f"{name}-later.html", refresh)
+        return [first, second]
+
+
+def write_run(folder: Path, n_points: int, seed: int, done: int = 0):
+    """A run's metrics, after the first `done`, with as much noise as real ones have."""
     draw = np.random.default_rng(seed)
-    folder.mkdir()
-    with open(folder / "metrics.jsonl", "w") as file:
-        for step in range(1, n_points + 1):
+    folder.mkdir(exist_ok=True)
+    with open(folder / "metrics.jsonl", "a") as file:
+        for step in range(done + 1, n_points + 1):
             loss = 3 + 5 / step
             row = {
                 "step": step,

@@ -18,7 +18,7 @@ import numpy as np
 
 from lathe import ROOT, cli
 from pages.options import ModelOptions
-from pages.run_page import read_run
+from pages.run_reader import RunReader
 
 STYLE = (
     "<style>"
@@ -105,7 +105,7 @@ class Scale:
 
 def draw_curves(folder: str) -> str:
     """Training and validation loss against the step."""
-    run = read_run(folder, most_points=400)
+    run = RunReader(folder, most_points=400).read()
     train = points(run["curves"]["step"], run["curves"]["loss"])
     val = points(run["evaluations"]["step"], run["evaluations"]["val_loss"])
     scale = scale_around(train + val)

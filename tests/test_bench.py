@@ -213,7 +213,7 @@ def test_eval_speed_scores_in_three_ways_that_agree():
 
 @pytest.mark.slow
 def test_page_speed_draws_and_keeps_its_pages(tmp_path):
-    line = f"page_speed {TINY} --tokenizer=byte --tokens 16 --points=200 --save=false"
+    line = f"page_speed {TINY} --tokenizer=byte --tokens 16 --points=200 --report_points 300 --save=false"
     _, (table,) = bench(f"{line} --out={tmp_path}")
     check(table, "page | seconds | MB", ["model, 1 layers x 32, 16 tokens", "5 runs x 200 points"])
     for name in ("model-16.html", "runs.html"):

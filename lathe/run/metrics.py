@@ -12,7 +12,9 @@ and TensorBoard mirror it.
 
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +57,59 @@ def kind_of(row: Row) -> str:
 
 def read_lines(path: str | Path) -> list[dict]:
     """The JSON objects of a file that may be missing, or half-written when the power went."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines():
+    return [row for rows in GrowingFile(Path(path)).new_rows() for row in rows]
+
+
+BLOCK = 1 << 20  # bytes that are read at once
+
+
+class GrowingFile:
+    """A file of JSON objects, a line each, that grows or may be missing."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._read = 0  # bytes
+        self._inode: int | None = None
+
+    def new_rows(self, begins_anew: Callable[[], None] | None = None) -> Iterator[list[Row]]:
+        """Rows added since the last call, in blocks.
+
+        begins_anew: called where the file is another one now, or shorter: all its rows are new.
+        """
         try:
-            row = parse_json(line.decode(), str(path))
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+            file = open(self.path, "rb")
+        except FileNotFoundError:
+            return
+        with file:
+            about = os.fstat(file.fileno())
+            if about.st_ino != self._inode or about.st_size < self._read:
+                self._inode = about.st_ino
+                self._read = 0
+                if begins_anew is not None:
+                    begins_anew()
+            file.seek(self._read)
+            while lines := file.readlines(BLOCK):
+                is_torn = not lines[-1].endswith(b"\n") and not parse_lines(lines[-1:])
+                if is_torn:
+                    lines.pop()  # its rest may come
+                self._read += sum(map(len, lines))
+                yield parse_lines(lines)
+                if is_torn:
+                    return
+
+
+def parse_lines(lines: list[bytes]) -> list[Row]:
+    """The JSON objects among these lines."""
+    try:
+        values = json.loads((b"[" + b",".join(lines) + b"]").decode())  # 1.5 times as fast as each
+    except (ValueError, RecursionError):
+        values = []
+    if len(values) != len(lines):  # some are damaged
+        values = []
+        for line in lines:
+            with suppress(ValueError):
+                values.append(parse_json(line.decode(), "a line"))
+    return [value for value in values if isinstance(value, dict)]
 
 
 # -----------------------------------------------------------------------------

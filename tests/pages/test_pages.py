@@ -37,7 +37,8 @@ from pages.inside import induction_scores, look_inside, read_once
 from pages.model_page import model_page
 from pages.options import ModelOptions
 from pages.render import pack
-from pages.run_page import run_page, thinned, write_report
+from pages.run_page import Report, run_page
+from pages.run_reader import ThinnedRows
 
 HOSTILE = "</script><script>alert(1)</script><!-- \"'`&amp; {{ 7*7 }} \u2028\u2029 \x00\x1b[31m \u202eevil \ud83d "
 HOSTILE += "\U0001f600 \r\n" + "x" * 10_000
@@ -164,13 +165,139 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path):
     assert names == list(map(str, folders))
 
 
+def thinned(rows: list[dict], most: int) -> list[dict]:
+    thinner = ThinnedRows(most, "loss")
+    for row in rows:
+        thinner.add(row)
+    return thinner.rows()
+
+
 def test_long_curves_are_thinned_but_keep_their_peaks():
     rows = [{"step": i, "loss": 1.0} for i in range(100_000)]
     rows[77_777]["loss"], rows[5]["loss"] = 50.0, None
     few = thinned(rows, 10_000)
-    assert len(few) <= 10_000 and few[0]["step"] == 0
+    assert len(few) <= 10_001 and few[0]["step"] == 0 and few[-1]["step"] == 99_999
     assert {77_777, 5} <= {row["step"] for row in few}
     assert thinned(rows[:10_000], 10_000) == rows[:10_000]
+
+
+@hypothesis_settings(max_examples=200)
+@given(
+    losses=st.lists(st.none() | st.integers(0, 9).map(float), min_size=1, max_size=300),
+    most=st.integers(4, 40),
+)
+def test_thinning_keeps_of_equal_stretches_the_first_and_the_highest(losses, most):
+    rows = [{"step": i, "loss": loss} for i, loss in enumerate(losses)]
+    thinner = ThinnedRows(most, "loss")
+    for row in rows:
+        thinner.add(row)
+    kept = []
+    for begin in range(0, len(rows), thinner.width):
+        stretch = rows[begin : begin + thinner.width]
+        heights = [math.inf if row["loss"] is None else row["loss"] for row in stretch]
+        kept += [stretch[i] for i in sorted({0, heights.index(max(heights))})]
+    assert thinner.rows() in (kept, [*kept, rows[-1]])
+    assert len(rows) <= most or most // 4 <= len(kept) <= most
+    known = [loss for loss in losses if loss is not None]
+    assert (thinner.lowest or {}).get("loss") == min(known, default=None)
+
+
+def test_a_step_that_comes_again_stands_once_with_what_came_last():
+    first_life = [{"step": i, "loss": 9.0} for i in range(1, 101)]
+    second_life = [{"step": i, "loss": 2.0} for i in range(51, 121)]
+    assert thinned(first_life + second_life, 1000) == first_life[:50] + second_life
+    for most in (4, 10, 40):
+        steps = [row["step"] for row in thinned(first_life + second_life, most)]
+        assert steps == sorted(set(steps)) and steps[-1] == 120
+
+
+@hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, 100_000), max_size=6))
+def test_a_report_that_is_refreshed_is_the_page_of_the_whole(tmp_path, monkeypatch, cuts):
+    """Wherever a file ends at a refresh, in the midst of a line, too."""
+    monkeypatch.setattr("pages.run_page.MOST_POINTS_OF_REPORT", 100)
+    samples = [(step, f"at {step}") for step in range(10, 601, 10)]
+    whole = make_run(tmp_path / "whole" / "run", steps=600, samples=samples)
+    run = make_run(tmp_path / "grows" / "run", steps=600)
+    names = ("metrics.jsonl", "samples.jsonl")
+    raw = {name: (whole / name).read_bytes() for name in names}
+    for name in names:
+        (run / name).write_bytes(b"")
+    report = Report(run)
+    for cut in [*sorted(cuts), 10**9]:
+        for name in names:
+            with open(run / name, "ab") as file:
+                file.write(raw[name][file.tell() : cut])
+        assert report.refresh(now=True) is None
+    page = (run / "report.html").read_text("utf-8")
+    assert unpack(page)["runs"][0]["thinned"]
+    Report(whole).refresh()
+    assert page == (whole / "report.html").read_text("utf-8")
+
+
+def test_a_refresh_reads_only_what_was_added(tmp_path):
+    run = make_run(tmp_path / "run", steps=1000)
+    report = Report(run)
+    assert report.refresh() is None
+    raw = (run / "metrics.jsonl").read_bytes()
+    with open(run / "metrics.jsonl", "r+b") as file:  # what was read is not looked at again
+        file.write(b"x" * len(raw))
+        file.seek(0, 2)
+        file.write(b'{"step": 1001, "loss": 7.0}\n')
+    assert report.refresh(now=True) is None
+    (shown,) = unpack((run / "report.html").read_text("utf-8"))["runs"]
+    assert shown["curves"]["step"] == list(range(1, 1002)) and shown["curves"]["loss"][-1] == 7.0
+
+
+@pytest.mark.parametrize("other", ["shorter", "replaced"])
+def test_a_report_of_files_that_were_written_anew_begins_anew(tmp_path, other):
+    run = make_run(tmp_path / "run", steps=100, samples=[(10, "old")])
+    report = Report(run)
+    assert report.refresh() is None
+    if other == "replaced":
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            (run / name).rename(tmp_path / name)  # its inode is still in use
+    make_run(run, steps=30 if other == "shorter" else 300, samples=[])
+    assert report.refresh(now=True) is None
+    (shown,) = unpack((run / "report.html").read_text("utf-8"))["runs"]
+    assert shown["curves"]["step"] == list(range(1, 31 if other == "shorter" else 301))
+    assert shown["samples"] == []
+
+
+def test_reports_take_at_most_one_percent_of_the_time(tmp_path):
+    """With a clock on which each look takes 2 s, so that a refresh takes 2, and evaluations at each of them."""
+    run = make_run(tmp_path / "run", steps=10)
+    time = 0.0
+
+    def clock() -> float:
+        nonlocal time
+        time += 2
+        return time
+
+    report = Report(run, clock)
+    n_written = 0
+    while time < 10_000:
+        (run / "report.html").unlink(missing_ok=True)
+        assert report.refresh() is None
+        n_written += (run / "report.html").exists()
+    assert 2 * n_written <= 0.01 * time + 2 and n_written >= 40
+    (run / "report.html").unlink(missing_ok=True)
+    assert report.refresh(now=True) is None  # the last one, whatever it takes
+    assert (run / "report.html").exists()
+
+
+def test_what_is_no_number_in_a_strangers_metrics_is_a_gap(tmp_path):
+    run = make_run(tmp_path / "run", steps=20)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 21, "loss": NaN, "lr": "high", "elapsed": [], "tokens": 1e999}\n')
+        file.write('{"step": true, "loss": 1}\n{"step": "x"}\n[3]\n{"step": 22, "loss": {}}\n')
+        file.write('{"step": 22, "val_loss": "low", "task/acc": null}\n')
+        file.write('{"step": 23, "loss": ' + "[" * 100_000 + "\n")
+    page = run_page([run])
+    (shown,) = unpack(page)["runs"]
+    assert shown["curves"]["step"] == list(range(1, 23))
+    assert shown["curves"]["loss"][-2:] == [None, None] and shown["curves"]["lr"][-2] is None
+    assert shown["summary"]["best_step"] == 20
 
 
 @hypothesis_settings(
@@ -189,16 +316,16 @@ def test_a_report_is_written_for_a_run_cut_off_anywhere(tmp_path, cut, missing):
         file.write('{"step": 7}\n{"step":')
     for name in missing:
         (folder / name).unlink()
-    assert write_report(folder) is None
+    assert Report(folder).refresh() is None
     steps = unpack((folder / "report.html").read_text("utf-8"))["runs"][0]["curves"].get("step", [])
     complete = [json.loads(line) for line in raw[:cut].split(b"\n")[:-1]]
     assert steps[: len(complete)] == [row["step"] for row in complete if "loss" in row]
 
 
 def test_a_report_that_cannot_be_written_is_said_not_raised(tmp_path):
-    assert "metrics.jsonl" in write_report(tmp_path)
+    assert "metrics.jsonl" in Report(tmp_path).refresh()
     (make_run(tmp_path / "run") / "report.html").mkdir()
-    assert "report.html" in write_report(tmp_path / "run")
+    assert "report.html" in Report(tmp_path / "run").refresh()
 
 
 def test_five_long_runs_make_a_small_page_quickly(tmp_path):
