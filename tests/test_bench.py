@@ -215,8 +215,10 @@ def test_eval_speed_scores_in_three_ways_that_agree():
 def test_page_speed_draws_and_keeps_its_pages(tmp_path):
     line = f"page_speed {TINY} --tokenizer=byte --tokens 16 --points=200 --report_points 300 --save=false"
     _, (table,) = bench(f"{line} --out={tmp_path}")
-    check(table, "page | seconds | MB", ["model, 1 layers x 32, 16 tokens", "5 runs x 200 points"])
-    for name in ("model-16.html", "runs.html"):
+    titles = ["model, 1 layers x 32, 16 tokens", "5 runs x 200 points"]
+    titles += ["report, 300 points, from nothing", "report, 300 points, 1,000 steps later"]
+    check(table, "page | CPU seconds | MB", titles)
+    for name in ("model-16.html", "runs.html", "report-300.html", "report-300-later.html"):
         assert "<html" in (tmp_path / name).read_text(encoding="utf-8")
 
 
