@@ -68,12 +68,12 @@ def text_of(where: str, row: Any, rules: Rules) -> str:
         value = row[rules.field]
     if value is None:
         return ""
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise ValueError(
-            f"{where}: {rules.field!r} is no text but {kind}; choose another with --field"
-        )
-    return value
+    if isinstance(value, str):
+        return value
+    kind = type(value).__name__
+    if value is row:
+        raise ValueError(f"{where} is no text and no object with fields but {kind}")
+    raise ValueError(f"{where}: {rules.field!r} is no text but {kind}; choose another with --field")
 
 
 def missing_field(where: str, kind: str, name: str, names: Iterable) -> str:

@@ -85,4 +85,4 @@ def test_lines_that_are_not_json(fails, unit_bytes):
     write("a.jsonl", '{"text": "x"}\n' * 500 + '{"text": "x}\n')
     fails("in/a.jsonl:501 is not JSON: .* at column 10")
     write("a.jsonl", '{"text": "x"}\n' * 500 + "[1, 2]\n")
-    fails("in/a.jsonl:501: 'text' is no text but list; choose another with --field")
+    fails("in/a.jsonl:501 is a list, no row: where rows .* add --format=json")

@@ -1,5 +1,6 @@
 """JSON lines: a row per line, an object with fields or a text by itself."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -7,7 +8,7 @@ from typing import Any, BinaryIO
 from lathe.corpus.rules import Rules, decode
 from lathe.corpus.source import Source
 from lathe.corpus.units import Block, cut_stream
-from lathe.json_text import parse_json
+from lathe.json_text import NotJSON, parse_json
 
 
 def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
@@ -27,4 +28,23 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
         if not line.strip():
             continue
         where = f"{block.label}:{number}"
-        yield where, parse_json(line, where)
+        try:
+            row = parse_json(line, where)
+        except NotJSON as error:
+            if _may_end_elsewhere(error.__cause__):
+                raise ValueError(f"{error}; {OTHER_FORMS}") from error
+            raise
+        if isinstance(row, list):
+            raise ValueError(f"{where} is a list, no row: {OTHER_FORMS}")
+        yield where, row
+
+
+OTHER_FORMS = "where rows do not stand on one line each, add --format=json"
+
+
+def _may_end_elsewhere(error: BaseException | None) -> bool:
+    """Whether a line holds more than a value, or the beginning of one."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    ends_early = not error.doc[error.pos :].strip().strip("[{")
+    return ends_early or error.msg.startswith("Extra data")

@@ -238,6 +238,13 @@ def _wanted_columns(where: str, table: Table, rules: Rules) -> list[int]:
         names += [rules.prompt_field, rules.completion_field]
     elif rules.field not in table.columns:
         message = missing_field(where, "column", rules.field, table.columns)
+        if not table.columns:
+            message = f"{where} is no table but empty: its first row has the columns' names"
+        elif other := _other_delimiter(table, rules.field):
+            message += (
+                f"; its fields seem to lie between {other!r}, which only {table.delimiter!r} does "
+                f"here: save it so"
+            )
         if not table.has_quotes and any(map(_stands_in_quotes, table.columns)):
             message += ", or add --quotes=true"
         raise ValueError(message)
@@ -246,8 +253,20 @@ def _wanted_columns(where: str, table: Table, rules: Rules) -> list[int]:
     return [table.columns.index(name) for name in names if name in table.columns]
 
 
+def _other_delimiter(table: Table, name: str) -> str:
+    """What else lies between the columns' names, if the column asked for is there then; or ""."""
+    for delimiter in {",", "\t", ";", "|"} - {table.delimiter}:
+        for column in table.columns:
+            names = [part.strip(' "') for part in column.split(delimiter)]
+            if len(names) > 1 and name in names:
+                return delimiter
+    return ""
+
+
 def _wrong_number(where: str, fields: list[str], table: Table) -> str:
-    if table.has_quotes:
+    if table.has_quotes and len(fields) < len(table.columns):
+        advice = "complete the row, or take it out"
+    elif table.has_quotes:
         advice = f"put quotes around a field that has {table.delimiter!r} in it"
     else:
         advice = "if fields stand in quotes, add --quotes=true"
