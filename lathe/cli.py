@@ -431,7 +431,7 @@ def parse_before_imports(cls: type[Options], **parser: object) -> Options:
 def run(main: Callable[..., int | None], *arguments: object) -> NoReturn:
     """Call main(*arguments) as this process's command and exit with what it returns (None = 0).
 
-    ValueError and OSError are the user's to mend: one line on stderr and exit code 1;
+    ValueError, OSError and MemoryError are the user's to mend: one line on stderr, exit code 1;
     LATHE_TRACEBACK=1 shows where they came from. Ctrl-C exits with 130 and a closed pipe (`| head`)
     with 141, both silently.
 
@@ -468,7 +468,7 @@ def run(main: Callable[..., int | None], *arguments: object) -> NoReturn:
         code = 130
     except BrokenPipeError:
         end_for_closed_pipe()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("LATHE_TRACEBACK") == "1":
             raise
         speaker = command_name()
@@ -503,6 +503,8 @@ def one_line(error: Exception) -> str:
         if error.filename is not None:
             text = f"{printable(str(error.filename))}: {text}"
     text = re.sub(r"\s*[\n\r\t\v\f]\s*", " ", text.strip())
+    if isinstance(error, MemoryError):
+        return printable(f"out of memory: {text}".removesuffix(": "))
     return printable(text) or type(error).__name__
 
 

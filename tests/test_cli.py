@@ -15,7 +15,7 @@ import evaluate
 import huggingface
 from lathe import ROOT
 from lathe.aliases import ALIASES
-from lathe.cli import parse, to_toml
+from lathe.cli import parse, run, to_toml
 from lathe.corpus.options import Options
 from lathe.fields import PathName, read_comments
 from lathe.settings import Settings
@@ -539,3 +539,16 @@ def test_a_name_that_is_no_utf_8_is_a_path_and_no_text(mistake, tmp_path):
     path.write_text(to_toml(Paths(out=latin, input=[latin, "b"])), encoding="utf-8")
     assert parse(Paths, [str(path)], presets=True) == Paths(out=latin, input=[latin, "b"])
     assert "--sample_prompt: not UTF-8 at byte 5 (e9)" in mistake(f"--sample_prompt=\u00fc{latin}")
+
+
+@pytest.mark.parametrize("said", ["", "1 GB is more than there is"])
+def test_missing_memory_is_one_line(said, capsys):
+    def main():
+        raise MemoryError(said)
+
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    printed = capsys.readouterr().err
+    assert end.value.code == 1
+    assert printed.rstrip().endswith("error: out of memory" + (said and f": {said}"))
+    assert len(printed.splitlines()) == 1

@@ -8,6 +8,9 @@ from typing import BinaryIO, NamedTuple
 
 # About so many bytes make a unit: seconds of work, and what a worker holds in memory.
 UNIT_BYTES = 4_000_000
+# A row of a table, a line of JSON lines or an element of JSON has at most so many bytes (of JSON,
+# characters): one file must not fill the memory, and JSON takes up to 24 times its size there.
+LARGEST_RECORD = 12_000_000
 
 CARRIAGE_RETURN = ord("\r")
 
@@ -97,6 +100,35 @@ def cut_stream(file: BinaryIO, last_cut: Callable[[bytes], int]) -> Iterator[tup
         size = max(UNIT_BYTES, len(buffer))
     if buffer or offset == 0:
         yield offset, buffer
+
+
+def cut_records(
+    file: BinaryIO, last_cut: Callable[[bytes], int], where: Callable[[], str]
+) -> Iterator[tuple[int, bytes]]:
+    """cut_stream of what consists of records. ValueError that begins with where(), asked for the
+    record which comes next, if that is larger than LARGEST_RECORD."""
+
+    def refuse_large(data: bytes):
+        # A piece grows only while its first record has no end: all others in it are smaller.
+        if len(data) > LARGEST_RECORD and not last_cut(data[:LARGEST_RECORD]):
+            raise ValueError(too_large(where()))
+
+    def last_cut_of_small(data: bytes) -> int:
+        refuse_large(data)
+        return last_cut(data)
+
+    for offset, data in cut_stream(file, last_cut_of_small):
+        refuse_large(data)
+        yield offset, data
+
+
+def too_large(where: str) -> str:
+    """What is told of a record that begins there."""
+    return (
+        f"{where} begins a record of more than {LARGEST_RECORD / 1e6:.1f} MB: cut it into several, "
+        f"or store its text as a file of its own (is a quote or bracket never closed, or a line "
+        f"end missing?)"
+    )
 
 
 def last_character_end(data: bytes) -> int:

@@ -62,10 +62,11 @@ def memory_levers(settings: Settings) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0][:120]
+        lines = str(error).strip().splitlines()
+        reason = f" ({lines[0][:120]})" if lines else ""
         micro_batch_size = settings.micro_batch_size or "automatic"
         raise ValueError(
-            f"out of memory ({reason}): lower --micro_batch_size (now {micro_batch_size}) or "
+            f"out of memory{reason}: lower --micro_batch_size (now {micro_batch_size}) or "
             "--block_size, or try --activation_checkpointing=full, --dtype=bfloat16, "
             "--parallel=fsdp on more devices"
         ) from None

@@ -31,6 +31,8 @@ def test_out_of_memory_becomes_advice_and_other_errors_stay():
     settings = SimpleNamespace(micro_batch_size=4)
     with pytest.raises(ValueError, match="micro_batch_size .now 4."), memory_levers(settings):
         torch.empty(1 << 50)
+    with pytest.raises(ValueError, match="^out of memory: lower"), memory_levers(settings):
+        raise MemoryError
     with pytest.raises(RuntimeError, match="shapes"), memory_levers(settings):
         nn.Linear(3, 3)(torch.ones(4))
 

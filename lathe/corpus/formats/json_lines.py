@@ -7,13 +7,17 @@ from typing import Any, BinaryIO
 
 from lathe.corpus.rules import Rules, decode
 from lathe.corpus.source import Source
-from lathe.corpus.units import Block, cut_stream
+from lathe.corpus.units import Block, cut_records
 from lathe.json_text import NotJSON, parse_json
 
 
 def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
     line = 1
-    for offset, data in cut_stream(file, _last_line_end):
+
+    def where() -> str:
+        return f"{source.label}:{line}"
+
+    for offset, data in cut_records(file, _last_line_end, where):
         yield Block(source.label, source.format, data, offset, line)
         line += data.count(b"\n")
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from lathe.corpus import units
 from lathe.corpus.rules import Rules, decode, text_of
 from lathe.corpus.source import Source
-from lathe.corpus.units import Block, cut_stream, last_character_end
+from lathe.corpus.units import Block, cut_stream, last_character_end, too_large
 from lathe.json_text import DECODER, parse_json, what_is_wrong
 
 SPACE = re.compile(r"\s*")
@@ -42,6 +42,9 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
                 first += len(rows)
                 rows = []
                 size = 0
+    except _TooLarge as error:
+        where = _where(source.label, first + len(rows))
+        raise ValueError(too_large(f"{where}, line {rest.line},")) from error
     except _Fault as error:
         where = _where(source.label, first + len(rows))
         raise ValueError(f"{where} is not JSON: {error} at line {rest.line}") from error
@@ -85,9 +88,11 @@ class _Rest:
         return self._lines_before + self.text.count("\n", 0, self.position) + 1
 
     def grow(self) -> bool:
-        """Read on, so that what is left is twice as long at least. False at the end of the file."""
+        """Read on, so that what is left is twice as long at least, or longer than a record may be.
+        False at the end of the file."""
         more = []
-        missing = len(self.text) - self.position
+        left = len(self.text) - self.position
+        missing = min(left, units.LARGEST_RECORD + LONGEST_PART - left)
         for text in self._texts:
             more.append(text)
             missing -= len(text)
@@ -118,16 +123,21 @@ class _Rest:
                 may_be_cut = end == len(self.text)  # as a number might
             except json.JSONDecodeError as error:
                 problem = error
+                end = len(self.text)
                 is_near_end = error.pos >= len(self.text) - LONGEST_PART
                 may_be_cut = is_near_end or error.msg.startswith("Unterminated")
             except (ValueError, RecursionError) as error:
                 raise _Fault(what_is_wrong(error)) from error
+            if may_be_cut and end - self.position > units.LARGEST_RECORD:
+                raise _TooLarge
             if may_be_cut and self.grow():
                 continue
             if problem is not None:
                 self.position = problem.pos
                 raise _Fault(problem.msg.removesuffix(" at"))
             begin = self.position
+            if end - begin > units.LARGEST_RECORD:
+                raise _TooLarge
             self.position = end
             return _Value(value, begin, end)
 
@@ -140,6 +150,10 @@ class _Value(NamedTuple):
 
 class _Fault(Exception):
     """Why no value stands where one should."""
+
+
+class _TooLarge(Exception):
+    """A value of more than LARGEST_RECORD characters."""
 
 
 def _values(rest: _Rest) -> Iterator[_Value]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from lathe.corpus import units
 from lathe.corpus.rules import Rules, decode_utf8, missing_field, refuse_same_names
 from lathe.corpus.source import Source, is_url, open_stored
-from lathe.corpus.units import Block, ParquetRows
+from lathe.corpus.units import Block, ParquetRows, too_large
 
 if TYPE_CHECKING:
     from pyarrow import Scalar
     from pyarrow.parquet import ColumnChunkMetaData, ParquetFile, RowGroupMetaData
 
-BATCH_ROWS = 1000
+BATCH_ROWS = 1000  # are in memory at a time, or fewer large ones
+BATCH_BYTES = 2**25
 
 
 def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
@@ -88,8 +89,11 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
     n_before = 0  # rows of the group in earlier batches
     try:
         table = _open_table(wanted.path, wanted.file_size)
+        about = table.metadata.row_group(wanted.group)
+        row_bytes = 1 + _size_of_what_is_read(about, rules) // max(1, about.num_rows)
+        batch_rows = min(BATCH_ROWS, wanted.end - wanted.first, BATCH_BYTES // row_bytes)
         batches = table.iter_batches(
-            min(BATCH_ROWS, wanted.end - wanted.first),
+            max(1, batch_rows),
             row_groups=[wanted.group],
             columns=_wanted_columns(block.label, table.schema_arrow.names, rules),
             use_threads=False,
@@ -122,6 +126,8 @@ def _value(where: str, name: str, scalar: "Scalar", rules: Rules, counts: Counte
         value = text.as_buffer().to_pybytes()
     except (ValueError, OverflowError) as error:  # dates that Python has not, and such
         raise ValueError(f"{where}: {name!r} is no text but {scalar.type}") from error
+    if isinstance(value, str | bytes) and len(value) > units.LARGEST_RECORD:
+        raise ValueError(too_large(where))
     if isinstance(value, bytes):
         return decode_utf8(value, where, 0, rules, counts)
     return value

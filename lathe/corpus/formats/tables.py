@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from lathe.corpus import units
 from lathe.corpus.rules import (
     BYTE_ORDER_MARK,
     Rules,
@@ -20,11 +21,9 @@ from lathe.corpus.rules import (
     refuse_same_names,
 )
 from lathe.corpus.source import Source, open_source
-from lathe.corpus.units import Block, Table, cut_stream
+from lathe.corpus.units import Block, Table, cut_records, too_large
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-LARGEST_FIELD = 2**31 - 1  # the largest limit that csv takes on every system
-LARGEST_ROW = 2**29  # bytes; a quote that is never closed must not fill the memory
 HEADER_BYTES = 2**16  # are read at first to find the first row
 
 
@@ -117,7 +116,7 @@ def _rows_without_quotes(
 def _rows_with_quotes(
     text: str, table: Table, label: str, line: int
 ) -> Iterator[tuple[str, list[str]]]:
-    csv.field_size_limit(LARGEST_FIELD)
+    csv.field_size_limit(units.LARGEST_RECORD)
     n_lone_returns = 0
     if "\r" in text:
         text, n_lone_returns = LONE_RETURNS[table.row_end].subn(LONE_RETURN, text)
@@ -153,12 +152,12 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
     line = 1
 
     def last_cut(data: bytes) -> int:
-        end = last_row_end(data, table, begin=_begin(data) if line == 1 else 0)
-        if not end:
-            _check_size_of_row(data, f"{source.label}:{line}")
-        return end
+        return last_row_end(data, table, begin=_begin(data) if line == 1 else 0)
 
-    for offset, data in cut_stream(file, last_cut):
+    def where() -> str:
+        return f"{source.label}:{line}"
+
+    for offset, data in cut_records(file, last_cut, where):
         yield Block(source.label, source.format, data, offset, line, table)
         line += data.count(table.row_end[-1].encode())
 
@@ -170,6 +169,8 @@ def table_of(source: Source, rules: Rules) -> Table:
     data = b""
     with open_source(source) as file:
         while True:
+            if len(data) > units.LARGEST_RECORD:
+                raise ValueError(too_large(f"{source.label}:1"))
             chunk = file.content.read(max(HEADER_BYTES, len(data)))
             data += chunk
             begin = _begin(data)
@@ -184,20 +185,11 @@ def table_of(source: Source, rules: Rules) -> Table:
                     return table._replace(columns=tuple(fields))
             if not chunk:
                 return table
-            _check_size_of_row(data, f"{source.label}:1")
 
 
 def _begin(data: bytes) -> int:
     """Where the first row of a file begins."""
     return len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
-
-
-def _check_size_of_row(data: bytes, where: str):
-    if len(data) > LARGEST_ROW:
-        raise ValueError(
-            f"{where} begins a row of more than {LARGEST_ROW / 1e9:.1f} GB: "
-            f"is there a quote that is never closed?"
-        )
 
 
 def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any]]:

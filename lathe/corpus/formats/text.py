@@ -1,5 +1,6 @@
 """Plain text: a file is a document. A large one is cut where that costs no token."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -55,23 +56,29 @@ def last_safe_cut(data: bytes) -> int:
     return last_character_end(data)
 
 
+# The last byte of what may be a letter or digit, and a line end. Expressions find these places:
+# a loop over all line ends took 19 s for 8 MB of blank lines.
+WORD_AND_LINE_END = re.compile(rb"[0-9A-Za-z\x80-\xff](?=\r?\n)")
+LETTER_AND_SPACE = re.compile(rb"[A-Za-z](?= [A-Za-z])")
+WINDOW = 2**16  # bytes that are searched at a time, from the end on
+LONGEST_AFTER = 2  # bytes that the expressions look at after what they match
+
+
+def _matches_from_the_end(expression: re.Pattern, data: bytes) -> Iterator[int]:
+    """Where the one-byte matches end, the last first."""
+    for begin in range(max(0, len(data) - 1) // WINDOW * WINDOW, -1, -WINDOW):
+        seen = data[begin : begin + WINDOW + LONGEST_AFTER]
+        ends = [match.end() for match in expression.finditer(seen)]
+        yield from (begin + end for end in reversed(ends) if end <= WINDOW)
+
+
 def _last_line_end_after_word(data: bytes) -> int:
-    newline = data.rfind(b"\n")
-    while newline > 0:
-        end = newline
-        if data[end - 1] == units.CARRIAGE_RETURN:
-            end -= 1
+    for end in _matches_from_the_end(WORD_AND_LINE_END, data):
         last_bytes = data[max(0, end - 4) : end]  # a character has up to 4
         if last_bytes.decode("utf-8", "ignore")[-1:].isalnum():
             return end
-        newline = data.rfind(b"\n", 0, newline)
     return 0
 
 
 def _last_space_between_letters(data: bytes) -> int:
-    space = data.rfind(b" ")
-    while space > 0:
-        if data[space - 1 : space].isalpha() and data[space + 1 : space + 2].isalpha():
-            return space
-        space = data.rfind(b" ", 0, space)
-    return 0
+    return next(_matches_from_the_end(LETTER_AND_SPACE, data), 0)
