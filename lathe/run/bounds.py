@@ -127,10 +127,19 @@ class Bounds:
     network: float
 
     @property
+    def on_gpu(self) -> float:
+        return self.products + self.memory
+
+    @property
+    def least(self) -> float:
+        """What a step takes at least."""
+        return max(self.on_gpu, self.network)
+
+    @property
     def bound_by(self) -> str:
         """Kernels come one after the other; the network works beside them, but for the first and
         the last of what it sends."""
-        if self.network > self.products + self.memory:
+        if self.network > self.on_gpu:
             return "network"
         return "products" if self.products >= self.memory else "memory traffic"
 

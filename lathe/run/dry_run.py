@@ -94,9 +94,16 @@ def describe(plan: Plan, target: Target, dataset: Dataset | None) -> list[Line]:
     lines.append(checkpoint_line(plan))
     if target.gpu is not None and plan.world_size > 1:
         lines.append(the_other_way(plan, target.gpu))
-    if target.gpu is not None:
-        lines += bound_lines(plan, target)
-    lines += time_lines(s, target, flops)
+    if target.gpu is None:
+        device = target.runtime.device.type
+        lines.append(("time", f"unknown on this {device}; --gpus=8xH100 plans for others"))
+        return lines
+    tflops = peak_tflops(target.gpu, target.runtime.dtype)
+    b = bounds.find_bounds(
+        s, plan.shapes, plan.flops_per_token, target.gpu, tflops, plan.world_size
+    )
+    lines += bound_lines(plan, target.gpu, b)
+    lines += time_lines(s, target, b, flops)
     return lines
 
 
@@ -159,14 +166,10 @@ def the_other_way(plan: Plan, gpu: Gpu) -> Line:
     return (f"  with {other}", f"{amount(memory.peak)} per device{verdict}")
 
 
-def bound_lines(plan: Plan, target: Target) -> list[Line]:
+def bound_lines(plan: Plan, gpu: Gpu, b: bounds.Bounds) -> list[Line]:
     """What a step takes at least, and what of it most."""
-    s = plan.settings
-    gpu = target.gpu
-    tflops = peak_tflops(gpu, target.runtime.dtype)
     n = plan.world_size
-    b = bounds.find_bounds(s, plan.shapes, plan.flops_per_token, gpu, tflops, n)
-    speed = f"{bounds.PRODUCTS_REACH:.0%} of {tflops:g} TFLOP/s"
+    speed = f"{bounds.PRODUCTS_REACH:.0%} of {b.tflops:g} TFLOP/s"
     reached = f"{bounds.MEMORY_REACHES:.0%} of {gpu.memory_gbps:,.0f} GB/s"
     lines = [
         ("products", f"{time_of(b.products)} a step: {b.flops / 1e12:,.1f} TFLOP at {speed}"),
@@ -185,7 +188,7 @@ def bound_lines(plan: Plan, target: Target) -> list[Line]:
 
 
 def describe_bound(plan: Plan, b: bounds.Bounds) -> str:
-    on_gpu = b.products + b.memory
+    on_gpu = b.on_gpu
     if b.bound_by != "network":
         line = f"{b.bound_by}; a step takes {time_of(on_gpu)} or more"
         if plan.world_size > 1:
@@ -205,16 +208,15 @@ def time_of(seconds: float) -> str:
     return f"{1e3 * seconds:,.3g} ms"
 
 
-def time_lines(s: Settings, target: Target, flops: float) -> list[Line]:
-    runtime = target.runtime
-    if target.gpu is None:
-        device = runtime.device.type
-        return [("time", f"unknown on this {device}; --gpus=8xH100 plans for others")]
-    n = runtime.world_size
-    peak = peak_tflops(target.gpu, runtime.dtype)
-    hours = flops / (n * peak * 1e12 * s.mfu) / 3600
-    speed = f"{s.mfu:.0%} of {peak:g} TFLOP/s each"
-    lines = [("time", f"{hours:,.3g} hours on {n} x {target.name} at {speed}")]
+def time_lines(s: Settings, target: Target, b: bounds.Bounds, flops: float) -> list[Line]:
+    """By the share of the peak that is reached as a rule, but no less than what bounds a step."""
+    n = target.runtime.world_size
+    usual_hours = flops / (n * b.tflops * 1e12 * s.mfu) / 3600
+    hours = max(usual_hours, s.max_steps * b.least / 3600)
+    speed = f"at {s.mfu:.0%} of {b.tflops:g} TFLOP/s each"
+    if hours > usual_hours:
+        speed = f"as its bound says; {usual_hours:,.3g} {speed}"
+    lines = [("time", f"{hours:,.3g} hours on {n} x {target.name} {speed}")]
     if s.dollars_per_hour:
         gpu_hours = n * hours
         dollars = gpu_hours * s.dollars_per_hour

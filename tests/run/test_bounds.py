@@ -44,6 +44,29 @@ def test_a_dry_run_for_many_gpus_says_what_bounds_a_step(n, kind, capsys):
     assert said["bound by"].startswith("network: ")
 
 
+@pytest.mark.parametrize("n, kind", [(1, "ddp"), (8, "ddp"), (64, "ddp"), (512, "fsdp")])
+@pytest.mark.parametrize("mfu", [0.1, 1])
+def test_the_time_of_a_run_is_no_less_than_its_steps_take_at_least(n, kind, mfu, capsys):
+    said = dry_run(
+        capsys,
+        "modern_124m",
+        "--dataset=nowhere",
+        f"--gpus={n}xH100",
+        f"--parallel={kind}",
+        f"--mfu={mfu}",
+        "--dollars_per_hour=2",
+    )
+    steps = int(re.search(r"in ([\d,]+) steps", said["tokens"])[1].replace(",", ""))
+    part = said["network" if said["bound by"].startswith("network") else "bound by"]
+    least, unit = re.search(r"([\d.,]+) (m?s)(?: a step:| or more)", part).groups()
+    seconds = float(least.replace(",", "")) * {"s": 1, "ms": 1e-3}[unit]
+    hours = float(said["time"].partition(" ")[0].replace(",", ""))
+    assert hours >= 0.99 * steps * seconds / 3600
+    assert ("as its bound says" in said["time"]) == (mfu == 1 or n == 512)
+    dollars = float(said["cost"].partition(":")[0].strip("$").replace(",", ""))
+    assert math.isclose(dollars, 2 * n * hours, rel_tol=0.01, abs_tol=0.01)
+
+
 def test_one_gpu_and_one_node_have_no_network_between_nodes(capsys):
     one = dry_run(capsys, "gpt2_124m", "--dataset=nowhere", "--gpus=1xA100")
     assert "network" not in one and "with fsdp" not in one
