@@ -14,6 +14,7 @@ from lathe.data.shards import SPLITS, token_dtype
 from lathe.text.bpe import count_pieces
 from lathe.text.tokenizer import Tokenizer
 
+IN_NFC = "documents brought into Unicode's form NFC, as the tokenizer does with every text"
 SCORED = np.array([1, 0, 1], np.uint8)  # of a pair: its end-of-text, its prompt, its completion
 
 
@@ -61,6 +62,8 @@ def tokenize_unit(unit: Unit, rules: Rules, tokenizer: Tokenizer) -> Tokens:
     for document in documents(unit, rules, counts):
         if not document.begins:
             continues = True
+        if tokenizer.changes(document.text):
+            counts[IN_NFC] += 1
         for part in _parts_of(document, characters, unit.val_begins, rules):
             ids = []
             if part.begins:

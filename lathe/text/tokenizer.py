@@ -24,7 +24,7 @@ import numpy as np
 from lathe.json_text import read_json
 from lathe.terminal import printable
 from lathe.text.gpt2 import EOT
-from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges
+from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges, steps_of
 from lathe.text.library import (
     normalize_nfc,
     open_library,
@@ -91,7 +91,7 @@ class Tokenizer:
             return np.frombuffer(utf8, np.uint8)
         if self.kind == "hf":
             return np.array(self.library.encode(text, add_special_tokens=False).ids, np.uint32)
-        if self.normalization:
+        if self.brings_into_nfc:
             text = normalize_nfc(text)
         return self.encoding.encode_to_numpy(text, disallowed_special=())
 
@@ -142,6 +142,16 @@ class Tokenizer:
     @cached_property
     def puts_space_first(self) -> bool:
         return self.kind == "hf" and puts_space_first(self.library, self.pieces)
+
+    @cached_property
+    def brings_into_nfc(self) -> bool:
+        if self.kind == "hf":
+            return any(step["type"] == "NFC" for step in steps_of(self.file, "normalizer"))
+        return self.normalization == "NFC"
+
+    def changes(self, text: str) -> bool:
+        """Whether its ids are those of another text, the same one in Unicode's form NFC."""
+        return self.brings_into_nfc and not text.isascii() and normalize_nfc(text) != text
 
     def __getstate__(self) -> dict:
         """For other processes, which make the library's object anew: it forgets on its way that

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import tokenizers
 from corpora import prepare, stored_documents, write, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lathe.corpus.tokens import IN_NFC
 from lathe.text.gpt2 import EOT
 
 anything = st.text(st.characters(codec=None, exclude_categories=[]), max_size=60) | st.sampled_from(
@@ -88,3 +90,29 @@ def test_text_that_is_not_utf8_far_into_a_large_file(fails, unit_bytes):
     write("b.jsonl", b'{"text": "good"}\n' * 1000 + b'{"text": "\x80"}\n')
     Path("in/a.txt").unlink()
     fails(r"in/b.jsonl is not UTF-8 at byte 17010 \(80\)")
+
+
+@pytest.mark.parametrize("runs", ["tiktoken", "tokenizers"])
+def test_documents_that_a_tokenizer_brings_into_another_form_are_counted(tmp_path, runs):
+    """As Qwen's do: é as a letter and an accent comes back as one character."""
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.normalizer = tokenizers.normalizers.NFC()
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=260,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(["the theme"], trainer)
+    if runs == "tokenizers":
+        theirs.add_tokens(["<think>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    texts = ["cafe\u0301", "caf\u00e9", "plain", "A\u030angstrom"]
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    out = tmp_path / "out"
+    meta = prepare(tmp_path / "a.jsonl", out, tokenizer=str(tmp_path), val_fraction=0)
+    assert meta["counts"] == {IN_NFC: 2}
+    stored = stored_documents(out)
+    assert stored == ["caf\u00e9", "caf\u00e9", "plain", "\u00c5ngstrom"]
