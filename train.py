@@ -51,7 +51,7 @@ from lathe.run.background import BackgroundWriter
 from lathe.run.farewell import farewell, resume_command
 from lathe.run.files import LineLog, write_atomically
 from lathe.run.gpus import peak_flops
-from lathe.run.lock import lock_folder
+from lathe.run.lock import HeldFolder, lock_folder
 from lathe.run.metrics import MetricsLog, open_samples
 from lathe.run.mirrors import Mirrors
 from lathe.run.parallel import (
@@ -145,6 +145,7 @@ class Run:
     optimizers: list[Optimizer | TorchOptimizer]
     scaler: torch.amp.GradScaler
 
+    held: HeldFolder | None  # out_dir; on rank 0
     logs: Logs | None  # on rank 0
     progress: Progress
     writer: BackgroundWriter
@@ -199,7 +200,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
 
     # Data, the weights to begin with, and a plan. Rank 0 holds the folder and decides for all.
     dataset = find_dataset(settings)
-    ranks.on_main(lambda: claim_folder(settings, contexts))
+    held = []
+    ranks.on_main(lambda: held.append(claim_folder(settings, contexts)))
     if settings.parallel == "fsdp":
         sharded_save.check_shared(settings.out_dir)
     start = open_start(find_start(settings, say), settings.block_size)
@@ -247,6 +249,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         parameters=[p for p in model.parameters() if p.requires_grad],
         optimizers=optimizers,
         scaler=scaler,
+        held=held[0] if held else None,
         logs=logs,
         progress=contexts.enter_context(Progress(s.max_steps, state.step, runtime.is_main)),
         writer=contexts.enter_context(BackgroundWriter()),
@@ -268,16 +271,17 @@ def find_dataset(s: Settings) -> Dataset:
     return dataset
 
 
-def claim_folder(s: Settings, contexts: ExitStack):
+def claim_folder(s: Settings, contexts: ExitStack) -> HeldFolder:
     """Hold out_dir while this process runs. Raises OSError or ValueError if it is another run's."""
     out = Path(s.out_dir)
-    contexts.enter_context(lock_folder("out_dir", out))
+    held = contexts.enter_context(lock_folder("out_dir", out))
     checkpoint.sweep(out)
     if s.init_from not in RESUMING and checkpoint.list_checkpoints(out) and not s.overwrite:
         raise ValueError(
             f"out_dir {out} already holds a run: --init_from=resume continues it, "
             "--overwrite=true starts over, another --out_dir keeps both"
         )
+    return held
 
 
 def find_tasks(plan: Plan, dataset: Dataset) -> dict[str, Task]:
@@ -626,15 +630,24 @@ def evaluate(run: Run):
     if is_best or not s.checkpoint_interval or state.step == s.max_steps:
         run.saved_step = None  # a save from before this evaluation lacks it: save once more
         save(run, is_best)
-    if s.sample_tokens:
-        write_samples(run)
-    if run.runtime.is_main:
-        is_last = state.step >= s.max_steps
-        refresh_report(run, now=is_last)
-        if is_last:
-            run.logs.mirrors.log({"step": state.step, "report": run.out / "report.html"})
+    if s.sample_tokens and s.parallel == "fsdp":
+        write_samples(run)  # of whose ranks none has the whole network
+    what = f"samples and page of step {state.step}"
+    ranks.while_main_works(what, partial(write_for_people, run), run.watchdog.alive)
     if run.stop_asked():
         run.stopping = True
+
+
+def write_for_people(run: Run):
+    """On rank 0, as long as it takes: samples and the page."""
+    s = run.settings
+    step = run.state.step
+    if s.sample_tokens and s.parallel != "fsdp":
+        write_samples(run)
+    is_last = step >= s.max_steps
+    refresh_report(run, now=is_last)
+    if is_last:
+        run.logs.mirrors.log({"step": step, "report": run.out / "report.html"})
 
 
 def check_soundness(run: Run):
@@ -642,6 +655,7 @@ def check_soundness(run: Run):
     s = run.settings
     state = run.state
     run.watchdog.alive(f"checking step {state.step}")
+    ranks.on_main(lambda: run.held.check())
     tensors = dict(run.model.state_dict())
     for name, of_optimizer in optimizer_state(run.optimizers).items():
         for what, tensor in of_optimizer.items():
@@ -699,10 +713,7 @@ def write_samples(run: Run):
     """
     s = run.settings
     step = run.state.step
-    together = s.parallel == "fsdp"  # of whose ranks none has the whole network
-    if not run.runtime.is_main and not together:
-        return
-    texts = draw_samples(run, together)
+    texts = draw_samples(run, together=s.parallel == "fsdp")
     if texts is None or not run.runtime.is_main:
         return
     named = {f"sample {i + 1}": s.sample_prompt + text for i, text in enumerate(texts)}
@@ -730,6 +741,7 @@ def draw_samples(run: Run, together: bool) -> list[str] | None:
         for tokens in generate(run.model, prompts, s.num_samples, s.sample_tokens, sampling, ends):
             for token in tokens:
                 rows[token.row].append(token.id)
+            run.watchdog.alive(f"sampling at step {run.state.step}")
             stopped = run.stop_asked() if together else run.signals.asked
             if stopped:
                 break

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,12 @@ def build_faulty(build: Callable[..., GPT], fault: Fault, *args: Any) -> GPT:
     return model
 
 
+def slowly(generate: Callable[..., Iterator], *args: Any) -> Iterator:
+    for tokens in generate(*args):
+        time.sleep(0.2)
+        yield tokens
+
+
 def run_job(job: dict, rank: int) -> int:
     """Train as the job says; returns the exit code."""
     settings = job["settings"]
@@ -96,6 +102,8 @@ def run_job(job: dict, rank: int) -> int:
     if job.get("fault") and not is_restart:
         kind, faulty_rank, number = job["fault"]
         if rank == faulty_rank:
+            if kind == "slow samples":
+                train.generate = partial(slowly, train.generate)
             fault = Fault(kind, number, settings["out_dir"])
             train.build_model = partial(build_faulty, build, fault)
     code = train.train(Settings(**settings))

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -14,8 +15,34 @@ from lathe.terminal import print_note
 HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)  # by another process
 
 
+class InUseError(OSError):
+    """Another process has the folder."""
+
+
+@dataclass
+class HeldFolder:
+    """A folder that this process has locked, by its open file `lock`."""
+
+    setting: str
+    path: Path
+    file: TextIO
+
+    def check(self):
+        """Raises OSError if the folder is no longer there, or is another one by now."""
+        ours = os.fstat(self.file.fileno())
+        try:
+            there = os.stat(self.path / "lock")
+        except OSError:
+            fate = "is gone: it was moved or deleted while this process wrote to it"
+        else:
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                return
+            fate = "has another file lock than this process holds: others may write there, too"
+        raise OSError(f"{self.setting} {self.path} {fate}")
+
+
 @contextmanager
-def lock_folder(setting: str, folder: Path) -> Iterator[Path]:
+def lock_folder(setting: str, folder: Path) -> Iterator[HeldFolder]:
     """Hold the folder that a setting names, inside the context or until the process ends.
 
     OSError, naming the holder, if another process has it, or if it cannot be written. On a file
@@ -37,17 +64,17 @@ def lock_folder(setting: str, folder: Path) -> Iterator[Path]:
             if error.errno not in HELD:
                 reason = f"its file system has no locks ({error.strerror})"
                 print_note(f"{setting} {folder}: {reason}, so take care that one process uses it")
-                yield folder
+                yield HeldFolder(setting, folder, file)
                 return
             file.seek(0)
             holder = file.read().strip() or "another process"
             fix = f"wait, stop it, or choose another --{setting}"
-            raise OSError(f"{setting} {folder} is in use by {holder}: {fix}") from None
+            raise InUseError(f"{setting} {folder} is in use by {holder}: {fix}") from None
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
         file.flush()
-        yield folder
+        yield HeldFolder(setting, folder, file)
 
 
 def open_unless_link(path: str, flags: int) -> int:

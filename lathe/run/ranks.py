@@ -160,6 +160,26 @@ def on_main(action: Callable[[], Any]) -> Any:
     return answer
 
 
+def while_main_works(name: str, work: Callable[[], None], alive: Callable[[str], None]):
+    """work() on rank 0, however long it takes; the others wait, and say that they are alive.
+    name: of this piece of work, which happens once.
+
+    An exchange would give up after the group's timeout; this asks the store by which the ranks
+    found each other. What work() raises is raised on rank 0 alone, whose end is the job's.
+    """
+    if not dist.is_initialized():
+        work()
+        return
+    store = dist.PrefixStore("done", dist.distributed_c10d._get_default_store())
+    if is_main():
+        work()
+        store.set(name, "")
+        return
+    while not store.check([name]):
+        alive(f"waiting for rank 0: {name}")
+        time.sleep(0.01)
+
+
 class Notes:
     """Short texts that the ranks leave for rank 0, at any time and from any thread.
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import ROOT, arguments, command, finished, losses, rows
+from tiny_run import ROOT, arguments, command, finished, losses, rows, wait_for_step
 
 from lathe.run import checkpoint
 
@@ -231,3 +231,44 @@ def test_a_link_in_place_of_the_lock_is_refused(dataset, tmp_path):
     code, _, err = finished(command("train.py", *words))
     assert code == 1 and "has a link in place of its file lock" in err
     assert victim.read_text() == "theirs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fate", ["renamed", "deleted", "lock removed"])
+def test_a_folder_that_goes_away_under_a_run_ends_it_with_a_word(dataset, tmp_path, fate):
+    out_dir = tmp_path / "run"
+    long = dict(max_steps=100_000, checkpoint_interval=20, eval_interval=100_000)
+    process = command("train.py", *arguments(dataset, out_dir, **long))
+    wait_for_step(process, out_dir, 25)
+    if fate == "renamed":
+        out_dir.rename(tmp_path / "elsewhere")
+    elif fate == "deleted":
+        shutil.rmtree(out_dir, ignore_errors=True)
+    else:
+        (out_dir / "lock").unlink()
+    code, _, err = finished(process)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("train.py: error: ") and str(out_dir) in last
+    if fate != "lock removed":
+        assert not (out_dir / "metrics.jsonl").exists()  # no half run begins there
+
+
+@pytest.mark.slow
+def test_two_runs_that_miss_the_same_dataset_prepare_it_once(tmp_path):
+    """The second waits for the first."""
+    small = dict(max_steps=2, eval_interval=2, n_layer=1, n_embd=32, batch_size=4)
+    data = tmp_path / "house" / "data" / "example_reverse"
+    house = tmp_path / "house"
+    shutil.copytree(
+        ROOT, house, ignore=shutil.ignore_patterns(".*", "out", "data", "gpu_folder", "__pycache__")
+    )
+    shutil.copytree(ROOT / "lathe" / "data", house / "lathe" / "data", dirs_exist_ok=True)
+    both = []
+    for name in ("a", "b"):
+        words = arguments("data/example_reverse", tmp_path / name, **small)
+        both.append(command("train.py", *words, folder=house))
+    for process in both:
+        code, _, err = finished(process)
+        assert code == 0, err
+    assert (data / "meta.json").exists()

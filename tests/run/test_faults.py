@@ -201,6 +201,21 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on_by_itself(data, tmp_
     assert [row["step"] for row in starts] == [0, 10]
 
 
+def test_ranks_that_wait_for_rank_0_to_sample_are_not_taken_for_hung(data, tmp_path):
+    slow = job(
+        data,
+        tmp_path / "run",
+        fault=("slow samples", 0, 0),
+        rank_timeout=3,
+        eval_interval=10,
+        sample_tokens=40,  # eight seconds
+        num_samples=1,
+    )
+    for code, _, err in run_ranks(2, tmp_path, slow, timeout=120):
+        assert code == 0, err[-3000:]
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
+
+
 # Things that run out
 
 
