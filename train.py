@@ -369,6 +369,7 @@ def open_logs(
         runtime.device_name,
         runtime.world_size,
         {"torch": torch.__version__},
+        job=ranks.job_id(),
         parameters=plan.n_params,
         flops_per_token=plan.flops_per_token,
     )

@@ -32,7 +32,8 @@ from model import GPT
 
 class Fault:
     """What happens in one forward pass of training: the process is killed or hangs, the loss of its
-    network becomes NaN or a thousandfold, its disk fills up, or out_dir is no longer the others'."""
+    network becomes NaN or a thousandfold, its disk fills up, or out_dir is no longer the others'.
+    Or, in one of an evaluation, it is asked to stop."""
 
     FACTORS = {"nan": float("nan"), "spike": 1000.0}
 
@@ -47,12 +48,14 @@ class Fault:
         model.register_forward_hook(self.after)
 
     def before(self, model: GPT, inputs: tuple):
-        if not model.training:
+        if model.training == (self.kind == "signal in an evaluation"):
             return
         self.passes += 1
         if self.passes == self.number:
             if self.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif self.kind == "signal in an evaluation":
+                os.kill(os.getpid(), signal.SIGTERM)
             elif self.kind == "hang":
                 time.sleep(3600)
             elif self.kind == "full disk":

@@ -61,7 +61,7 @@ configs = st.builds(
     bigram_rows=st.sampled_from((0, 100, V * V)),
     zero_init=st.booleans(),
 )
-over_the_grid = settings(max_examples=50, deadline=None, derandomize=True)
+over_the_grid = settings(max_examples=50, derandomize=True)
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -224,7 +224,7 @@ def test_what_enters_the_blocks_is_embedding_plus_position():
     shift=st.integers(0, 600),
     theta=st.sampled_from((1e4, 1e6)),
 )
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_rotary_products_depend_on_distance_alone(p, q, shift, theta):
     cos, sin = rope_table(1001, 8, theta)
     a, b = torch.randn(2, 1, 8)
@@ -653,7 +653,7 @@ def test_chunked_loss_leaves_a_frozen_head_without_a_gradient(both_ways):
     st.integers(1, 300_000), st.integers(2, 300_000), st.sampled_from((torch.bfloat16, torch.float32)),
     st.booleans(),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_pieces_on_a_gpu_are_even_of_whole_tiles_and_within_their_memory(
     n, n_ids, dtype, with_gradient
 ):

@@ -119,7 +119,7 @@ def names() -> st.SearchStrategy:
     )
 
 
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(max_examples=40)
 @given(st.data())
 def test_to_toml_is_a_preset_that_repeats_the_settings(tmp_path_factory, data):
     changed = {}

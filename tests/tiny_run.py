@@ -84,7 +84,7 @@ def losses(out_dir) -> list[float]:
     return [row["loss"] for row in rows(out_dir)]
 
 
-def wait_for_step(process: subprocess.Popen, out_dir, step: int, timeout: float = 60):
+def wait_for_step(process: subprocess.Popen, out_dir, step: int, timeout: float = 120):
     """Return as soon as metrics.jsonl has a row of this step or a later one."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

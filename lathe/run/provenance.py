@@ -13,15 +13,21 @@ from typing import Any
 
 from lathe import ROOT
 from lathe.run.files import write_atomically
-from lathe.run.ranks import job_id
 
 
 def log_start(
-    path: Path, step: int, device: str, processes: int, versions: dict[str, str], **figures: Any
+    path: Path,
+    step: int,
+    device: str,
+    processes: int,
+    versions: dict[str, str],
+    job: str | None = None,
+    **figures: Any,
 ):
     """Append to starts.jsonl what repeats this process, and figures that hold for all of it.
 
-    The lines of a run from scratch (step 0) replace those that are there.
+    job: what torchrun's attempts at it have in common. The lines of a run from scratch (step 0)
+    replace those that are there.
     """
     launcher = "python"
     if processes > 1:
@@ -32,7 +38,7 @@ def log_start(
         "command": f"{launcher} {shlex.join(sys.argv)}",
         "device": cpu_name() if device == "cpu" else device,
         "processes": processes,
-        **({"job": job_id()} if job_id() else {}),
+        **({"job": job} if job else {}),
         "commit": git_commit(),
         "versions": {
             "python": platform.python_version(),

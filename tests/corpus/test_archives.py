@@ -12,7 +12,7 @@ from itertools import accumulate
 import pytest
 import zstandard
 from corpora import as_parquet, compressed, prepare, stored_documents, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lathe.corpus.archives import COMPRESSIONS, ArchiveError, open_archive
@@ -90,7 +90,6 @@ def test_a_large_archive_less_its_last_byte_is_named(compression, fails):
 pieces = st.lists(st.sampled_from([b"", TEXT, NOISE, b"x", b"\0", bytes(300_000)]), max_size=5)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(COMPRESSIONS), pieces, st.integers(1, 10_000), st.integers(1, 2**20))
 def test_all_parts_of_an_archive_are_read(compression, parts, n_read, n_stored):
     """As pigz, pbzip2, pixz, zstd and cat write them; however the file is read."""

@@ -31,7 +31,7 @@ def texts_of(path: Path, unit_bytes: int) -> list[str]:
     return texts
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.booleans(), rows), max_size=4),
     st.sampled_from([None, 1]),
@@ -53,7 +53,7 @@ def test_all_rows_are_read_of_arrays_and_of_what_stands_after_them(
     assert texts_of(path, size) == expected
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from('[]{},"ab \n1'), max_size=12), st.integers(1, 9))
 def test_a_file_is_read_or_refused_the_same_wherever_it_is_cut(tmp_path_factory, text, size):
     path = tmp_path_factory.mktemp("json") / "a.json"

@@ -16,7 +16,7 @@ anything = st.text(st.characters(codec=None, exclude_categories=[]), max_size=60
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(anything, max_size=6), st.sampled_from(["lf", "keep"]), st.booleans())
 def test_shards_decode_to_the_documents(tmp_path_factory, documents, newlines, dedup):
     folder = tmp_path_factory.mktemp("any")

@@ -58,7 +58,7 @@ def written_by_pandas(rows, delimiter, quoting, row_end) -> str:
     return frame.to_csv(None, sep=delimiter, quoting=quoting, lineterminator=row_end, index=False)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     rows_of_texts,
     st.sampled_from([written_by_csv, written_by_pandas]),
@@ -80,7 +80,6 @@ def test_rows_are_those_that_were_written(folder, rows, written, kind, quoting, 
     assert [tuple(row.values()) for _, row in read_rows(path, rules, size)] == rows
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.text(st.sampled_from('"", ab5é\r'), max_size=9), min_size=2, max_size=2)),
     st.sampled_from(["\n", "\r\n"]),
@@ -121,7 +120,7 @@ def test_rows_of_a_large_table_are_those_that_were_written_on_any_number_of_work
 any_table = st.text(st.sampled_from('"",,\n\n\rab'), max_size=40)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(any_table, st.booleans(), st.integers(1, 20))
 @example('text\n"a\nb\n', True, 4)
 @example('text\n"a"b\n"c"\n', True, 4)

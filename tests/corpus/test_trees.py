@@ -387,7 +387,7 @@ def imported(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("imported")
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(trees, spelled, picked, picked)
 @pytest.mark.slow
 def test_documents_in_are_documents_out_and_those_named_as_left_out(

@@ -15,7 +15,6 @@ from lathe.text.tokenizer import load_tokenizer
 from model import IGNORE as IGNORED_BY_THE_NETWORK
 
 
-@settings(deadline=None)
 @given(corpora())
 def test_every_target_occurs_once_per_epoch(corpus):
     n, block_size, cuts, seed = corpus
@@ -29,7 +28,7 @@ def test_every_target_occurs_once_per_epoch(corpus):
         assert sorted(targets) == list(range(1, n))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(corpora(), st.integers(0, 500))
 def test_a_step_reads_the_same_samples_however_it_is_split(corpus, seen):
     n, block_size, cuts, seed = corpus
@@ -137,7 +136,6 @@ def test_fetching_does_nothing_token_by_token():
 # Validation
 
 
-@settings(deadline=None)
 @given(
     st.integers(2, 300),
     st.integers(1, 60),

@@ -13,7 +13,6 @@ def starts(order, first, count):
     return order.windows(np.arange(first, first + count)).starts
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 2**40), st.integers(0, 10))
 def test_an_epoch_is_a_permutation(n_windows, seed, epoch):
     order = SampleOrder(n_windows * 3 + 1, 3, seed)

@@ -29,7 +29,7 @@ def test_a_damaged_mask_is_found(tmp_path, damage):
         open_dataset(tmp_path / "data")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=12),
     st.integers(1, 20),

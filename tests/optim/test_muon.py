@@ -66,7 +66,7 @@ def test_a_gaussian_matrix_comes_out_at_the_known_size(coefficients, rms):
     assert x.norm().item() / math.sqrt(128) == pytest.approx(rms, abs=0.01)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.integers(1, 24),
     st.integers(1, 24),

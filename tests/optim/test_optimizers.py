@@ -163,7 +163,7 @@ def test_a_gradient_scaler_drives_our_optimizers():
 
 
 @kinds
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(config=configs)
 def test_every_parameter_is_in_exactly_one_group_under_its_name(kind, config):
     model = GPT(config)
@@ -174,7 +174,7 @@ def test_every_parameter_is_in_exactly_one_group_under_its_name(kind, config):
         assert all(named[n] is p for n, p in zip(g["names"], g["params"], strict=True))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(config=configs)
 def test_muon_gets_the_matrices_inside_the_blocks(config):
     muon, adamw = built(GPT(config))
@@ -190,7 +190,7 @@ def test_muon_gets_the_matrices_inside_the_blocks(config):
 
 
 @kinds
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(config=configs)
 def test_decay_falls_on_matrices_only(kind, config):
     for optimizer in built(GPT(config), kind):

@@ -15,7 +15,7 @@ runs = dict(
     low=st.floats(0, 1),
     schedule=st.sampled_from(("wsd", "cosine", "constant")),
 )
-many = settings(max_examples=200, deadline=None, derandomize=True)
+many = settings(max_examples=200, derandomize=True)
 
 
 @many

@@ -12,7 +12,7 @@ def test_writing_goes_on_in_the_background_one_at_a_time():
     order, go_on = [], threading.Event()
 
     def first():
-        assert go_on.wait(30)
+        assert go_on.wait(120)
         order.append("first")
 
     with BackgroundWriter() as writer:
@@ -42,6 +42,6 @@ def test_a_failure_in_the_background_is_known_and_raised_once():
 def test_a_write_that_waits_for_others_is_told_when_this_process_leaves():
     heard = []
     with pytest.raises(ValueError, match="the loss is none"), BackgroundWriter() as writer:
-        writer.start(lambda: heard.append(writer.leaving.wait(30)))
+        writer.start(lambda: heard.append(writer.leaving.wait(120)))
         raise ValueError("the loss is none")
     assert heard == [True]

@@ -178,8 +178,8 @@ def test_two_agents_with_a_rendezvous_are_two_nodes_and_stop_at_slurms_signal(wo
     wait_for_step(agents[0], out, 3)
     for agent in agents:
         os.kill(agent.pid, signal.SIGUSR1)
-    # By themselves: torchrun would kill ranks that are stuck after 30 s.
-    said = [finished(agent, timeout=28) for agent in agents]
+    # By themselves: of ranks that torchrun has to kill, after 30 s, the last step is not saved.
+    said = [finished(agent) for agent in agents]
     assert not any(out for _, out, _ in said)
     assert any("SIGUSR1 received" in err and "--init_from=resume" in err for _, _, err in said), (
         said
@@ -214,7 +214,7 @@ def test_nobody_at_the_master_address(world):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    code, _, err = finished(command(ROOT / "train.py", *words, env=env), 60)
+    code, _, err = finished(command(ROOT / "train.py", *words, env=env))
     last = err.strip().splitlines()[-1]
     assert code == 1 and "Traceback" not in err
     assert f"MASTER_ADDR=127.0.0.1 MASTER_PORT={port}" in last and "2 s" in last

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def data(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def much_to_validate(tmp_path_factory) -> str:
-    """A dataset whose evaluation takes many seconds."""
+    """A dataset whose evaluation takes many passes."""
     folder = tmp_path_factory.mktemp("data") / "val"
     write_dataset(
         folder, load_tokenizer("byte"), ["the cat sat on the mat " * 40], ["rain and sun " * 40_000]
@@ -82,7 +81,7 @@ def test_sigterm_to_the_job_or_to_one_rank_loses_no_step(data, tmp_path, who):
     process = command(*TORCHRUN, "train.py", *arguments(data, tmp_path, **LONG))
     wait_for_step(process, tmp_path, 5)
     os.kill(process.pid if who == "torchrun" else ranks_of(process)[1], signal.SIGTERM)
-    _, out, err = finished(process, timeout=60)
+    _, out, err = finished(process)
     assert out == ""
     assert newest_step(tmp_path) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
     if who == "one rank":
@@ -92,33 +91,26 @@ def test_sigterm_to_the_job_or_to_one_rank_loses_no_step(data, tmp_path, who):
 
 
 def test_a_signal_during_a_long_evaluation(much_to_validate, tmp_path):
-    process = command(
-        "train.py", *arguments(much_to_validate, tmp_path, max_steps=6, eval_interval=3)
-    )
-    wait_for_step(process, tmp_path, 3)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGTERM)
-    code, _, err = finished(process, timeout=60)
+    run = tmp_path / "run"
+    often = dict(max_steps=6, eval_interval=3)
+    faulty = job(much_to_validate, run, fault=("signal in an evaluation", 0, 2), **often)
+    ((code, _, err),) = run_ranks(1, tmp_path, faulty)
     assert code == 143
-    assert newest_step(tmp_path) == 3 and rows(tmp_path, "val_loss") == [], err
+    assert newest_step(run) == 3 and rows(run, "val_loss") == [], err
     # the evaluation that was broken off is made up for before step 4
-    resumed = arguments(
-        much_to_validate, tmp_path, max_steps=4, eval_tokens=160, init_from="resume"
-    )
+    resumed = arguments(much_to_validate, run, max_steps=4, eval_tokens=160, init_from="resume")
     code, _, err = finished(command("train.py", *resumed, "--eval_interval=3"))
-    assert code == 0 and [row["step"] for row in rows(tmp_path, "val_loss")] == [3, 4], err
+    assert code == 0 and [row["step"] for row in rows(run, "val_loss")] == [3, 4], err
 
 
-def test_signals_while_saving_all_the_time_and_twice(data, tmp_path):
+def test_two_signals_while_saving_all_the_time(data, tmp_path):
     often = dict(max_steps=100_000, eval_interval=100_000, checkpoint_interval=1)
     process = command("train.py", *arguments(data, tmp_path, **often))
     wait_for_step(process, tmp_path, 5)
     os.kill(process.pid, signal.SIGTERM)
-    time.sleep(0.05)
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGHUP)  # which may still find the process, or not
     code, _, err = finished(process)
-    assert code == 143
+    assert code in (128 + signal.SIGTERM, 128 + signal.SIGHUP)  # whichever was seen first
     nothing_lost(tmp_path, err)
     assert {
         p.name for p in (tmp_path / "checkpoints").iterdir() if not p.name.startswith("step-")
@@ -151,7 +143,7 @@ def test_a_folder_in_use_is_refused_with_the_holders_name(data, tmp_path):
     first = command("train.py", *arguments(data, tmp_path, **LONG))
     wait_for_step(first, tmp_path, 1)
     second = command("train.py", *arguments(data, tmp_path, init_from="auto"))
-    code, _, err = finished(second, timeout=60)
+    code, _, err = finished(second)
     assert code == 1 and err.count("\n") == 1 and f"in use by process {first.pid} on" in err
     first.kill()
     first.communicate()
@@ -163,12 +155,14 @@ def test_a_folder_in_use_is_refused_with_the_holders_name(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["kill", "hang"])
 def test_a_rank_that_dies_or_hangs_ends_the_job(data, tmp_path, kind):
-    faulty = job(data, tmp_path / "run", fault=(kind, 1, 30), rank_timeout=6, checkpoint_interval=5)
-    (code0, _, err0), (code1, _, err1) = run_ranks(2, tmp_path, faulty, timeout=90)
+    faulty = job(
+        data, tmp_path / "run", fault=(kind, 1, 30), rank_timeout=12, checkpoint_interval=5
+    )
+    (code0, _, err0), (code1, _, err1) = run_ranks(2, tmp_path, faulty)
     assert code0 != 0 and code1 != 0
     assert "File " in err0 and "train.py" in err0  # where rank 0 was
     if kind == "hang":
-        assert "rank 1: no progress for 6 s while training step" in err1 and "in before" in err1
+        assert "rank 1: no progress for 12 s while training step" in err1 and "in before" in err1
     # What was whole before step 15, and nothing of a broken state.
     assert newest_step(tmp_path / "run") == 10
 
@@ -180,7 +174,7 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on_by_itself(data, tmp_
         fault=("kill", 1, 30),
         checkpoint_interval=5,
         init_from="auto",
-        rank_timeout=30,
+        rank_timeout=60,
     )
     (tmp_path / "jobs.json").write_text(json.dumps([faulty]))
     process = command(
@@ -191,7 +185,7 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on_by_itself(data, tmp_
         env={"PYTHONPATH": str(ROOT)},
     )
     wait_for_step(process, tmp_path / "run", 13)
-    code, _, err = finished(process, 90)
+    code, _, err = finished(process)
     assert code == 0, err[-3000:]
     assert "resuming from" in err
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))

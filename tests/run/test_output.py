@@ -37,8 +37,8 @@ def step_saved(out_dir: Path) -> int:
 
 
 def assert_stopped_and_saved(process: subprocess.Popen, out_dir: Path, number: int):
-    """Within ten seconds, at the last step that it took."""
-    assert process.wait(timeout=10) == 128 + number
+    """Soon, on an idle machine within a second, at the last step that it took."""
+    assert process.wait(timeout=60) == 128 + number
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()
@@ -68,7 +68,7 @@ def test_all_that_is_written_comes_out_in_order_where_somebody_reads():
     lines = [f"line {i}: größer\n" for i in range(5000)]
     for line in lines:
         assert stream.write(line) == len(line)
-    stream.finish(10.0)
+    stream.finish(60.0)
     assert b"".join(pieces).decode() == "".join(lines)
 
 
@@ -82,9 +82,9 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_was_left_out_is_said(
         stream.write(line)
     stream.finish(0.01)  # returns although nothing moves
     pieces = reader_of(read_end)
-    stream.finish(10.0)
+    stream.finish(60.0)
     stream.write("at last\n")
-    stream.finish(10.0)
+    stream.finish(60.0)
     text = b"".join(pieces).decode()
     said = [part for part in text.split("\n") if "left out" in part]
     assert len(said) == 1 and text.endswith("at last\n")

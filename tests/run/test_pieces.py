@@ -50,7 +50,7 @@ shapes = st.lists(st.integers(1, 9), max_size=3)
 states = st.lists(st.tuples(shapes, st.sampled_from(DTYPES)), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(states, st.integers(1, 7), st.integers(1, 7))
 def test_what_any_number_of_ranks_wrote_any_other_number_reads(state, writers, readers):
     tensors = {f"h.{i}.weight": numbers(*each) for i, each in enumerate(state)}

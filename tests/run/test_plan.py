@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from tiny_run import arguments
 from torch.profiler import ProfilerActivity, profile
@@ -220,7 +219,6 @@ def test_the_rules_pass_through_the_recipe_they_are_scaled_from():
     assert seen == pytest.approx(20 * (model.n_params() - 50304 * 768), rel=1e-3)
 
 
-@examples(deadline=None)
 @given(
     st.integers(10**4, 10**13), st.sampled_from([64, 768, 4096]), st.sampled_from([64, 1024, 8192])
 )

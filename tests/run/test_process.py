@@ -91,7 +91,7 @@ def test_the_second_ctrl_c_ends_a_process_that_is_stuck():
     assert process.poll() is None
     time.sleep(1.2)
     os.kill(process.pid, signal.SIGINT)
-    assert finished(process, 10)[0] == 130
+    assert finished(process)[0] == 130
 
 
 def test_the_watchdog_tells_what_hung_and_where():
@@ -100,14 +100,14 @@ def test_the_watchdog_tells_what_hung_and_where():
         "from lathe.run.process import Watchdog\n"
         "from lathe.run.devices import Runtime\n"
         "run = Runtime(torch.device('cpu'), torch.float32, rank=3, world_size=4)\n"
-        "dog = Watchdog(1.5, run)\n"
-        "for _ in range(25):\n"
+        "dog = Watchdog(3.0, run)\n"
+        "for _ in range(35):\n"
         "    dog.alive('training step 7')\n"
         "    time.sleep(0.1)\n"
         "print('alive', flush=True)\n"
-        "def stuck(): time.sleep(60)\n"
+        "def stuck(): time.sleep(600)\n"
         "stuck()\n"
     )
-    status, out, err = finished(command("-c", code), 20)
+    status, out, err = finished(command("-c", code))
     assert status == 1 and out == "alive\n"
-    assert "rank 3: no progress for 1.5 s while training step 7" in err and "in stuck" in err
+    assert "rank 3: no progress for 3 s while training step 7" in err and "in stuck" in err

@@ -65,7 +65,7 @@ def on_terminal(script, **environment):
     )
     os.close(theirs)
     text = b""
-    while select.select([ours], [], [], 30)[0]:
+    while select.select([ours], [], [], 120)[0]:
         try:
             chunk = os.read(ours, 65536)
         except OSError:  # Linux's way to say that the other end is closed
@@ -74,7 +74,7 @@ def on_terminal(script, **environment):
             break
         text += chunk
     os.close(ours)
-    assert child.wait(timeout=30) == 0
+    assert child.wait(timeout=120) == 0
     return text.decode()
 
 

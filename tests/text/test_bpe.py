@@ -42,14 +42,14 @@ TEXTS = st.sampled_from(ALPHABETS).flatmap(
 COUNTS = st.integers(1, 5) | st.sampled_from([2**31 - 1, 2**31, 2**40])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXTS, st.integers(257, 300))
 def test_bpe_training_equals_its_plain_form(texts, vocab_size):
     counts = count_pieces(texts)
     assert train_bpe(counts, vocab_size).pieces[:-1] == naive_bpe(counts, vocab_size)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text("ab日", min_size=1, max_size=20), COUNTS, max_size=6))
 def test_bpe_training_equals_its_plain_form_for_any_counts(counts):
     assert train_bpe(counts, 290).pieces[:-1] == naive_bpe(counts, 290)

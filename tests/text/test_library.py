@@ -338,7 +338,7 @@ def test_a_pipeline_that_changes_text_is_refused_by_the_name_of_its_part(name, t
     assert "\n" not in str(error.value)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(EQUAL)), st.lists(st.sampled_from(PARTS) | st.text(), max_size=8))
 def test_any_text_has_the_librarys_ids(loaded, name, parts):
     text = "".join(parts)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from own_bpe import CODE, OWN
 
@@ -19,7 +19,6 @@ def gpt2(monkeypatch):
     return load_tokenizer("gpt2")
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_bytes_and_own_bpe_decode_to_what_was_encoded(text):
     for tokenizer in (load_tokenizer("byte"), OWN):

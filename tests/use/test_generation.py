@@ -64,7 +64,7 @@ def test_a_row_among_others_of_any_length_equals_the_row_alone(architecture):
         assert run(model, prompts, batch_size=batch_size, **how) == alone
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     prompts=st.lists(
         st.lists(st.integers(0, V - 1), min_size=1, max_size=T + 5),

@@ -24,7 +24,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(configs, st.integers(1, 40))
 def test_the_ranks_draw_together_what_one_process_draws(config, n_ranks):
     torch.manual_seed(5)

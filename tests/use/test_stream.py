@@ -24,7 +24,7 @@ def tokenizers():
     "name, tokenizer", tokenizers(), ids=lambda x: x if isinstance(x, str) else ""
 )
 def test_streamed_text_equals_that_decoded_at_once(name, tokenizer):
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=100, derandomize=True)
     @given(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     def check(ids):
         stream = TextStream(tokenizer)
@@ -47,7 +47,7 @@ def test_every_token_of_gpt2_streams_as_it_decodes(monkeypatch):
     assert "".join([stream.add(i) for i in ids]) + stream.end() == tokenizer.decode(ids)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     text=st.text("ab\né", max_size=30),
     stops=st.lists(st.text("ab\né", min_size=1, max_size=4), max_size=3),
