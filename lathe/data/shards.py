@@ -12,6 +12,7 @@ Every document begins with the end-of-text token, so a scan for it finds all doc
 one more stands after the last document, for the model to learn where that stops.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -311,9 +312,37 @@ def map_array(path: Path, dtype: np.dtype, offset: int) -> np.ndarray:
     """What a file holds from byte `offset` on, mapped into memory."""
     if path.stat().st_size == offset:
         return np.empty(0, dtype)
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        mapped = map_file(path)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        allow_more_files(path)
+        mapped = map_file(path)
     return np.frombuffer(mapped, dtype, offset=offset)
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file in memory; as long as it is there, the system counts it as open."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def allow_more_files(path: Path):
+    """Raise the number of files that this process may open, to the most that a user may allow.
+
+    Raises OSError where that is reached; `path` is the file that could not be opened.
+    """
+    import resource  # where there is no such module, there is no such limit
+
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == most:
+        raise OSError(
+            f"{path}: this process may open {allowed:,} files, and its data has more shards: "
+            "raise the limit (ulimit -Hn, or the system's limits.conf), or prepare the data again "
+            "with fewer and larger shards (--shard_tokens)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def expect_random_reads(array: np.ndarray):

@@ -2,9 +2,11 @@ import hashlib
 import json
 import os
 import struct
+import sys
 
 import numpy as np
 import pytest
+from tiny_run import command, finished
 
 from lathe.data.dataset import open_dataset
 from lathe.data.shards import ShardWriter, file_sha256, write_dataset, write_meta
@@ -185,3 +187,33 @@ def test_ids_outside_the_vocabulary_are_found_by_verifying(folder):
         ValueError, match="train_000001.bin: token 99 is 300, outside the tokenizer's 257 ids"
     ):
         open_dataset(folder, verify=True)
+
+
+# -----------------------------------------------------------------------------
+# More shards than files that may be open
+
+
+OPENING = """
+import resource, sys
+from lathe import cli
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
+from lathe.data.dataset import open_dataset
+def main():
+    data = open_dataset(sys.argv[1])
+    print(len(data.train.shards), int(sum(int(shard.sum()) for shard in data.train.shards)))
+cli.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits on Windows")
+def test_a_dataset_of_more_shards_than_open_files_raises_the_limit_or_says_how(tmp_path):
+    text = ["some words " * 200]
+    write_dataset(tmp_path, load_tokenizer("byte"), text, ["val"], shard_tokens=20)
+    n_shards = len(list(tmp_path.glob("train*.bin")))
+    assert n_shards > 100
+    code, out, err = finished(command("-c", OPENING, tmp_path, 4096))
+    assert code == 0, err
+    assert out.split()[0] == str(n_shards)
+    code, _, err = finished(command("-c", OPENING, tmp_path, 64))
+    assert code == 1 and err.count("\n") == 1
+    assert "may open 64 files" in err and "ulimit -Hn" in err
