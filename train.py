@@ -190,7 +190,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     if settings.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", 1)) < 2:
         raise ValueError(
             "parallel is fsdp, which shards over processes: "
-            "torchrun --nproc-per-node=2 train.py ..."
+            "torchrun --nproc-per-node=2 train.py ..., or on one --parallel=ddp, which takes "
+            "any checkpoint"
         )
     if settings.deterministic:
         contexts.enter_context(devices.deterministic_algorithms())

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lathe.corpus.options import Plan
+from lathe.corpus.report import say
 from lathe.corpus.tokens import characters_of_unit, pieces_of_unit
 from lathe.corpus.workers import results_of_units
 from lathe.run.progress import with_bar
@@ -42,4 +43,10 @@ def _learn_bpe(plan: Plan, vocab_size: int) -> Tokenizer:
     for of_unit in results_of_units(plan, pieces_of_unit, "counting", every):
         counts.update(of_unit)
     bar = partial(with_bar, what="merging pairs", total=vocab_size - 257)
-    return train_bpe(counts, vocab_size, watch=bar)
+    tokenizer = train_bpe(counts, vocab_size, watch=bar)
+    if tokenizer.vocab_size < vocab_size:
+        say(
+            f"bpe:{vocab_size:,} has {tokenizer.vocab_size:,} ids: what it learned from has no "
+            f"pair left that comes twice"
+        )
+    return tokenizer

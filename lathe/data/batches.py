@@ -22,16 +22,21 @@ if TYPE_CHECKING:  # at run time where it is used: importing torch takes seconds
 def even_split(batch_size: int, micro_batch_size: int, world_size: int) -> int:
     """How many micro-batches make a step.
 
-    Raises ValueError, naming batch sizes that would do, if that is not whole.
+    Raises ValueError, naming sizes that would do, if that is not whole.
     """
     share = micro_batch_size * world_size
     if batch_size % share:
         below = max(1, batch_size // share) * share
         above = (batch_size // share + 1) * share
         near = sorted({below, above})
+        use = f"batch_size={' or '.join(map(str, near))}"
+        of_rank = batch_size // world_size
+        if batch_size % world_size == 0:
+            smaller = max(n for n in range(1, micro_batch_size + 1) if of_rank % n == 0)
+            use += f", or micro_batch_size={smaller}"
         raise ValueError(
             f"batch_size={batch_size} is no multiple of micro_batch_size={micro_batch_size} x "
-            f"{world_size} devices; use batch_size={' or '.join(map(str, near))}"
+            f"{world_size} devices; use {use}"
         )
     return batch_size // share
 

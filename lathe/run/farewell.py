@@ -1,5 +1,6 @@
 """What a run says at its end, and how to go on with it."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,18 @@ from lathe.settings import Settings
 
 
 def resume_command(settings: Settings, options: str = "") -> str:
-    """What to type to go on with a run."""
+    """What to type to go on with a run on as many processes."""
     out_dir = shlex.quote(settings.out_dir)
-    return f"python train.py {out_dir}/settings.toml --init_from=resume{options}"
+    return f"{_launcher()} train.py {out_dir}/settings.toml --init_from=resume{options}"
+
+
+def _launcher() -> str:
+    n = int(os.environ.get("WORLD_SIZE", 1))
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", n))
+    if n == 1:
+        return "python"
+    nodes = "--standalone" if of_node == n else f"--nnodes={n // of_node}"
+    return f"torchrun {nodes} --nproc-per-node={of_node}"
 
 
 def farewell(settings: Settings, evaluation: dict[str, Any], seconds: float) -> str:

@@ -1,6 +1,6 @@
 """The tokenizer that is asked for."""
 
-from corpora import write
+from corpora import prepare, write
 
 from lathe.text.tokenizer import train_char
 
@@ -20,3 +20,9 @@ def test_a_character_tokenizer_of_another_text(fails, tmp_path):
     train_char(["abc"]).save(tmp_path)
     write("a.txt", "abcd")
     fails(r"unknown to the character tokenizer: 'd' \(U\+0064\)", f"--tokenizer={tmp_path}")
+
+
+def test_a_text_with_fewer_pairs_than_ids_asked_for_is_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("aaaa")
+    prepare(tmp_path / "a.txt", tmp_path / "out", tokenizer="bpe:600", val_fraction=0)
+    assert "bpe:600 has 258 ids: what it learned from has no pair left" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import gc
+import re
 import sys
 import tracemalloc
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import Tokens, corpora, step_samples
 
-from lathe.data.batches import TrainBatches, val_windows
+from lathe.data.batches import TrainBatches, even_split, val_windows
 from lathe.data.dataset import IGNORE, open_dataset
 from lathe.data.shards import write_dataset
 from lathe.text.tokenizer import load_tokenizer
@@ -174,3 +175,17 @@ def test_targets_that_are_not_scored_are_those_that_the_network_ignores():
 def test_validation_needs_two_tokens(n):
     with pytest.raises(ValueError, match=f"val has {n} tokens, need 2"):
         list(val_windows(Tokens(n).train, 8, 0, 1))
+
+
+@given(st.integers(1, 300), st.integers(1, 60), st.integers(1, 9))
+def test_sizes_that_a_step_cannot_have_are_refused_with_sizes_that_it_can(batch, micro, world):
+    try:
+        assert even_split(batch, micro, world) * micro * world == batch
+    except ValueError as error:
+        use = str(error).partition("; use ")[2]
+        for instead in re.search(r"batch_size=([\d or]+)", use)[1].split("or"):
+            assert even_split(int(instead), micro, world) > 0
+        smaller = re.search(r"micro_batch_size=(\d+)", use)
+        assert (smaller is not None) == (batch % world == 0)
+        if smaller:
+            assert even_split(batch, int(smaller[1]), world) > 0
