@@ -182,3 +182,12 @@ def test_links_within_the_repository_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
         if not re.match(r"\w+:", target):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_tests_that_docs_faults_names_exist():
+    names = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text()))
+    defined = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
+    assert len(names) > 30
+    assert names <= defined, names - defined
