@@ -1,5 +1,6 @@
 """Rows to prompts and completions, of which the completions are scored."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,12 @@ from lathe.text.chat import TEMPLATES, chat_prompt
 
 ROLES = TEMPLATES["chat"]  # system, user, assistant; the same in every template
 
+# What of a row does not come into its pairs, or changed
+UNANSWERED = "messages after the last answer left out"
+OTHER_FIELDS = "fields of messages beside role and content left out"
+PAIR_BESIDE = "prompts and completions left out, whose rows have messages, too"
+STRIPPED = "texts without the white space around them, as the template has them"
+
 
 @dataclass(slots=True)
 class Pair:
@@ -16,12 +23,14 @@ class Pair:
     completion: str
 
 
-def pairs_of(where: str, row: Any, rules: Rules) -> list[Pair]:
+def pairs_of(where: str, row: Any, rules: Rules, counts: Counter) -> list[Pair]:
     """A pair for each answer in a row, in the template; the prompt is all that was said before.
+    `counts` gets what was left out or changed.
 
     ValueError, saying `where`, if there is none.
     """
     messages = _messages_of(where, row, rules)
+    _count_what_is_lost(row, messages, rules, counts)
     pairs = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -38,6 +47,22 @@ def pairs_of(where: str, row: Any, rules: Rules) -> list[Pair]:
     if not pairs:
         raise ValueError(f"{where} has no message of the role assistant: nothing to learn from")
     return pairs
+
+
+def _count_what_is_lost(row: dict, messages: list[dict], rules: Rules, counts: Counter):
+    if rules.field in row:
+        if row.get(rules.prompt_field) and row.get(rules.completion_field):
+            counts[PAIR_BESIDE] += 1
+        for message in messages:
+            others = [key for key in message if message[key] and key not in ("role", "content")]
+            counts[OTHER_FIELDS] += len(others)
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            break
+        counts[UNANSWERED] += 1
+    if rules.template != "plain":
+        texts = [message["content"] for message in messages]
+        counts[STRIPPED] += sum(text != text.strip() for text in texts)
 
 
 def _messages_of(where: str, row: Any, rules: Rules) -> list[dict]:

@@ -54,7 +54,7 @@ def _answers(
 ) -> Iterator[Document]:
     """A document for each answer in a row of messages, or one for a prompt and completion."""
     for where, row in rows:
-        pairs = pairs_of(where, row, rules)
+        pairs = pairs_of(where, row, rules, counts)
         for pair in pairs:
             pair.prompt = normalize(pair.prompt, rules, counts)
             pair.completion = normalize(pair.completion, rules, counts)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from paired import CHAT, PAIRS, prepare, scored_texts
 
+from lathe.corpus.pairs import OTHER_FIELDS, PAIR_BESIDE, STRIPPED, UNANSWERED
 from lathe.data.shards import ShardWriter
 from prepare import verify
 
@@ -42,6 +43,19 @@ def test_a_chat_is_one_document_per_answer_with_all_before_it_as_prompt(tmp_path
     second = f"{first}\nUser: bye\nAssistant: ciao"
     [found] = list(scored_texts(dataset, dataset.train.n_tokens - 1))
     assert found == [first + second, " hello<|endoftext|> ciao<|endoftext|>"]
+
+
+def test_what_of_a_chat_is_left_out_or_changed_is_counted(tmp_path):
+    user = {"role": "user", "content": "hi\n"}
+    call = {"role": "assistant", "content": "hello", "tool_calls": [{"name": "f"}], "name": None}
+    rows = [
+        {"messages": [user, call, user], "prompt": "a", "completion": "b", "id": 1},
+        {"messages": [user | {"content": "hi"}, call | {"tool_calls": []}]},
+        {"prompt": "hi ", "completion": "hello"},
+    ]
+    dataset = prepare(tmp_path, rows, template="chat")
+    assert dataset.meta["totals"]["train"]["documents"] == 3
+    assert dataset.meta["counts"] == {UNANSWERED: 1, OTHER_FIELDS: 1, PAIR_BESIDE: 1, STRIPPED: 3}
 
 
 def test_the_instruction_template_takes_pairs_too(tmp_path):
