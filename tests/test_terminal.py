@@ -178,12 +178,16 @@ def test_what_can_be_read_stays_as_it_is():
     assert printable("a\nb\udce9 \u200b") == r"a\nb\xe9 \u200b"
 
 
-def on_terminal(words: list[str], folder: Path, typed: bytes = b"", **environment: str) -> bytes:
+def on_terminal(
+    words: list[str], folder: Path, typed: bytes = b"", code: int = 0, **environment: str
+) -> bytes:
     """What a process prints where stdin, stdout and stderr are a terminal. typed: at its prompt."""
     pty = pytest.importorskip("pty")
     tty = pytest.importorskip("tty")
     parent, child = pty.openpty()
     tty.setraw(child)  # nothing is changed on its way
+    termios = pytest.importorskip("termios")
+    termios.tcsetwinsize(child, (40, 200))  # without a size there is no bar
     process = subprocess.Popen(
         [sys.executable, *words],
         cwd=folder,
@@ -206,7 +210,7 @@ def on_terminal(words: list[str], folder: Path, typed: bytes = b"", **environmen
             os.write(parent, typed)
             typed = b""
     os.close(parent)
-    assert process.wait() == 0, printed
+    assert process.wait() == code, printed
     return printed
 
 
@@ -241,6 +245,62 @@ def test_names_of_files_are_shown_on_a_terminal(tmp_path):
     shown = on_terminal([*words, "--tokenizer=byte"], tmp_path).decode()
     assert r"\x9bout is ready" in shown
     shown = shown.replace("\r", "")  # where a slow machine shows a bar
+    assert visible(shown, Terminal()) == shown
+
+
+TITLE = "\x1b]0;title\x07"  # a terminal that obeys has another title
+CLEAR = "\x9b2J"  # and is cleared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])  # without and with a bar
+def test_training_shows_what_is_in_samples_and_names_on_a_terminal(dataset, tmp_path, terminal):
+    asked = dict(max_steps=4, eval_interval=2, sample_tokens=60, num_samples=2)
+    words = [str(ROOT / "train.py"), *arguments(dataset, tmp_path / f"{CLEAR}run", **asked)]
+    words.append(f"--sample_prompt={TITLE}{CLEAR}")
+    shown = on_terminal(words, tmp_path, TERM=terminal, TQDM_MININTERVAL="0").decode()
+    assert r"\x1b]0;title\x07\x9b2J" in shown  # the samples
+    assert r"\x9b2Jrun" in shown  # where to go on
+    assert ("\r" in shown) == (terminal == "xterm")
+    shown = shown.replace("\r", "").replace("\x1b[A", "")  # of one bar, and of one below another
+    assert visible(shown, Terminal()) == shown
+
+
+@pytest.mark.parametrize(
+    "words", [["--tokenizer=byte"], ["--tokenizer=char"], ["--tokenizer=bpe:300"]]
+)
+def test_verify_shows_what_is_in_data_and_names_on_a_terminal(words, tmp_path):
+    name = f"{CLEAR}a.jsonl"
+    rows = [{"text": f"{TITLE}{CLEAR} some text {i}"} for i in range(50)]
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare = str(ROOT / "prepare" / "text.py")
+    out = f"{CLEAR}out"
+    run("utf-8", prepare, "--input", name, f"--out={out}", *words, folder=tmp_path)
+    shown = on_terminal([str(ROOT / "prepare" / "verify.py"), out], tmp_path).decode()
+    assert r"\x9b2Jout" in shown and r"\x1b]0;title\x07" in shown
+    assert visible(shown, Terminal()) == shown
+
+
+@pytest.mark.parametrize(
+    "words, code",
+    [
+        (["train.py", f"--dataset={CLEAR}{TITLE}", "--device=cpu"], 1),
+        (["train.py", f"{CLEAR}{TITLE}.toml"], 2),
+        (["train.py", f"--{CLEAR}{TITLE}=1"], 2),
+        (["train.py", f"--dtype={CLEAR}{TITLE}"], 2),
+        (["sample.py", f"--out_dir={CLEAR}{TITLE}"], 1),
+        (["evaluate.py", f"--out_dir={CLEAR}{TITLE}"], 1),
+        (["huggingface.py", "export", f"--out_dir={CLEAR}{TITLE}", "--to=x"], 1),
+        (["visualize.py", "run", f"{CLEAR}{TITLE}"], 1),
+        (["visualize.py", f"{CLEAR}{TITLE}"], 2),
+        (["prepare/verify.py", f"{CLEAR}{TITLE}"], 1),
+        (["prepare/text.py", "--input", f"{CLEAR}{TITLE}", "--out=x"], 1),
+    ],
+)
+def test_mistakes_are_shown_on_a_terminal(words, code, tmp_path):
+    script, *rest = words
+    shown = on_terminal([str(ROOT / script), *rest], tmp_path, code=code).decode()
+    assert r"\x9b2J" in shown and "title" in shown
     assert visible(shown, Terminal()) == shown
 
 
