@@ -56,11 +56,12 @@ def prepare(options: Options) -> dict:
     files = [name for name in options.input if name != "-"]
     inputs = find_inputs(files, options.val_input, options.format, not_below=out)
     sources = inputs.sources
+    inputs.then_stdin = "-" in options.input
     if inputs.left_out.counts or inputs.are_many:
         say(inputs.describe())
     with lock_folder("out", out):
         try:
-            if "-" in options.input:
+            if inputs.then_stdin:
                 source = _spool_stdin(out, options.format)
                 sources.append(replace(source, split="train" if options.val_input else ""))
             return _build(make_plan(options, out, inputs))

@@ -24,6 +24,7 @@ class Inputs:
     sources: list[Source]
     left_out: LeftOut
     are_many: bool  # whether other names were given than those of the files
+    then_stdin: bool = False
 
     def describe(self) -> str:
         """What is read and what is not, by kind, on one line."""
@@ -35,6 +36,8 @@ class Inputs:
             parts.append(f"{n_others:,} of other kinds")
         n_files = "1 file" if len(self.sources) == 1 else f"{len(self.sources):,} files"
         line = f"reading {n_files}: {', '.join(parts)}"
+        if self.then_stdin:
+            line = f"{line}, then standard input"
         others = self.left_out.describe()
         return f"{line}; left out: {others}" if others else line
 

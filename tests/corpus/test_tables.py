@@ -234,6 +234,13 @@ def test_columns_that_are_not_clear_are_refused(fails):
     fails("""in/a.tsv:1 has no column 'text'; found: "id", "text".*or add --quotes=true""")
 
 
+def test_quotes_after_a_space_quote_nothing_and_are_counted(tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1, "a"\n2, b\n3,c "d"\n4,"e"\n5, "f\n')
+    meta = prepare(tmp_path / "a.csv", tmp_path / "out", val_fraction=0)
+    assert stored_documents(tmp_path / "out") == [' "a"', " b", 'c "d"', "e", ' "f']
+    assert meta["counts"] == {tables.SPACES_BEFORE_QUOTES: 2}
+
+
 def test_empty_lines_say_nothing_but_where_text_is_the_only_column(tmp_path):
     (tmp_path / "a.csv").write_text("\n\nid,text\n\n1,a\n\n\n2,b\n\n")
     meta = prepare(tmp_path / "a.csv", tmp_path / "a", val_fraction=0)

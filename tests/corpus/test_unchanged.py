@@ -105,6 +105,16 @@ def test_standard_input_is_known_by_its_content(tmp_path):
     assert not (tmp_path / "out" / "stdin.tmp").exists()
 
 
+def test_standard_input_beside_a_folder_is_read_after_it_and_named(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("from the folder")
+    words = [sys.executable, str(ROOT / "prepare" / "text.py"), "-", str(tmp_path / "in")]
+    words += [f"--out={tmp_path}/out", "--tokenizer=byte", "--val_fraction=0"]
+    done = subprocess.run(words, input="from a pipe", capture_output=True, encoding="utf-8")
+    assert "reading 1 file: 1 .txt, then standard input\n" in done.stderr
+    assert stored_documents(tmp_path / "out") == ["from the folder", "from a pipe"]
+
+
 def test_a_dataset_of_an_earlier_version_is_up_to_date_by_its_time(tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", SENTENCES)
     prepare(path, tmp_path / "out", val_fraction=0)

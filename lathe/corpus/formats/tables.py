@@ -210,6 +210,8 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
             raise ValueError(_wrong_number(where, fields, table))
         if not table.has_quotes:
             counts[KEPT_QUOTES] += sum(_stands_in_quotes(fields[i]) for i in wanted)
+        elif any(SPACED_QUOTE.match(fields[i]) for i in wanted):
+            counts[SPACES_BEFORE_QUOTES] += 1
         if rules.template:
             yield where, dict(zip(columns, fields, strict=True))
         else:
@@ -217,6 +219,8 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
 
 
 KEPT_QUOTES = "fields in quotes, which are kept as text (--quotes=true takes them off)"
+SPACES_BEFORE_QUOTES = "fields with a space before a quote, which both are kept as text"
+SPACED_QUOTE = re.compile(r'[ \t]+"')
 
 
 def _stands_in_quotes(field: str) -> bool:
