@@ -10,10 +10,14 @@ from lathe.text.chat import TEMPLATES, chat_prompt
 
 ROLES = TEMPLATES["chat"]  # system, user, assistant; the same in every template
 
+# Beside a prompt these often hold a part of it, as in Alpaca's rows.
+PROMPT_FIELDS = {"system", "context", "input", "history"}
+
 # What of a row does not come into its pairs, or changed
 UNANSWERED = "messages after the last answer left out"
 OTHER_FIELDS = "fields of messages beside role and content left out"
 PAIR_BESIDE = "prompts and completions left out, whose rows have messages, too"
+REST_OF_PROMPT = "rows whose field {!r} is left out: join it to the prompt if it belongs there"
 STRIPPED = "texts without the white space around them, as the template has them"
 
 
@@ -56,6 +60,10 @@ def _count_what_is_lost(row: dict, messages: list[dict], rules: Rules, counts: C
         for message in messages:
             others = [key for key in message if message[key] and key not in ("role", "content")]
             counts[OTHER_FIELDS] += len(others)
+    else:
+        for name in sorted(PROMPT_FIELDS - {rules.prompt_field, rules.completion_field}):
+            if row.get(name):
+                counts[REST_OF_PROMPT.format(name)] += 1
     for message in reversed(messages):
         if message["role"] == "assistant":
             break

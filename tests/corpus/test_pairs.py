@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from paired import CHAT, PAIRS, prepare, scored_texts
 
-from lathe.corpus.pairs import OTHER_FIELDS, PAIR_BESIDE, STRIPPED, UNANSWERED
+from lathe.corpus.pairs import OTHER_FIELDS, PAIR_BESIDE, REST_OF_PROMPT, STRIPPED, UNANSWERED
 from lathe.data.shards import ShardWriter
 from prepare import verify
 
@@ -56,6 +56,16 @@ def test_what_of_a_chat_is_left_out_or_changed_is_counted(tmp_path):
     dataset = prepare(tmp_path, rows, template="chat")
     assert dataset.meta["totals"]["train"]["documents"] == 3
     assert dataset.meta["counts"] == {UNANSWERED: 1, OTHER_FIELDS: 1, PAIR_BESIDE: 1, STRIPPED: 3}
+
+
+def test_a_field_that_may_belong_to_the_prompt_is_counted(tmp_path):
+    rows = [
+        {"instruction": "Add.", "input": "1, 2", "output": "3", "id": 1},
+        {"instruction": "Say hello.", "input": "", "output": "hello", "id": 2},
+    ]
+    names = {"prompt_field": "instruction", "completion_field": "output"}
+    dataset = prepare(tmp_path, rows, template="instruction", **names)
+    assert dataset.meta["counts"] == {REST_OF_PROMPT.format("input"): 1}
 
 
 def test_the_instruction_template_takes_pairs_too(tmp_path):
