@@ -80,6 +80,8 @@ class GPTConfig:
             check(getattr(self, name) in choices, name, f"be one of {', '.join(choices)}")
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             check(getattr(self, name) >= 1, name, "be 1 or more")
+        for name, most in MOST.items():
+            check(getattr(self, name) <= most, name, f"be {most:,} at most")
 
         # Zeros stand for the usual sizes
         if self.n_kv_head == 0:
@@ -115,6 +117,8 @@ class GPTConfig:
         return 64 * math.ceil(self.vocab_size / 64)
 
 
+# More is a mistake, which would fill the memory before it shows.
+MOST = dict(vocab_size=2**32, block_size=2**24, n_layer=10_000, n_head=2**16, n_embd=2**20)
 CHOICES = {f.name: get_args(f.type) for f in fields(GPTConfig) if get_args(f.type)}
 
 

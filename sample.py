@@ -15,6 +15,9 @@ from lathe import cli
 from lathe.fields import PathName
 from lathe.use.sampling import Sampling
 
+MOST_SAMPLES = 10**6
+MOST_TOKENS = 5 * 10**7  # of samples side by side, for each of which there are random numbers
+
 
 @dataclass(frozen=True)
 class Options(Sampling):
@@ -62,6 +65,16 @@ class Options(Sampling):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}: it must be 1 or more")
+        side_by_side = min(self.batch_size, self.num_samples)
+        for name, value, most in (
+            ("num_samples", self.num_samples, MOST_SAMPLES),
+            ("max_new_tokens", side_by_side * self.max_new_tokens, MOST_TOKENS),
+        ):
+            if value > most:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: samples side by side have {most:,} tokens "
+                    f"at most, and there are {MOST_SAMPLES:,} samples at most"
+                )
         given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{given[1]} and {given[0]} are both given: choose one")

@@ -46,6 +46,7 @@ from lathe.optim.build import (
 from lathe.optim.optimizer import Optimizer, TorchOptimizer
 from lathe.optim.schedule import lr_factor, set_rates
 from lathe.output import never_wait
+from lathe.reading import reading
 from lathe.run import checkpoint, devices, dry_run, ranks, sharded_save
 from lathe.run.background import BackgroundWriter
 from lathe.run.farewell import farewell, resume_command
@@ -851,7 +852,8 @@ def read_position(start: FoundModel, s: Settings, dataset: Dataset) -> TrainStat
             f"cannot resume {s.out_dir}: {change}, so other samples would follow; "
             "put it back, or accept a new order of samples with --new_data=true"
         )
-    state = TrainState(**start.state["train"])
+    with reading(start.folder, "is damaged: state.json does not say where the run was"):
+        state = TrainState(**start.state["train"])
     best_val_loss = checkpoint.best_val_loss(s.out_dir)  # may be of a later step
     state.best_val_loss = min(state.best_val_loss, best_val_loss)
     if was["fingerprint"] != dataset.fingerprint:
@@ -872,13 +874,16 @@ def restore(
 ) -> list[str]:
     """Bring optimizer, loss scale and random state back. Returns what has changed, in words."""
     saved = checkpoint.load_optimizer(start.folder)
-    load_optimizer_state(optimizers, saved["optimizer"], saved.get("kinds", {}))
-    if saved["scaler"]:
-        scaler.load_state_dict(saved["scaler"])
+    file = start.folder / "optimizer.pt"
+    with reading(file, advises=True):
+        load_optimizer_state(optimizers, saved["optimizer"], saved.get("kinds", {}))
+        if saved["scaler"]:
+            scaler.load_state_dict(saved["scaler"])
+        n_ranks = len(saved["random"])
     changed = changed_settings(start.state["settings"], plan.settings)
-    n_ranks = len(saved["random"])
     if n_ranks == runtime.world_size:
-        set_random_state(saved["random"][runtime.rank], runtime.device)
+        with reading(file, "holds no random state"):
+            set_random_state(saved["random"][runtime.rank], runtime.device)
     else:
         why = "dropout by new random numbers"
         changed.append(f"processes {n_ranks} -> {runtime.world_size} ({why})")

@@ -77,6 +77,7 @@ def draw_runs(options: RunOptions) -> Path:
 
 def draw_model(options: ModelOptions) -> Path:
     """Write the page of the model that the options name; returns its path."""
+    from lathe.reading import reading
     from lathe.use.find_model import find_model
     from pages.model_page import model_page
     from pages.render import write
@@ -89,13 +90,14 @@ def draw_model(options: ModelOptions) -> Path:
     else:
         folder = Path(options.out_dir)
         name = folder.resolve().name
-        val_loss = found.state.get("val_loss")
-        about = {
-            "step": f"{found.state['step']:,}",
-            "validation loss": None if val_loss is None else f"{val_loss:.4f}",
-            "dataset": found.state["dataset"]["path"],
-            "tokenizer": found.state["tokenizer"]["name"],
-        }
+        with reading(found.folder, "is damaged: state.json"):
+            val_loss = found.state.get("val_loss")
+            about = {
+                "step": f"{found.state['step']:,}",
+                "validation loss": None if val_loss is None else f"{val_loss:.4f}",
+                "dataset": found.state["dataset"]["path"],
+                "tokenizer": found.state["tokenizer"]["name"],
+            }
     about["checkpoint"] = found.name
     model = found.load().float()
     page = model_page(model, found.tokenizer, name, about, options, found.begin, found.ends)

@@ -31,6 +31,7 @@ from lathe.output import finish_output
 from lathe.terminal import escape, print_note, print_result, printable, speak_utf8
 
 PRESET_DIR = ROOT / "config"
+LARGEST_PRESET = 1_000_000  # bytes
 BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 Options = TypeVar("Options")
 
@@ -184,6 +185,9 @@ def unexpected(word: str) -> str:
 def read_preset(preset: str, types: dict[str, type]) -> dict[str, Given]:
     """The settings in a preset, named by its path or by its name in config/."""
     path = find_preset(preset)
+    n_bytes = path.stat().st_size
+    if n_bytes > LARGEST_PRESET:
+        raise ValueError(f"{path}: no preset has {n_bytes:,} bytes")
     try:
         table = from_toml(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -388,7 +392,12 @@ def to_toml(settings: object) -> str:
 
 def from_toml(text: str) -> dict:
     """The settings in a preset's text. ValueError if it is not TOML."""
-    return {name: read_toml_value(value) for name, value in tomllib.loads(text).items()}
+    try:
+        return {name: read_toml_value(value) for name, value in tomllib.loads(text).items()}
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_toml_value(value: object) -> object:

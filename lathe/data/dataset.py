@@ -24,6 +24,7 @@ from lathe.data.shards import (
 )
 from lathe.data.windows import Spans, Windows, cut_between_documents
 from lathe.json_text import NotJSON
+from lathe.reading import FAULTS, check_kinds, what_went_wrong
 from lathe.text.chat import chat_prompt
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -234,6 +235,7 @@ def _open_folder(path: str, verify: bool) -> Dataset:
     checksums = []
     try:
         meta = read_meta(folder)
+        check_meta(meta)
         for entry in meta["shards"]:
             if not SHARD_NAME.fullmatch(entry["name"]):
                 raise ValueError(
@@ -250,10 +252,33 @@ def _open_folder(path: str, verify: bool) -> Dataset:
         val = Stream(shards["val"], masks["val"])
         fingerprint = hashlib.sha256("\n".join(checksums).encode()).hexdigest()
         return Dataset(path, meta, [(train, 1.0)], val, fingerprint, folder)
-    except (KeyError, TypeError, AttributeError, NotJSON) as error:
+    except FAULTS as error:
+        if isinstance(error, ValueError) and not isinstance(error, NotJSON):
+            raise
         raise ValueError(
-            f"{folder}/meta.json is damaged ({type(error).__name__}: {error}); prepare it again"
+            f"{folder}/meta.json is damaged ({what_went_wrong(error)}); prepare it again"
         ) from error
+
+
+def check_meta(meta: dict):
+    """NotJSON unless a meta.json has what is read from it."""
+    try:
+        check_kinds("it", meta, {"tokenizer": dict, "shards": list})
+        check_kinds("it", meta, {"template": str}, optional=True)
+        about = meta["tokenizer"]
+        check_kinds("tokenizer", about, {"name": str, "sha256": str, "vocab_size": int})
+        check_kinds("tokenizer", about, {"eot_id": int}, optional=True)
+        if not 1 <= about["vocab_size"] <= 2**32:
+            raise ValueError(f"tokenizer: vocab_size is {about['vocab_size']}")
+        for i, entry in enumerate(meta["shards"]):
+            if not isinstance(entry, dict):
+                raise ValueError(f"shard {i} is {entry!r:.40}, not an object")
+            check_kinds(f"shard {i}", entry, {"name": str, "split": str, "tokens": int})
+            check_kinds(f"shard {i}", entry, {"sha256": str, "mask_sha256": str}, optional=True)
+            if entry["split"] not in SPLITS or entry["tokens"] < 0:
+                raise ValueError(f"shard {i} is of no split, or has fewer than 0 tokens")
+    except ValueError as error:
+        raise NotJSON(str(error)) from error
 
 
 def _why_no_dataset(folder: Path) -> str:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from lathe.data.dataset import Dataset
+from lathe.reading import check_kinds, is_of, reading
 from lathe.run import ranks
 from lathe.run.files import (
     CheckedFile,
@@ -211,8 +212,11 @@ def load_optimizer(path: Path) -> dict:
     Its large tensors come to memory when they are asked for: those of a file in pieces are
     SavedTensors, others are mapped.
     """
-    with utf8_path(path / "optimizer.pt") as name:
+    file = path / "optimizer.pt"
+    with reading(file), utf8_path(file) as name:
         saved = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(saved, dict):
+        raise ValueError(f"{file} holds no optimizer's state but {type(saved).__name__}")
     if is_in_pieces(read_state(path)):
         state = {}
         for name, tensor in open_tensors(tensor_paths(path, "optimizer")).items():
@@ -283,9 +287,76 @@ def read_state(path: Path) -> dict:
     if state.get("format") not in FORMATS:
         formats = " and ".join(map(str, FORMATS))
         raise ValueError(
-            f"{path} has checkpoint format {state.get('format')}, this version reads {formats}"
+            f"{path} has checkpoint format {state.get('format')!r:.40}, "
+            f"this version reads {formats}"
         )
+    try:
+        check_state(state)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     return state
+
+
+def check_state(state: dict):
+    """ValueError unless a state.json that matches its checksum has what is read from it: it may
+    have been made by anybody."""
+    where = "state.json"
+    check_kinds(where, state, {"step": int, "files": dict})
+    check_kinds(where, state, OTHER_PARTS, optional=True)
+    for part, kinds in KINDS_OF_PARTS.items():
+        check_kinds(f"{where}: {part}", state.get(part) or {}, kinds, optional=True)
+    train = state.get("train") or {}
+    if state["step"] < 0 or train.get("samples", 0) < 0:
+        raise ValueError(f"{where}: step or samples are below 0")
+    if not all(is_of(norm, float) for norm in train.get("grad_norms", [])):
+        raise ValueError(f"{where}: train: grad_norms holds what is no number")
+    for name, file in state["files"].items():
+        if not isinstance(file, dict):
+            raise ValueError(f"{where}: files: {name!r:.40} is {file!r:.40}, not an object")
+        check_kinds(f"{where}: files: {name!r:.40}", file, {"size": int, "crc32": int})
+
+
+OTHER_PARTS = {
+    "model": dict,
+    "settings": dict,
+    "train": dict,
+    "dataset": dict,
+    "tokenizer": dict,
+    "val_loss": float,
+    "template": str,
+    "pieces": int,
+}
+KINDS_OF_PARTS = {
+    "settings": {
+        "seed": int,
+        "out_dir": str,
+        "init_from": str,
+        "optimizer": str,
+        "lora_rank": int,
+        "lora_alpha": float,
+    },
+    "train": {
+        "step": int,
+        "samples": int,
+        "best_val_loss": float,
+        "evaluation": dict,
+        "skipped": int,
+        "grad_norms": list,
+        "wandb_run_id": str,
+    },
+    "dataset": {"path": str, "fingerprint": str},
+    "tokenizer": {"name": str, "fingerprint": str},
+}
+
+
+def check_resumable(path: Path):
+    """ValueError unless a checkpoint has all that a run goes on with."""
+    state = read_state(path)
+    needed = {"settings": dict, "train": dict, "dataset": dict}
+    check_kinds(f"{path} is damaged: state.json", state, needed)
+    where = f"{path} is damaged: state.json: "
+    check_kinds(f"{where}settings", state["settings"], {"seed": int, "out_dir": str})
+    check_kinds(f"{where}dataset", state["dataset"], {"path": str, "fingerprint": str})
 
 
 def check_sizes(path: Path) -> dict:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe.json_text import parse_json
+from lathe.reading import is_of
 from lathe.run.files import LineLog
 from lathe.terminal import print_note
 
@@ -171,5 +172,8 @@ def json_line(row: Row) -> str:
 def open_samples(path: Path, step: int, say: Callable[[str], None] = print_note) -> LineLog:
     """samples.jsonl of a run at `step`, without the lines of steps that it will reach again."""
     rows = read_lines(path) if step else []
-    kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+    kept = []
+    for row in rows:
+        if is_of(row.get("step"), int) and row["step"] <= step:
+            kept.append(json.dumps(row) + "\n")
     return LineLog(path, kept, say)

@@ -160,7 +160,7 @@ def choose_micro_batch(
     """
     share = max(1, s.batch_size // runtime.world_size)
     most = max(1, 65536 // s.block_size)
-    sizes = [size for size in range(1, share + 1) if share % size == 0 and size <= most]
+    sizes = [size for size in range(1, min(share, most) + 1) if share % size == 0]
 
     def memory(size: int) -> StepMemory:
         return step_memory(replace(s, micro_batch_size=size), model, runtime.world_size)

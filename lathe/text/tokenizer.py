@@ -17,11 +17,12 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lathe.json_text import read_json
+from lathe.reading import FAULTS, check_kinds, is_of
 from lathe.terminal import printable
 from lathe.text.gpt2 import EOT
 from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges, steps_of
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
+MOST_IDS = 2**24
 TIKTOKEN_ENCODINGS = ("gpt2", "cl100k_base", "o200k_base")
 
 
@@ -236,6 +238,9 @@ def _read_saved(about: dict, path: Path) -> Tokenizer:
     """The tokenizer that `save` wrote. about: what tokenizer.json, at `path`, holds."""
     if about["kind"] == "byte":
         return _bytes()
+    check_kinds(str(path), about, {"vocab_size": int, "specials": dict, "pattern": str})
+    check_kinds(str(path), about, {"name": str, "sha256": str})
+    refuse_large_id(about["vocab_size"], path)
     pieces = [b""] * about["vocab_size"]
     if about["kind"] == "hf":
         pieces = pieces_of(about["file"], about["specials"])
@@ -265,6 +270,13 @@ def _read_saved(about: dict, path: Path) -> Tokenizer:
     return tokenizer
 
 
+def refuse_large_id(largest: Any, path: Path):
+    """ValueError, before a list of so many pieces takes the memory."""
+    if is_of(largest, int) and 0 <= largest <= MOST_IDS:
+        return
+    raise ValueError(f"{path} has ids up to {largest!r:.40}, and tokenizers at most {MOST_IDS:,}")
+
+
 def load_tokenizer(spec: str | Path) -> Tokenizer:
     """The tokenizer named by `spec`: byte, gpt2, cl100k_base, o200k_base, or where its files are.
 
@@ -284,15 +296,7 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         if about.get("format") == "lathe-tokenizer":
             return _read_saved(about, path)
         return _read_hugging_face(about, path)
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+    except FAULTS as error:
         if isinstance(error, ValueError) and str(path.parent) in str(error):
             raise
         raise ValueError(
@@ -304,6 +308,8 @@ def _read_hugging_face(content: dict, path: Path) -> Tokenizer:
     """Run by tiktoken where all its rules have an equal there, else by the tokenizers library."""
     if "model" not in content:
         raise ValueError(f"{path} is not a tokenizer that lathe can read: it has no model")
+    for i in all_ids(content):
+        refuse_large_id(i, path)
     say_what_is_left_out(content, path)
     specials = special_tokens(content, path)
     folder = printable(path.parent.name) or "huggingface"
@@ -317,6 +323,13 @@ def _read_hugging_face(content: dict, path: Path) -> Tokenizer:
             return tokenizer
     theirs = read_with_library(content, specials, path)
     return Tokenizer("hf", folder, theirs.pieces, theirs.specials, file=theirs.file)
+
+
+def all_ids(content: dict) -> list:
+    """Of the vocabulary and of added tokens, as a tokenizer.json of Hugging Face's has them."""
+    vocab = content["model"].get("vocab") or {}
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    return [*ids, *(token["id"] for token in content.get("added_tokens") or [])]
 
 
 def _find_tokenizer_json(spec: str | Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lathe.reading import reading
 from lathe.run import checkpoint
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use import network
@@ -52,20 +53,26 @@ class FoundModel:
         merged=False keeps the tensors of LoRA apart, as a run that goes on needs them. Raises
         ValueError or OSError if the file cannot be read.
         """
-        if self.state:
-            weights = network.load_weights(self.folder, merged)
-        else:
-            weights = hf_weights.read_weights(self.folder, self.config)
-        positions = "transformer.wpe.weight"
-        if positions in weights:  # learned ones, of which with_context may have left out the last
-            weights[positions] = weights[positions][: self.config.block_size]
+        with reading(self.folder):
+            if self.state:
+                weights = network.load_weights(self.folder, merged)
+            else:
+                weights = hf_weights.read_weights(self.folder, self.config)
+            positions = "transformer.wpe.weight"
+            if positions in weights:  # learned ones; with_context may have left out the last
+                weights[positions] = weights[positions][: self.config.block_size]
+            for name, tensor in weights.items():
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{name} is of {tensor.dtype}, no type of weights")
         return weights
 
     def load(self) -> GPT:
         """The network in evaluation mode on the CPU. Raises ValueError or OSError as weights()."""
+        weights = self.weights()
+        network.refuse_fewer_layers(self.config, len(weights), self.folder)
         model = network.without_weights(replace(self.config))
         try:
-            model.load_state_dict(self.weights(), assign=True)
+            model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             fault = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -104,11 +111,13 @@ def _of_checkpoint(folder: Path) -> FoundModel:
 
 def _of_hugging_face(name: str) -> FoundModel:
     folder = hf_find.find(name)
-    tokenizer, begin, ends = hf_tokenizers.load_hf_tokenizer(folder)
+    with reading(folder):
+        tokenizer, begin, ends = hf_tokenizers.load_hf_tokenizer(folder)
+        config = hf_weights.read_config(folder, tokenizer)
     return FoundModel(
         name=name,
         folder=folder,
-        config=hf_weights.read_config(folder, tokenizer),
+        config=config,
         tokenizer=tokenizer,
         begin=tuple(begin),
         ends=ends,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lathe.reading import FAULTS
 from lathe.use.inputs import read_json_lines
 
 
@@ -40,7 +41,8 @@ def hellaswag(row: dict) -> Item:
 def clean(text: str) -> str:
     """HellaSwag without the marks of the pages that its sentences came from."""
     text = text.strip().replace(" [title]", ". ")
-    text = re.sub(r"\[.*?\]", "", text)
+    before, last, after = text.rpartition("]")  # no bracket that stays open is searched from
+    text = re.sub(r"\[.*?\]", "", before + last) + after
     return text.replace("  ", " ")
 
 
@@ -209,7 +211,7 @@ def read_item(name: str, row: dict, where: str) -> Item:
         raise ValueError(
             f"{where}: no field {error}, which {name} needs; the fields there are {fields}"
         ) from None
-    except (TypeError, AttributeError, ValueError) as error:
+    except FAULTS as error:
         raise ValueError(f"{where} is no row of {name}: {error}") from None
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where} is no row of {name}: what should be text is not")

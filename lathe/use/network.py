@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lathe.optim.optimizer import cut_rows
+from lathe.reading import KINDS, check_kinds, reading
 from lathe.run.checkpoint import open_weights, read_state
 from lathe.use import lora
 from model import GPT, GPTConfig
@@ -20,12 +21,24 @@ def model_config(state: dict, path: Path) -> GPTConfig:
     Settings that came up since have their defaults. Raises ValueError for those that this code does
     not have.
     """
+    if not state.get("model"):
+        raise ValueError(f"{path} is damaged: state.json describes no network")
     unknown = set(state["model"]) - {f.name for f in fields(GPTConfig)}
     if unknown:
         raise ValueError(
             f"{path} was written by code that has the setting {min(unknown)}, which this code lacks"
         )
-    return GPTConfig(**state["model"])
+    known = {f.name: f.type for f in fields(GPTConfig)}
+    kinds = {name: kind if kind in KINDS else str for name, kind in known.items()}
+    with reading(path, "is damaged: state.json describes no network"):
+        check_kinds("model", state["model"], kinds, optional=True)
+        return GPTConfig(**state["model"])
+
+
+def refuse_fewer_layers(config: GPTConfig, n_tensors: int, path: Path):
+    """ValueError if there are more layers than tensors: seen before a network is made of them."""
+    if config.n_layer > n_tensors:
+        raise ValueError(f"{path} has {n_tensors} tensors for n_layer={config.n_layer}")
 
 
 def load_weights(path: Path, merged: bool = True) -> dict[str, Tensor]:

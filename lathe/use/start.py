@@ -94,6 +94,7 @@ def find_own_checkpoint(s: Settings, say: Callable[[str], None]) -> str | None:
     for fault in faults:
         say(f"skipped: {fault}")
     if path is not None:
+        checkpoint.check_resumable(path)
         return str(path)
     if s.init_from == "auto" and not faults:
         return None

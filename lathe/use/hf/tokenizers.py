@@ -89,6 +89,8 @@ def load_hf_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ..
         ends = [eos]
     if not all(isinstance(end, int) for end in ends):
         raise ValueError(f"{folder}: eos_token_id is {eos}, not a token's number or several")
+    if any(not 0 <= end < 2**31 for end in ends):
+        raise ValueError(f"{folder}: eos_token_id is {eos!r:.60}, no token's number")
     ends = tuple(dict.fromkeys([*ends, tokenizer.eot_id]))  # each once
     return tokenizer, begin, ends
 

@@ -13,7 +13,7 @@ from lathe.use.hf.config import our_config
 from lathe.use.hf.families import FAMILIES
 from lathe.use.hf.find import read_file
 from lathe.use.hf.tokenizers import find_tokenizer
-from lathe.use.network import without_weights
+from lathe.use.network import refuse_fewer_layers, without_weights
 from model import GPT, GPTConfig
 
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight")  # tensors with a row for each token
@@ -132,6 +132,7 @@ def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
     if tokenizer is not None:
         config.vocab_size = min(config.vocab_size, tokenizer.vocab_size)
     files = tensor_files(folder)
+    refuse_fewer_layers(config, len(files), folder)
     has_bias = False
     has_gains = False
     for pair in tensor_pairs(config, architecture):
