@@ -75,6 +75,10 @@ class RunSettings:
 ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettings,), frozen=True)
 
 
+# As in model.py's MOST, which is not imported here since torch takes seconds
+LARGEST = {"block_size": 2**24, "n_layer": 10_000, "n_head": 2**16, "n_embd": 2**20}
+
+
 @dataclass(frozen=True)
 class Settings(ModelSettings):
     """Every setting of a training run: those of RunSettings, of the network, and these.
@@ -146,6 +150,7 @@ class Settings(ModelSettings):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        self._check_largest()
         for name, value in vars(self).items():
             if not isinstance(value, int | float):
                 continue
@@ -170,6 +175,12 @@ class Settings(ModelSettings):
         if not self.out_dir.strip():
             raise ValueError("out_dir is empty; name the folder that the run writes to")
         self._check_overwrite()
+
+    def _check_largest(self):
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            if value > most:
+                raise ValueError(f"{name} is {value}; it must be {most:,} at most")
 
     def _check_overwrite(self):
         if self.overwrite and self.init_from in ("resume", "auto"):
