@@ -45,11 +45,15 @@ def read_metrics(path: str | Path) -> tuple[list[Row], list[Row]]:
 
 def read_rows(path: str | Path) -> dict[tuple[str, int], Row]:
     """Rows of a metrics file by kind and step, in order; the last row of a step stands."""
-    rows = {}
-    for row in read_lines(path):
-        if isinstance(row.get("step"), int):
-            rows[kind_of(row), row["step"]] = row
-    return rows
+    return {(kind_of(row), row["step"]): row for row in each_row(path)}
+
+
+def each_row(path: str | Path) -> Iterator[Row]:
+    """The rows of a metrics file as they stand there."""
+    for rows in GrowingFile(Path(path)).new_rows():
+        for row in rows:
+            if isinstance(row.get("step"), int):
+                yield row
 
 
 def kind_of(row: Row) -> str:
@@ -131,20 +135,22 @@ class MetricsLog:
         say: Callable[[str], None] = print_note,
     ):
         self.path = Path(path)
-        kept = {}
+        kept = {}  # lines, which take a third of the memory of rows
         if resume_step > 0:
-            for (kind, step), row in read_rows(self.path).items():
-                if step <= resume_step:
-                    kept[kind, step] = row
-        self.written = set(kept)
-        self._lines = LineLog(self.path, [json_line(row) for row in kept.values()], say)
+            for row in each_row(self.path):
+                if row["step"] <= resume_step:
+                    kept[kind_of(row), row["step"]] = json_line(row)
+        self._last_steps: dict[str, int] = {}  # by kind
+        for kind, step in kept:
+            self._last_steps[kind] = max(step, self._last_steps.get(kind, step))
+        self._lines = LineLog(self.path, list(kept.values()), say)
 
     def log(self, row: Row):
-        """Append one row, unless its step is already there: resuming at an evaluated step may
-        evaluate it again."""
-        key = (kind_of(row), row["step"])
-        if key not in self.written:
-            self.written.add(key)
+        """Append one row, unless its step has been: resuming at an evaluated step may evaluate it
+        again."""
+        kind = kind_of(row)
+        if row["step"] > self._last_steps.get(kind, -1):
+            self._last_steps[kind] = row["step"]
             self._lines.write(json_line(row))
 
     def close(self):
