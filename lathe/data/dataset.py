@@ -212,7 +212,8 @@ def open_dataset(path: str | Path, verify: bool = False) -> Dataset:
     parts = [_path_and_weight(part) for part in _parts_of_mixture(str(path))]
     if len(parts) > 1:
         return _open_mixture(str(path), parts, verify)
-    alone, _ = parts[0]
+    alone, weight = parts[0]
+    mixture_counts([weight])  # which says if it is none
     return _open_alone(alone, verify)
 
 

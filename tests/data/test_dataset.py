@@ -59,3 +59,12 @@ def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path):
 def test_importing_data_does_not_import_torch():
     code = "import sys, lathe.data.dataset, lathe.data.batches; sys.exit('torch' in sys.modules or 'tiktoken' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf"])
+def test_a_weight_that_is_none_is_refused_of_one_dataset_as_of_several(tmp_path, weight):
+    write_dataset(tmp_path / "a", load_tokenizer("byte"), ["some text"], ["more"])
+    for path in (f"{tmp_path}/a:{weight}", f"{tmp_path}/a:{weight},{tmp_path}/a:1"):
+        with pytest.raises(ValueError, match=r"weights of a mixture .* must be positive, found \["):
+            open_dataset(path)
+    assert open_dataset(f"{tmp_path}/a:0.5").train.n_tokens == 10
