@@ -23,25 +23,24 @@ def prepare_own(path: str | Path):
     command = OWN_DATA.get(str(path))
     if command is None or Path(path, "meta.json").exists():
         return
-    if wait_for_another(Path(path)):
-        return
+    said = False
+    while True:
+        try:
+            # One at a time: what makes a dataset may write its texts before it holds the folder.
+            with lock_folder("out", Path(path).parent):
+                if not Path(path, "meta.json").exists():
+                    run_command(path, command)
+                return
+        except InUseError as error:
+            if not said:
+                print_note(f"{error} (it prepares a dataset: waiting for it)")
+            said = True
+            time.sleep(0.2)
+
+
+def run_command(path: str | Path, command: str):
     print_note(f"dataset {path} is missing: running python {command}")
     script, *words = command.split()
     done = subprocess.run([sys.executable, ROOT / script, *words, f"--out={path}"])
-    if done.returncode != 0 and not wait_for_another(Path(path)):  # which began at the same time
+    if done.returncode != 0:
         raise ValueError(f"{path} could not be prepared: run python {command} to see why")
-
-
-def wait_for_another(path: Path) -> bool:
-    """Whether another process has prepared the dataset; waits while one does."""
-    said = False
-    while path.exists():
-        try:
-            with lock_folder("out", path):
-                break
-        except InUseError as error:
-            if not said:
-                print_note(f"{error} (it prepares the same: waiting for it)")
-            said = True
-            time.sleep(0.2)
-    return (path / "meta.json").exists()

@@ -8,6 +8,7 @@ computed again is lm-resiliency's; that ranks of DDP hold the same bits follows 
 adding the same numbers.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,14 +86,15 @@ class Soundness:
         """Steps of which a batch, read again, is not the one that was trained on."""
         if not self.used:
             return []
-        then = torch.stack([batch.checksum for batch in self.used]).tolist()
-        steps = []
-        for batch, checksum in zip(self.used, then, strict=True):
+        again = []
+        for batch in self.used:
             x, y = self.batches.fetch(batch.seen, batch.micro)
-            if int(checksum_of_batch(x, y)) != checksum:
-                steps.append(batch.step)
+            again.append(checksum_of_batch(x, y))
+        then = torch.stack([batch.checksum for batch in self.used])
+        differ = (torch.stack(again) != then).tolist()
+        steps = {batch.step for batch, differs in zip(self.used, differ, strict=True) if differs}
         self.used.clear()
-        return sorted(set(steps))
+        return sorted(steps)
 
     def replay_is_due(self) -> bool:
         return self.micro_steps >= MICRO_STEPS_BETWEEN_REPLAYS
@@ -138,10 +140,15 @@ def checksums(tensors: dict[str, Tensor]) -> dict[str, int]:
     whole = {name: t for name, t in tensors.items() if not is_sharded(t) and t.numel()}
     if not whole:
         return {}
-    devices = {t.device for t in whole.values()}
-    device = devices.pop() if len(devices) == 1 else torch.device("cpu")
-    sums = torch.stack([bits_sum(t).to(device) for t in whole.values()])
-    return dict(zip(whole, sums.tolist(), strict=True))
+    sums = read_together([bits_sum(t) for t in whole.values()])
+    return dict(zip(whole, sums, strict=True))
+
+
+def read_together(numbers: list[Tensor]) -> list:
+    """The numbers on the host, with one wait for a device."""
+    if len({n.device for n in numbers}) > 1:  # counts of steps stay on the host
+        return [n.item() for n in numbers]
+    return torch.stack(numbers).tolist()
 
 
 def not_finite(tensors: dict[str, Tensor]) -> list[str]:
@@ -154,8 +161,8 @@ def not_finite(tensors: dict[str, Tensor]) -> list[str]:
     if not numbers:
         return []
     largest = torch._foreach_norm(list(numbers.values()), float("inf"))
-    finite = torch.stack([n.float().cpu() for n in largest]).isfinite().tolist()
-    return [name for name, is_finite in zip(numbers, finite, strict=True) if not is_finite]
+    values = read_together([n.float() for n in largest])
+    return [name for name, value in zip(numbers, values, strict=True) if not math.isfinite(value)]
 
 
 def describe(findings: list[Findings]) -> str:

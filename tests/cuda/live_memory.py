@@ -48,6 +48,7 @@ from lathe.optim.schedule import set_rates
 from lathe.run.devices import DTYPES, Runtime
 from lathe.run.memory import step_memory
 from lathe.run.parallel import checkpoint_activations, parallelize
+from lathe.run.soundness import Soundness
 from lathe.settings import Settings
 from lathe.use import lora, network
 from lathe.use.start import choose_network
@@ -196,12 +197,14 @@ def build_run(s: Settings, model: GPT, world: int) -> train.Run:
     x = torch.zeros(s.micro_batch_size, s.block_size, dtype=torch.long, device=CUDA)
     none = SimpleNamespace(alive=lambda _: None, asked=False, failed=False)
     micro_steps = s.batch_size // (s.micro_batch_size * world)
+    batches = SimpleNamespace(count_targets=lambda _: 1, fetch=lambda *_: (x, x))
     return SimpleNamespace(
         settings=s,
         state=train.TrainState(),
         runtime=runtime,
         plan=SimpleNamespace(micro_steps=micro_steps),
-        batches=SimpleNamespace(count_targets=lambda _: 1, fetch=lambda *_: (x, x)),
+        batches=batches,
+        soundness=Soundness(batches, x.numel(), world),
         model=model,
         network=net,
         parameters=[p for p in model.parameters() if p.requires_grad],

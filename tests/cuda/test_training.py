@@ -71,6 +71,9 @@ AT_A_PAUSE = {
     ("a copy to the host", "lathe/use/validation.py:add_batch"),
     ("a copy to the host", "lathe/run/tensor_file.py:host_copy"),
     ("a number read", "train.py:save"),  # the loss scale of float16
+    ("a copy to the host", "lathe/run/soundness.py:batches_that_differ"),
+    ("a copy to the host", "lathe/run/soundness.py:read_together"),
+    ("a number read", "lathe/run/soundness.py:read_together"),
 }
 FOR_SAMPLES = {
     ("a copy to the device", "lathe/use/decoder.py:admit"),
