@@ -44,7 +44,7 @@ def _learn_bpe(plan: Plan, vocab_size: int) -> Tokenizer:
         counts.update(of_unit)
     bar = partial(with_bar, what="merging pairs", total=vocab_size - 257)
     tokenizer = train_bpe(counts, vocab_size, watch=bar)
-    if tokenizer.vocab_size < vocab_size:
+    if counts and tokenizer.vocab_size < vocab_size:
         say(
             f"bpe:{vocab_size:,} has {tokenizer.vocab_size:,} ids: what it learned from has no "
             f"pair left that comes twice"
