@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test test-environments test-versions lowering install clean
+.PHONY: run test test-all test-environments test-versions lowering install clean
 
 run: install
 	@$(PY) train.py
@@ -12,6 +12,10 @@ test: install-dev
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(PY) -m pytest -n auto --dist loadfile
+
+# Also the exhaustive ones, which make test leaves out: a quarter of an hour on two cores.
+test-all: install-dev
+	@LATHE_EXHAUSTIVE=1 $(PY) -m pytest -n auto --dist loadfile
 
 # The quick tests under what users may have in their environment: an hour on two cores.
 test-environments: install-dev

@@ -11,7 +11,7 @@ import tempfile
 # programs and libraries. The rest is removed here, before any library has read it, not in a fixture;
 # tests/environments.py runs the tests under what it may be.
 KEPT = ["PATH", "HOME", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
-KEPT += ["LATHE_CI", "CUDA_VISIBLE_DEVICES", "LATHE_SCREENSHOTS"]
+KEPT += ["LATHE_CI", "LATHE_EXHAUSTIVE", "CUDA_VISIBLE_DEVICES", "LATHE_SCREENSHOTS"]
 KEPT += ["SYSTEMROOT", "COMSPEC", "PATHEXT", "USERPROFILE", "TEMP", "TMP"]  # Windows
 KEPT_FAMILIES = ("PYTEST_", "COV_", "COVERAGE_", "OPENBLAS_")  # the last: what a processor needs
 for name in list(os.environ):
@@ -56,6 +56,16 @@ def seeded():
 def dataset(tmp_path_factory) -> str:
     """A folder of bytes, as tiny_run.py makes it."""
     return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
+    """Exhaustive tests run on request, and in the workflow that has no quarter of an hour."""
+    if os.environ.get("LATHE_EXHAUSTIVE") == "1":
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
 # -----------------------------------------------------------------------------

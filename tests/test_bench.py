@@ -129,6 +129,7 @@ def test_checkpoint_speed_saves_and_trains_meanwhile(tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is left"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_checkpoint_speed_trains_on_two_ranks():
     settings = training(max_steps=4, micro_batch_size=4)
@@ -137,6 +138,7 @@ def test_checkpoint_speed_trains_on_two_ranks():
     check(table, "what | figure", ["scaling: tokens/s of one rank", "scaling: two ranks / one"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_rank_takes_more_than_its_share_of_a_sharded_checkpoint(tmp_path):

@@ -92,6 +92,7 @@ def test_prepare_makes_the_same_of_names_and_texts_in_every_environment(tmp_path
     assert "日" in made.pop() or "日" in made.pop()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_sample_is_the_same_bytes_in_every_environment(bytes_run, tmp_path):
     (tmp_path / "ein Prömpt.txt").write_text(TEXT, encoding="utf-8")
@@ -114,6 +115,7 @@ def test_a_sample_is_the_same_bytes_in_every_environment(bytes_run, tmp_path):
     assert any(byte > 127 for byte in printed.pop())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_every_command_ends_well_in_a_c_locale(tmp_path):
     (tmp_path / "日本.txt").write_text(TEXT * 300, encoding="utf-8")

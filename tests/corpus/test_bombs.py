@@ -48,6 +48,7 @@ def parts_of(name: str) -> list[bytes]:
     }[name]
 
 
+@pytest.mark.exhaustive
 @measured
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def command(script: str, *words: str, folder: Path) -> subprocess.CompletedProce
     return done
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_whole_run_under_the_worst_of_names(tmp_path):
     data, out, to = (f"{kind} {WORST}" for kind in ("data", "run", "hf"))

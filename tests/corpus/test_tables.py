@@ -92,6 +92,7 @@ def test_tsv_without_quotes_has_its_fields_between_tabs(folder, rows, end, size)
     assert [list(row.values()) for _, row in read_rows(folder / "a.tsv", TEMPLATE, size)] == rows
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("written", [written_by_csv, written_by_pandas])
 @pytest.mark.parametrize("kind", [".csv", ".tsv"])

@@ -80,6 +80,7 @@ def test_training_and_evaluation_are_a_graph_each(compiled, name):
     assert compiled[name] == {"graphs": 2, "breaks": {}}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_two_ranks_compile_no_more(on_two_ranks, name):

@@ -1,6 +1,7 @@
 """Planned memory is what is held on CUDA, whatever the settings: counted without a GPU by live_memory.py."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ CASES = {
 FAULTS = {
     "a float mask a layer": dict(CASES["document_mask, 8,192"], fault="a float mask a layer"),
 }
+ALWAYS = ["modern_124m", "gpt2_124m", "quickstart", "micro-batches of one", "document_mask, 8,192"]
+ALWAYS += ["grouped queries", "full", "lora", "ddp", "fsdp", "float16", "float32"]
+if os.environ.get("LATHE_EXHAUSTIVE") != "1":
+    CASES = {name: CASES[name] for name in ALWAYS}
 
 
 @pytest.fixture(scope="module")

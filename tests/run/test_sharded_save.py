@@ -238,6 +238,7 @@ def test_a_rank_whose_files_rank_0_does_not_see_is_named(data, tmp_path):
     assert "out_dir must lie on a disk that all nodes share" in last
 
 
+@pytest.mark.exhaustive
 def test_folders_that_are_not_one_are_refused_before_training(data, tmp_path):
     """Two nodes, each with an out_dir of its own."""
     nodes = [tmp_path / "node0", tmp_path / "node1"]
@@ -257,6 +258,7 @@ def rows_are_there(nodes: list[Path]) -> bool:
 # Killed while saving
 
 
+@pytest.mark.exhaustive
 def test_kills_of_one_rank_or_all_at_random_moments_lose_no_checkpoint(tmp_path):
     env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     trials = 10

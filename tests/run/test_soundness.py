@@ -14,7 +14,7 @@ from lathe.run import checkpoint, soundness
 from lathe.run.devices import Runtime
 from lathe.run.soundness import Findings, Soundness, bits_sum, describe, not_finite
 
-EACH = 4  # flips of each kind; bench/RESULTS.md has fifty
+EACH = 2  # flips of each kind; bench/RESULTS.md has fifty
 
 
 def run_flips(folder: Path, dataset: str, targets: list[str], **changed) -> list[list[dict]]:
