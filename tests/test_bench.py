@@ -155,6 +155,7 @@ def test_no_rank_takes_more_than_its_share_of_a_sharded_checkpoint(tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is left"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_data_speed_measures_all_its_parts(tmp_path):
     line = f"data_speed --library={ROOT / 'lathe'} --scale=0.002 --tokenizer=byte --repeats=1"
@@ -181,6 +182,7 @@ def test_decode_speed_times_one_text_with_each_type_of_weights():
     check(table, header + "of the memory limit", arms)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_decode_speed_shows_lathe_alone_without_a_peer():
     line = f"decode_speed {TINY} --only context ten quality --repeats=1 --save=false"

@@ -79,7 +79,12 @@ def check_rank_of_uneven_nodes(rank: int, world: int, meeting_place: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "check, world", [(check_rank, 3), (check_rank_of_nodes, 4), (check_rank_of_uneven_nodes, 4)]
+    "check, world",
+    [
+        (check_rank, 3),
+        (check_rank_of_nodes, 4),
+        pytest.param(check_rank_of_uneven_nodes, 4, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_shared_work_gives_each_rank_the_matrices_of_one_process(check, world, tmp_path):
     """A rank that finds another number fails the test."""

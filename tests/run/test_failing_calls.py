@@ -113,7 +113,13 @@ def test_a_page_that_cannot_be_written_ends_nothing(library, dataset, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["settings.toml", "metrics.jsonl", "samples.jsonl", "starts.jsonl"]
+    "name",
+    [
+        "settings.toml",
+        "metrics.jsonl",
+        pytest.param("samples.jsonl", marks=pytest.mark.exhaustive),
+        pytest.param("starts.jsonl", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_disk_that_is_full_at_a_resume_empties_no_file(
     library, dataset, tmp_path, undisturbed, name
@@ -135,8 +141,8 @@ def test_a_disk_that_is_full_at_a_resume_empties_no_file(
     "call, error, name",
     [
         ("write", errno.ENOSPC, "model.safetensors"),
-        ("write", errno.EIO, "optimizer.pt"),
-        ("write", errno.ESTALE, "state.json"),
+        pytest.param("write", errno.EIO, "optimizer.pt", marks=pytest.mark.exhaustive),
+        pytest.param("write", errno.ESTALE, "state.json", marks=pytest.mark.exhaustive),
         ("fsync", errno.EIO, "model.safetensors"),
         ("rename", errno.ESTALE, "checkpoints/step-"),
         ("write", errno.ENOSPC, "best.tmp"),
