@@ -202,7 +202,7 @@ def test_ranks_that_wait_for_rank_0_to_sample_are_not_taken_for_hung(data, tmp_p
         fault=("slow samples", 0, 0),
         rank_timeout=3,
         eval_interval=10,
-        sample_tokens=40,  # eight seconds
+        sample_tokens=22,  # more than four seconds, twice
         num_samples=1,
     )
     for code, _, err in run_ranks(2, tmp_path, slow, timeout=120):

@@ -37,7 +37,7 @@ def run_flips(folder: Path, dataset: str, targets: list[str], **changed) -> list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.exhaustive)])
 def test_a_bit_that_flips_in_one_rank_of_two_ends_the_run_before_it_is_saved(
     dataset, tmp_path, optimizer
 ):
