@@ -659,6 +659,8 @@ def check_soundness(run: Run):
     state = run.state
     run.watchdog.alive(f"checking step {state.step}")
     ranks.on_main(lambda: run.held.check())
+    if run.soundness.checked_step == state.step:  # by the evaluation, which saves
+        return
     tensors = dict(run.model.state_dict())
     for name, of_optimizer in optimizer_state(run.optimizers).items():
         for what, tensor in of_optimizer.items():

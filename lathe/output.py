@@ -87,9 +87,7 @@ class NonBlockingStream(io.TextIOBase):
         try:
             while data:
                 data = data[os.write(self.fileno(), data) :]
-        except (
-            OSError
-        ):  # nobody reads, the terminal is gone, the disk is full: perhaps not for ever
+        except OSError:  # no reader, no terminal, a full disk: perhaps not for ever
             return False
         return True
 

@@ -65,10 +65,8 @@ class Soundness:
     def check(self, step: int, tensors: dict[str, Tensor], last_good: Callable[[], str]):
         """Raises ValueError, on every rank, with rank, step and tensor, if something is wrong.
 
-        tensors: weights and optimizer state, by name. Once a step, whoever asks.
+        tensors: weights and optimizer state, by name.
         """
-        if self.checked_step == step:
-            return
         self.checked_step = step
         own = Findings(
             not_finite=not_finite(tensors),
