@@ -94,12 +94,12 @@ class Options:
                 raise ValueError(f"only is {name}; the environments are {names}")
 
 
-def run_tests(changes: dict[str, str | None], words: list[str]) -> tuple[bool, str]:
-    """Whether pytest passes under the changed variables, and what it printed."""
-    environment = {name: os.environ.get(name) for name in os.environ} | changes
-    environment = {name: value for name, value in environment.items() if value is not None}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0", *words],
+def run_pytest(
+    python: str | Path, words: list[str], environment: dict[str, str]
+) -> subprocess.CompletedProcess:
+    """The suite under another Python or environment; stdout has all that pytest printed."""
+    return subprocess.run(
+        [str(python), "-m", "pytest", "-p", "no:cacheprovider", *words],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -107,6 +107,21 @@ def run_tests(changes: dict[str, str | None], words: list[str]) -> tuple[bool, s
         encoding="utf-8",
         errors="replace",
     )
+
+
+def pytests_words(argv: list[str], default: list[str]) -> tuple[list[str], list[str]]:
+    """(our words, those for pytest), which stand after --."""
+    if "--" not in argv:
+        return argv, default
+    cut = argv.index("--")
+    return argv[:cut], argv[cut + 1 :]
+
+
+def run_tests(changes: dict[str, str | None], words: list[str]) -> tuple[bool, str]:
+    """Whether pytest passes under the changed variables, and what it printed."""
+    environment = {name: os.environ.get(name) for name in os.environ} | changes
+    environment = {name: value for name, value in environment.items() if value is not None}
+    done = run_pytest(sys.executable, ["--durations=0", *words], environment)
     passed = done.returncode in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     return passed, done.stdout
 
@@ -118,10 +133,7 @@ def failures(printed: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    words = ["-m", "not slow"]
-    if "--" in argv:
-        words = argv[argv.index("--") + 1 :]
-        argv = argv[: argv.index("--")]
+    argv, words = pytests_words(argv, default=["-m", "not slow"])
     options = cli.parse(Options, argv, prog="tests/environments.py", description=__doc__)
     chosen = {name: ENVIRONMENTS[name] for name in options.only or ENVIRONMENTS}
     if options.together:

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from environments import failures
+from environments import failures, pytests_words, run_pytest
 
 from lathe import cli
 
@@ -101,16 +101,7 @@ def run_suite(python: Path, words: list[str]) -> tuple[bool, str]:
     """Whether the suite passes, and what pytest printed."""
     environment = {**os.environ, "VIRTUAL_ENV": str(python.parent.parent)}
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
-    command = [str(python), "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
+    done = run_pytest(python, ["-n", "auto", "--dist", "loadfile", *words], environment)
     return done.returncode == 0, done.stdout
 
 
@@ -122,10 +113,7 @@ def summary(printed: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    words: list[str] = []
-    if "--" in argv:
-        words = argv[argv.index("--") + 1 :]
-        argv = argv[: argv.index("--")]
+    argv, words = pytests_words(argv, default=[])
     options = cli.parse(Options, argv, prog="tests/versions.py", description=__doc__)
     if options.remake:
         shutil.rmtree(FOLDER, ignore_errors=True)
