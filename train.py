@@ -91,7 +91,7 @@ from lathe.use.start import (
     which_run,
 )
 from lathe.use.tasks import Task, open_tasks
-from lathe.use.validation import validation
+from lathe.use.validation import tokens_to_compare, validation
 from model import GPT
 from pages.run_page import Report
 
@@ -687,19 +687,34 @@ def last_good_checkpoint(run: Run) -> str:
 
 
 def measure(run: Run) -> dict[str, float] | None:
-    """Validation loss and the scores in tasks, by name; None if a signal came meanwhile."""
+    """Losses of both splits and the scores in tasks, by name; None if a signal came meanwhile.
+
+    Both are taken with the same weights and without dropout (nanoGPT's estimate_loss): their
+    difference is the gap by which a run overfits, which the loss of batches, means over steps whose
+    weights were worse, would show too small.
+    """
     s = run.settings
-    losses = validation(
-        run.model,
-        run.dataset,
-        run.runtime,
-        s.micro_batch_size,
-        s.eval_tokens,
-        interrupted=run.stop_asked,
-    )
+
+    def measure_split(split: str, n_tokens: int) -> dict | None:
+        return validation(
+            run.model,
+            run.dataset,
+            run.runtime,
+            s.micro_batch_size,
+            n_tokens,
+            interrupted=run.stop_asked,
+            split=split,
+        )
+
+    losses = measure_split("val", s.eval_tokens)
     if losses is None:
         return None
     scores = {"val_loss": losses["loss"], "val_bits_per_byte": losses["bits_per_byte"]}
+    if sample := tokens_to_compare(s, run.dataset):
+        of_training = measure_split("train", sample)
+        if of_training is None:
+            return None
+        scores["train_loss"] = of_training["loss"]
     ends = (run.dataset.tokenizer().eot_id,)
     for name, task in run.tasks.items():
         figures = task.measure(run.model, run.runtime, ends, s.parallel == "fsdp", run.stop_asked)

@@ -118,6 +118,8 @@ class Settings(ModelSettings):
     # --- evaluation
     eval_interval: int = 250  # steps between evaluations
     eval_tokens: int = 0  # validation tokens per evaluation, always the same ones; 0 = all
+    # training tokens per evaluation, to compare with: no more than validation's; 0 = none
+    eval_train_tokens: int = 65536
     # scored at evaluations; see evaluate.py
     eval_tasks: list[PathName] = field(default_factory=list)
     log_interval: int = 10  # steps between rows of training metrics

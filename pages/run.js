@@ -49,16 +49,14 @@ start(({ runs }) => {
         if (usable(x) && usable(values)) out.push({ run: r, label: named, x, y: values, width });
       };
       const scaled = key === "memory" ? curves.memory?.map((v) => v === null ? null : v / 1e9) : curves[key];
-      if (key === "gap") {
-        const loss = smoothed(curves.loss ?? [], 0.7);
-        const at = new Map((curves.step ?? []).map((step, i) => [step, loss[i]]));
-        add(evaluations, evaluations.step.map((s, i) =>
-          at.get(s) == null || evaluations.val_loss[i] === null ? null : evaluations.val_loss[i] - at.get(s)), "gap", 2);
-      } else if (evaluations[key]) {
+      if (evaluations[key]) {
         add(evaluations, evaluations[key], title, 2);
       } else if (scaled) {
         add(curves, key === "lr" ? scaled : smoothed(scaled, weight), key === "loss" ? "training" : title, 1);
-        if (key === "loss") add(evaluations, evaluations.val_loss, "validation", 2.5);
+        if (key === "loss") {
+          add(evaluations, evaluations.train_loss, "training, evaluated", 1.8);
+          add(evaluations, evaluations.val_loss, "validation", 2.5);
+        }
       }
     });
     return out;

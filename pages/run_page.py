@@ -19,6 +19,7 @@ SUMMARY = {
     "step": "{:,}",
     "train_loss": "{:.4f}",
     "val_loss": "{:.4f}",
+    "gap": "{:+.4f}",
     "best_val_loss": "{:.4f}",
     "best_step": "{:,}",
     "bits_per_byte": "{:.4f}",

@@ -12,7 +12,7 @@ from lathe import cli
 from lathe.run.metrics import GrowingFile, Row, kind_of, read_lines
 
 CURVES = "step tokens loss lr grad_norm tokens_per_second mfu memory skipped seconds".split()
-EVALUATIONS = "step val_loss val_bits_per_byte seconds".split()
+EVALUATIONS = "step val_loss val_bits_per_byte train_loss seconds".split()
 MOST_SAMPLED_STEPS = 40  # of which a page shows the samples
 MOST_CHARACTERS = 4000  # of a sample
 
@@ -224,8 +224,9 @@ class RunReader:
             "parameters": number(start.get("parameters")),
             "step": last.get("step", 0),
             "max_steps": settings.get("max_steps"),
-            "train_loss": number(train.get("loss")),
+            "train_loss": number(evaluation.get("train_loss", train.get("loss"))),
             "val_loss": scored[-1]["val_loss"] if scored else None,
+            "gap": gap(evaluation),
             "best_val_loss": best.get("val_loss"),
             "best_step": best.get("step"),
             "bits_per_byte": number(best.get("val_bits_per_byte")),
@@ -262,10 +263,21 @@ def curves(rows: list[Row]) -> dict[str, list]:
     return columns_of(rows, [name for name in CURVES if any(name in row for row in rows)])
 
 
+def gap(row: Row) -> float | None:
+    """By how much the loss of the validation split is higher than the training split's, of the same
+    weights. The loss of training batches would not do: it is of the weights of steps before."""
+    val_loss = number(row.get("val_loss"))
+    train_loss = number(row.get("train_loss"))  # runs of earlier versions have none
+    if val_loss is None or train_loss is None:
+        return None
+    return val_loss - train_loss
+
+
 def evaluation_curves(rows: list[Row], settings: dict) -> dict[str, list]:
     """{name: a value per evaluation}: losses, and scores of tasks (TASK/acc and the like)."""
     scores = sorted({name for row in rows for name in row if "/" in name})
     columns = columns_of(rows, [*EVALUATIONS, *scores])
+    columns["gap"] = [gap(row) for row in rows]
     batch_size = number(settings.get("batch_size")) or 0
     block_size = number(settings.get("block_size")) or 0
     columns["tokens"] = [row["step"] * batch_size * block_size or None for row in rows]

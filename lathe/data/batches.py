@@ -167,7 +167,9 @@ def val_windows(
     device: "str | torch.device" = "cpu",
     stride: int = 0,
 ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """Batches (x, y), int64 (micro_batch_size, block_size), of validation: always the same windows.
+    """Batches (x, y), int64 (micro_batch_size, block_size), to evaluate: always the same windows.
+
+    stream: the split for validation, or the training split, to compare with.
 
     All of them in order when eval_tokens is 0, else eval_tokens // block_size evenly spaced ones.
     Rank r takes windows r, r + world_size, ...; masked rows (y = IGNORE) fill up so that all ranks

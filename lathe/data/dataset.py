@@ -165,7 +165,8 @@ class Dataset:
         self.path = path
         self.meta = meta
         self.parts = parts
-        self.train = Stream.joined([stream for stream, _ in parts])
+        streams = [stream for stream, _ in parts]
+        self.train = streams[0] if len(streams) == 1 else Stream.joined(streams)
         self.val = val
         self.fingerprint = fingerprint
         self.tokenizer_spec = tokenizer_spec

@@ -119,6 +119,8 @@ def eval_line(row: dict[str, Any], max_steps: int) -> str:
         f"step {row['step']:>{len(str(max_steps))}}/{max_steps}",
         f"val loss {row['val_loss']:.4f}",
     ]
+    if "train_loss" in row:
+        parts.append(f"train loss {row['train_loss']:.4f}")
     if row["val_bits_per_byte"] is not None:
         parts.append(f"{row['val_bits_per_byte']:.4f} bits per byte")
     for name, value in row.items():

@@ -1,7 +1,8 @@
-"""The loss over fixed windows of the validation split."""
+"""The loss over fixed windows of a split: of validation, and of training to compare with."""
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from lathe.data.batches import count_val_windows, val_windows, windows_per_pass
 from lathe.data.dataset import Dataset
 from lathe.run import devices, ranks
 from lathe.run.progress import with_bar
+from lathe.settings import Settings
 from model import GPT, IGNORE
 
 
@@ -23,9 +25,10 @@ def validation(
     block_size: int = 0,
     interrupted: Callable[[], bool] = lambda: False,
     stride: int = 0,
+    split: Literal["val", "train"] = "val",
 ) -> dict | None:
     """{"loss": mean nats per target, "bits_per_byte", "tokens": targets scored, "by_position"} over
-    fixed windows of the val split. by_position: the loss of targets with 1, 2, 3-4, 5-8, ... tokens
+    fixed windows of the split. by_position: the loss of targets with 1, 2, 3-4, 5-8, ... tokens
     before them in their window.
 
     eval_tokens and block_size: 0 = the whole split, in windows of the model's own context; stride:
@@ -34,11 +37,12 @@ def validation(
     on any rank. Raises ValueError for a split shorter than two tokens.
     """
     block_size = block_size or model.config.block_size
-    n_windows = count_val_windows(dataset.val, block_size, eval_tokens, stride)
+    stream = dataset.val if split == "val" else dataset.train
+    n_windows = count_val_windows(stream, block_size, eval_tokens, stride)
     windows_per_rank = math.ceil(n_windows / run.world_size)
     batch_size = min(windows_per_pass(micro_batch_size, block_size), max(1, windows_per_rank))
     batches = val_windows(
-        dataset.val,
+        stream,
         block_size,
         eval_tokens,
         batch_size,
@@ -68,6 +72,16 @@ def validation(
         return None
     sums.add_ranks()
     return figures(sums)
+
+
+def tokens_to_compare(s: Settings, dataset: Dataset) -> int:
+    """How many training tokens an evaluation reads: as settings say, in whole windows, and no more
+    than of validation."""
+    n_windows = s.eval_train_tokens // s.block_size
+    if s.eval_train_tokens:
+        n_windows = max(1, n_windows)
+    of_validation = count_val_windows(dataset.val, s.block_size, s.eval_tokens)
+    return min(n_windows, of_validation) * s.block_size
 
 
 class Sums:

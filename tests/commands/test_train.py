@@ -29,9 +29,16 @@ import huggingface
 import sample
 import train
 from lathe import cli
+from lathe.data.batches import count_val_windows
+from lathe.data.dataset import open_dataset
+from lathe.data.shards import write_dataset
 from lathe.run import checkpoint, devices
 from lathe.settings import Settings
+from lathe.text.tokenizer import load_tokenizer
+from lathe.use.find_model import find_model
 from lathe.use.network import load_weights
+from lathe.use.validation import validation
+from pages.run_reader import RunReader
 from train import TrainState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +91,37 @@ def test_max_steps_that_no_interval_divides_are_still_evaluated_and_saved(datase
 
 def test_training_learns(finished_run):
     assert losses(finished_run)[-1] < losses(finished_run)[0] - 1
+
+
+def test_the_gap_is_between_both_splits_under_the_same_weights(finished_run, dataset):
+    data = open_dataset(dataset)
+    model = find_model(str(finished_run)).load()
+    cpu = devices.Runtime(torch.device("cpu"), torch.float32)
+    ten, twenty = rows(finished_run, "val_loss")
+    n_tokens = 16 * count_val_windows(data.val, 16, 0)
+    sample = validation(model, data, cpu, 2, n_tokens, split="train")
+    assert n_tokens - 16 <= sample["tokens"] <= n_tokens  # the last window may be shorter
+    assert twenty["train_loss"] == pytest.approx(sample["loss"], rel=1e-5)
+    assert twenty["train_loss"] != ten["train_loss"]
+    page = RunReader(finished_run, 100).read()
+    gaps = [row["val_loss"] - row["train_loss"] for row in (ten, twenty)]
+    assert page["evaluations"]["gap"] == gaps and page["summary"]["gap"] == gaps[1]
+
+
+def test_a_run_that_learns_by_heart_shows_a_gap(tmp_path):
+    """Two pages that have nothing in common: the loss of batches lags, the gap does not hide it."""
+    write_dataset(tmp_path / "data", load_tokenizer("byte"), ["abcdefgh" * 40], ["zyxwvuts" * 40])
+    run = dict(max_steps=20, eval_interval=20, learning_rate=0.01, eval_train_tokens=64)
+    assert train.train(settings(str(tmp_path / "data"), tmp_path / "run", **run)) == 0
+    (last,) = rows(tmp_path / "run", "val_loss")
+    assert last["val_loss"] > last["train_loss"] + 1
+    assert last["train_loss"] < losses(tmp_path / "run")[-1]
+    (tmp_path / "none").mkdir()
+    without = settings(str(tmp_path / "data"), tmp_path / "none", max_steps=1, eval_train_tokens=0)
+    assert train.train(without) == 0
+    (last,) = rows(tmp_path / "none", "val_loss")
+    summary = RunReader(tmp_path / "none", 9).read()["summary"]
+    assert "train_loss" not in last and summary["gap"] is None
 
 
 def test_tokens_per_second_leaves_out_evaluations_and_saves(dataset, tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ def test_lines_say_what_the_row_says():
     assert eval_line(eval_row(100, elapsed=3725.2), 2000) == (
         "step  100/2000 | val loss 2.2500 | 1.5000 bits per byte | 1:02:05 elapsed"
     )
+    compared = eval_line(eval_row(100, train_loss=1.75), 2000)
+    assert " | val loss 2.2500 | train loss 1.7500 | 1.5000 bits per byte | " in compared
 
 
 def test_lines_stand_rows_without_mfu_bits_or_finite_loss():
