@@ -72,12 +72,13 @@ from lathe.run.process import (
     seed_everything,
     set_random_state,
 )
-from lathe.run.progress import Progress
+from lathe.run.progress import Progress, with_bar
 from lathe.run.provenance import log_start
 from lathe.run.soundness import Soundness
 from lathe.run.standstill import Standstill
 from lathe.run.tensor_file import host_copy
 from lathe.terminal import print_result
+from lathe.use import pace
 from lathe.use.find_model import FoundModel
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
@@ -234,6 +235,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         changed = f"; changed: {', '.join(changes)}" if changes else ""
         say(f"resuming from {start.folder}{changed}")
     announce(plan, dataset, batches, say)
+    if runtime.is_main:
+        say_what_to_expect(plan, dataset, runtime, state.step, say)
 
     # What is written to, and what watches
     logs = None
@@ -253,7 +256,9 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         scaler=scaler,
         held=held[0] if held else None,
         logs=logs,
-        progress=contexts.enter_context(Progress(s.max_steps, state.step, runtime.is_main)),
+        progress=contexts.enter_context(
+            Progress(s.max_steps, state.step, plan.tokens_per_step, runtime.is_main)
+        ),
         writer=contexts.enter_context(BackgroundWriter()),
         watchdog=contexts.enter_context(Watchdog(s.rank_timeout, runtime)),
         signals=contexts.enter_context(StopSignals(say)),
@@ -341,6 +346,35 @@ def announce(plan: Plan, dataset: Dataset, batches: TrainBatches, say: Callable[
             f"{batches.n_longer:,} documents exceed block_size: "
             "the beginnings of their prompts are left out"
         )
+
+
+def say_what_to_expect(
+    plan: Plan, dataset: Dataset, runtime: devices.Runtime, step: int, say: Callable[[str], None]
+):
+    """How often the text is read, how long that takes, and where it can be looked at."""
+    s = plan.settings
+    say(f"epochs {dry_run.describe_epochs(plan, dataset)}")
+    if step < s.max_steps:
+        say(f"time {expected_time(plan, dataset, runtime, step, say)}")
+    out = Path(s.out_dir)
+    say(f"all figures go to {out / 'metrics.jsonl'}; {out / 'report.html'} shows them")
+
+
+def expected_time(
+    plan: Plan, dataset: Dataset, runtime: devices.Runtime, step: int, say: Callable[[str], None]
+) -> str:
+    target = dry_run.own_target(plan.settings)
+    if target.gpu is not None:
+        return dict(dry_run.describe(plan, target, dataset))["time"]
+    if pace.is_short(plan, step):
+        return "a few seconds"
+    measured = pace.measure_pace(plan, runtime, make_optimizers)
+    if measured is None:
+        return "not measured, since even two blocks of this network are large here"
+    advice = pace.slow_step_advice(plan, measured)
+    if advice:
+        say(advice)
+    return pace.expectation(plan, measured, dataset, step)
 
 
 def open_logs(
@@ -447,6 +481,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
     no_sync = getattr(run.network, "no_sync", nullcontext)
     for micro in range(run.plan.micro_steps):
         run.watchdog.alive(f"training step {state.step + 1}")
+        run.progress.within(state.step + 1, micro, run.plan.micro_steps)
         x, y = run.batches.fetch(state.samples, micro)
         run.soundness.use(state.step + 1, state.samples, micro, x, y)
         is_last = micro == run.plan.micro_steps - 1
@@ -533,7 +568,7 @@ def report(run: Run, keep: int):
         run.standstill.look(update.step, update.lr, numbers)
         count_skipped(run, update, numbers)
         run.row_tokens += run.plan.tokens_per_step
-        run.progress.step(update.step)
+        run.progress.step(update.step, numbers["loss"])
         if run.skipped_in_a_row >= s.max_skipped_steps:
             give_up(run, update)
         if update.step % s.log_interval == 0 or update.step in (1, s.max_steps):
@@ -588,6 +623,7 @@ def training_row(run: Run, update: Update, numbers: dict[str, float]) -> dict:
         "lr": update.lr,
         **numbers,
         "tokens_per_second": round(speed, 1),
+        "epoch": round(run.batches.epochs(update.samples), 4),
         "elapsed": elapsed(),
         "memory": peak_memory(run.runtime.device),
     }
@@ -758,7 +794,8 @@ def draw_samples(run: Run, together: bool) -> list[str] | None:
     stopped = False
     method = callable_by_method(run.model, "features")
     with run.runtime.autocast(), method, devices.in_any_order():
-        for tokens in generate(run.model, prompts, s.num_samples, s.sample_tokens, sampling, ends):
+        drawn = generate(run.model, prompts, s.num_samples, s.sample_tokens, sampling, ends)
+        for tokens in with_bar(drawn, "sampling", s.sample_tokens, run.runtime.is_main):
             for token in tokens:
                 rows[token.row].append(token.id)
             run.watchdog.alive(f"sampling at step {run.state.step}")
@@ -930,12 +967,16 @@ def finish(run: Run) -> int:
     received = [signal for signal in ranks.gather(run.signals.received) if signal]
     run.signals.received = received[0] if received else None  # all ranks exit alike
     if run.runtime.is_main:
-        if state.evaluation.get("step") == state.step >= s.max_steps:
-            run.progress.print(farewell(s, state.evaluation, time.monotonic() - STARTED))
-        else:
+        is_complete = state.evaluation.get("step") == state.step >= s.max_steps
+        if not is_complete:
             refresh_report(run, now=True)
-            go_on = f"to continue: {resume_command(s)}"
-            run.progress.print(f"stopped and saved at step {state.step}; {go_on}")
+        run.logs.mirrors.close()  # what trackers say at their end does not come last
+        run.progress.close()
+        if is_complete:
+            run.progress.result(farewell(s, state.evaluation, time.monotonic() - STARTED))
+        else:
+            stopped = f"stopped and saved at step {state.step} in {run.out}; to continue:"
+            run.progress.print(f"{stopped}\n  {resume_command(s)}")
     ranks.stop()
     return run.signals.exit_code
 
@@ -962,8 +1003,17 @@ def print_plan(settings: Settings) -> int:
             raise
     plan = plan_run(settings, target.runtime, dataset, start, target.absent_memory)
     if is_main:
-        for name, figure in dry_run.describe(plan, target, dataset):
+        measured = None
+        advice = ""
+        if target.gpu is None:
+            its_pace = pace.measure_pace(plan, target.runtime, make_optimizers)
+            if its_pace is not None:
+                measured = pace.expectation(plan, its_pace, dataset)
+                advice = pace.slow_step_advice(plan, its_pace)
+        for name, figure in dry_run.describe(plan, target, dataset, measured):
             print_result(f"{name:<16}{figure}")
+        if advice:
+            print_result(f"{'advice':<16}{advice}")
     return 0
 
 

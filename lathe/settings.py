@@ -95,6 +95,7 @@ class Settings(ModelSettings):
     micro_batch_size: int = 0  # sequences per device per forward pass; 0 = auto
     max_steps: int = 5000  # optimizer updates; 0 = as many as 20 tokens per weight make
     tokens: int = 0  # train on this many, which decides max_steps; 0 = max_steps decides
+    epochs: float = 0.0  # read the training text so often, which decides max_steps; 0 = tokens do
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for hidden matrices, AdamW for others
     learning_rate: float = 0.004  # peak rate of AdamW; 0 = by rule
     muon_learning_rate: float = 0.02  # peak rate of Muon; 0 = by rule
@@ -177,12 +178,20 @@ class Settings(ModelSettings):
         if not self.out_dir.strip():
             raise ValueError("out_dir is empty; name the folder that the run writes to")
         self._check_overwrite()
+        self._check_length()
 
     def _check_largest(self):
         for name, most in LARGEST.items():
             value = getattr(self, name)
             if value > most:
                 raise ValueError(f"{name} is {value}; it must be {most:,} at most")
+
+    def _check_length(self):
+        if self.tokens and self.epochs:
+            raise ValueError(
+                f"tokens is {self.tokens} and epochs is {self.epochs:g}: "
+                "both say how long to train; give one"
+            )
 
     def _check_overwrite(self):
         if self.overwrite and self.init_from in ("resume", "auto"):

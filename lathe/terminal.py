@@ -8,7 +8,9 @@ import codecs
 import io
 import locale
 import os
+import re
 import sys
+import unicodedata
 from contextlib import suppress
 from typing import TextIO
 
@@ -90,6 +92,58 @@ def print_note(text: object = "", end: str = "\n"):
 def visible(text: str, stream: TextIO) -> str:
     """`text` as it goes to `stream`: on a terminal, with control characters that can be seen."""
     return text.translate(_ESCAPES) if stream.isatty() else text
+
+
+def fit(text: str, stream: TextIO) -> str:
+    """`text` with lines of no more columns than a terminal has, as far as that is possible by
+    breaking them between words; as it is where `stream` is no terminal.
+
+    A command is broken by a backslash, so that it can be copied. A word that alone is too long
+    stays whole for the same reason.
+    """
+    columns = columns_of(stream)
+    if not columns:
+        return text
+    return "\n".join(_broken(line, columns) for line in text.split("\n"))
+
+
+def columns_of(stream: TextIO) -> int:
+    """Of the terminal that `stream` is; 0 where it is none, or does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
+def _broken(line: str, columns: int) -> str:
+    if n_columns(line) <= columns:
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+    is_command = _COMMAND.match(line) is not None
+    ending = " \\" if is_command else ""
+    lines = []
+    begun = ""  # a line that may get more words
+    for word in (_ARGUMENT if is_command else _WORD).findall(line):
+        if begun.strip() and n_columns(begun + word + ending) > columns:
+            lines.append(begun + ending)
+            begun = indent + "  "
+            word = word.lstrip()
+        begun += word
+    return "\n".join([*lines, begun])
+
+
+# Each with the space before it, the last one with that after it, too
+_WORD = re.compile(r"\s*\S+\s*$|\s*\S+")
+_ARGUMENT = re.compile(r"""\s*(?:'[^']*'|"[^"]*"|[^\s'"])+""")
+# A line of what to type, as it is printed below "next:"
+_COMMAND = re.compile(r"  \S*(python[\d.]*|torchrun|make|pip|uv)(\.exe)? ")
+
+
+def n_columns(text: str) -> int:
+    """How wide a terminal shows it: letters of Chinese, Japanese and Korean take two columns."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(char) in "FW" else 1 for char in text)
 
 
 def printable(text: str) -> str:

@@ -26,7 +26,7 @@ from lathe.corpus.find import find_inputs, make_source
 from lathe.corpus.journal import JOURNAL_FILE, NOTHING_DONE, Journal, UnitRecord, read_journal
 from lathe.corpus.learn import make_tokenizer
 from lathe.corpus.options import Options, Plan, make_plan
-from lathe.corpus.report import Progress, say, summarize
+from lathe.corpus.report import Progress, say, say_next, summarize
 from lathe.corpus.room import check_room, estimate_text
 from lathe.corpus.source import Source
 from lathe.corpus.split import BY_HASH, VAL, is_val_by_hash, position_of_last
@@ -100,6 +100,7 @@ def _build(plan: Plan) -> dict:
     finished = _find_finished(plan)
     if finished is not None:
         say(f"{plan.out} is up to date: nothing to do")
+        say_next(plan.out, finished, plan.tokenizer)
         return finished
 
     tokenizer, journal = _begin_or_continue(plan)
@@ -122,7 +123,7 @@ def _build(plan: Plan) -> dict:
     if plan.rules.template:
         _end_last_pairs(tokenizer, journal, writers)
     meta = _complete(plan, tokenizer, journal, writers, counts)
-    summarize(plan.out, meta, time.monotonic() - began)
+    summarize(plan.out, meta, plan.tokenizer, time.monotonic() - began)
     return meta
 
 

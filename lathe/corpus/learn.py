@@ -2,14 +2,12 @@
 
 import math
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from lathe.corpus.options import Plan
-from lathe.corpus.report import say
+from lathe.corpus.report import Progress, say
 from lathe.corpus.tokens import characters_of_unit, pieces_of_unit
 from lathe.corpus.workers import results_of_units
-from lathe.run.progress import with_bar
 from lathe.text.bpe import train_bpe
 from lathe.text.tokenizer import TIKTOKEN_ENCODINGS, Tokenizer, load_tokenizer, train_char
 
@@ -42,8 +40,8 @@ def _learn_bpe(plan: Plan, vocab_size: int) -> Tokenizer:
     counts = Counter()
     for of_unit in results_of_units(plan, pieces_of_unit, "counting", every):
         counts.update(of_unit)
-    bar = partial(with_bar, what="merging pairs", total=vocab_size - 257)
-    tokenizer = train_bpe(counts, vocab_size, watch=bar)
+    progress = Progress("merging pairs", vocab_size - 257, unit="")
+    tokenizer = train_bpe(counts, vocab_size, watch=progress.watch)
     if counts and tokenizer.vocab_size < vocab_size:
         say(
             f"bpe:{vocab_size:,} has {tokenizer.vocab_size:,} ids: what it learned from has no "

@@ -1,13 +1,15 @@
 """Datasets that any machine can make by itself."""
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from lathe import ROOT
+from lathe.corpus.report import CALLED_BY_TRAINING
 from lathe.run.lock import InUseError, lock_folder
-from lathe.terminal import print_note
+from lathe.terminal import fit, print_note
 
 OWN_DATA = {  # folder: the command that makes it
     "data/python_stdlib": "prepare/python_stdlib.py",
@@ -39,8 +41,9 @@ def prepare_own(path: str | Path):
 
 
 def run_command(path: str | Path, command: str):
-    print_note(f"dataset {path} is missing: running python {command}")
+    print_note(fit(f"dataset {path} is missing: running python {command}", sys.stderr))
     script, *words = command.split()
-    done = subprocess.run([sys.executable, ROOT / script, *words, f"--out={path}"])
+    environment = {**os.environ, CALLED_BY_TRAINING: "1"}
+    done = subprocess.run([sys.executable, ROOT / script, *words, f"--out={path}"], env=environment)
     if done.returncode != 0:
         raise ValueError(f"{path} could not be prepared: run python {command} to see why")

@@ -1,33 +1,41 @@
 """What a preparation tells people, on stderr."""
 
-import shlex
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from tqdm import tqdm
+
+from lathe.corpus.next_step import training_command
 from lathe.data.shards import SPLITS
-from lathe.terminal import print_note
+from lathe.run.progress import is_terminal
+from lathe.terminal import fit, print_note
 
 SECONDS_BETWEEN_LINES = 10.0
+Item = TypeVar("Item")
 
 
 def say(line: str):
-    print_note(f"prepare: {line}")
+    print_note(fit(f"prepare: {line}", sys.stderr))
 
 
 class Progress:
     """A pass over the input: a bar on a terminal; elsewhere a line every ten seconds."""
 
-    def __init__(self, what: str, total: int):
+    def __init__(self, what: str, total: int, unit: str = "B"):
         self.what = what
-        self.total = total  # bytes of all files on disk
+        self.total = total  # bytes of all files on disk, or how many of another unit
+        self.unit = unit
         self.began = time.monotonic()
         self.next_line = SECONDS_BETWEEN_LINES
         self.bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
+        if is_terminal(sys.stderr):
+            self.bar = tqdm(
+                total=total, desc=what, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True
+            )
 
     def show(self, done: int, tokens: int = 0):
         """`done`: bytes of the input read so far; `tokens`: how many are stored, where any are."""
@@ -40,17 +48,30 @@ class Progress:
         if elapsed >= self.next_line:
             self.next_line = elapsed + SECONDS_BETWEEN_LINES
             left = elapsed * (self.total - done) / max(done, 1)
-            say(
-                f"{self.what}: {done / 1e6:.0f} of {self.total / 1e6:.0f} MB, "
-                f"{done / 1e6 / elapsed:.1f} MB/s, {tokens / 1e6:.1f}M tokens, {left:.0f} s left"
-            )
+            if self.unit == "B":
+                amount = f"{done / 1e6:.0f} of {self.total / 1e6:.0f} MB, "
+                amount += f"{done / 1e6 / elapsed:.1f} MB/s, {tokens / 1e6:.1f}M tokens"
+            else:
+                amount = f"{done:,} of {self.total:,}"
+            say(f"{self.what}: {amount}, {left:.0f} s left")
+
+    def watch(self, items: Iterator[Item]) -> Iterator[Item]:
+        """`items` again, one of the unit each."""
+        for n_done, item in enumerate(items, 1):
+            yield item
+            self.show(n_done)
+        self.close()
 
     def close(self):
         if self.bar is not None:
             self.bar.close()
 
 
-def summarize(out: Path, meta: dict, seconds: float):
+# In the environment of a preparation that training has begun, and after which it goes on.
+CALLED_BY_TRAINING = "LATHE_PREPARES_FOR_TRAINING"
+
+
+def summarize(out: Path, meta: dict, tokenizer: str, seconds: float):
     """What came out: each split's figures, what was changed in the text, what to type next."""
     for split in SPLITS:
         total = meta["totals"][split]
@@ -68,7 +89,12 @@ def summarize(out: Path, meta: dict, seconds: float):
         say("no text to train on: lower --val_fraction")
     name = meta["tokenizer"]["name"]
     ids = meta["tokenizer"]["vocab_size"]
-    say(
-        f"{out} is ready in {seconds:.1f} s (tokenizer {name}, {ids:,} ids): "
-        f"python train.py --dataset={shlex.quote(str(out))}"
-    )
+    say(f"{out} is ready in {seconds:.1f} s (tokenizer {name}, {ids:,} ids)")
+    say_next(out, meta, tokenizer)
+
+
+def say_next(out: Path, meta: dict, tokenizer: str):
+    """What to type to train on it, on a line of its own."""
+    command = training_command(out, meta, tokenizer)
+    if command is not None and os.environ.get(CALLED_BY_TRAINING) != "1":
+        print_note(fit(f"next:\n  {command}", sys.stderr))

@@ -123,6 +123,10 @@ class TrainBatches:
             buffer.copied.record()
         return on_device[0], on_device[1]
 
+    def epochs(self, seen: int) -> float:
+        """How often the first `seen` samples go over the text; of a mixture, over all of it."""
+        return self.order.epochs(seen)
+
     def count_targets(self, seen: int) -> int:
         """How many targets the step after `seen` samples scores on all ranks: one or more."""
         windows = self.order.windows(np.arange(seen, seen + self.batch_size))
@@ -135,6 +139,14 @@ class TrainBatches:
         for start, begin, end in zip(starts, begins, ends, strict=True):
             count += int(self.stream.scored(start, begin, end).sum())
         return count
+
+
+def count_train_windows(dataset: Dataset, block_size: int) -> int:
+    """How many samples an epoch has."""
+    count = 0
+    for stream, _ in dataset.parts:
+        count += count_windows(stream.n_tokens, block_size, stream.spans(block_size))
+    return count
 
 
 # -----------------------------------------------------------------------------

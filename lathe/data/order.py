@@ -40,6 +40,10 @@ class SampleOrder:
         self.n_windows = count_windows(n_tokens, block_size, spans)
         self._kept = {}  # {epoch: its order}; a step across the border of two epochs needs both
 
+    def epochs(self, n_samples: int) -> float:
+        """How often the first `n_samples` go over the text."""
+        return n_samples / self.n_windows
+
     def windows(self, samples: np.ndarray) -> Windows:
         """The windows of the samples with these numbers, int64."""
         epochs, slots = np.divmod(samples, self.n_windows)
@@ -107,6 +111,10 @@ class MixtureOrder:
         self._begins = self._ends - self.counts
         self._block = None  # the number of the block whose permutation is kept
         self._permutation = None
+
+    def epochs(self, n_samples: int) -> float:
+        """How often the first `n_samples` go over a text, on an average of all."""
+        return n_samples / sum(order.n_windows for order in self.orders)
 
     def windows(self, samples: np.ndarray) -> Windows:
         """The windows of the samples with these numbers, int64."""

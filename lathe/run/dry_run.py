@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lathe.data.batches import count_train_windows
 from lathe.data.dataset import Dataset
 from lathe.run import bounds, devices
 from lathe.run.gpus import GPUS, Gpu, known_gpu, peak_tflops
@@ -74,8 +75,14 @@ def own_target(s: Settings) -> Target:
 # What is printed
 
 
-def describe(plan: Plan, target: Target, dataset: Dataset | None) -> list[Line]:
-    """A line a figure. dataset: None if it is not prepared."""
+def describe(
+    plan: Plan, target: Target, dataset: Dataset | None, measured: str | None = None
+) -> list[Line]:
+    """A line a figure.
+
+    dataset: None if it is not prepared. measured: how long it takes on a device of whose speed
+    nothing is known beforehand; None if it could not be measured.
+    """
     s = plan.settings
     config = plan.config
     tokens = s.max_steps * plan.tokens_per_step
@@ -88,6 +95,8 @@ def describe(plan: Plan, target: Target, dataset: Dataset | None) -> list[Line]:
         lines.append(("derived", rule))
     per_parameter = f"{tokens / plan.n_params:.3g} per parameter"
     lines.append(("tokens", f"{tokens:,} in {s.max_steps:,} steps; {per_parameter}"))
+    if dataset is not None:
+        lines.append(("epochs", describe_epochs(plan, dataset)))
     lines.append(("step", plan.describe_step()))
     lines.append(("FLOPs", f"{plan.flops_per_token:,} per token, {flops:.4g} in all"))
     lines += memory_lines(step_memory(s, plan.shapes, plan.world_size), target)
@@ -96,7 +105,9 @@ def describe(plan: Plan, target: Target, dataset: Dataset | None) -> list[Line]:
         lines.append(the_other_way(plan, target.gpu))
     if target.gpu is None:
         device = target.runtime.device.type
-        lines.append(("time", f"unknown on this {device}; --gpus=8xH100 plans for others"))
+        if measured is None:
+            measured = "not measured, since even two blocks of this network are large here"
+        lines.append(("time", f"{measured}, on this {device}; --gpus=8xH100 plans for others"))
         return lines
     tflops = peak_tflops(target.gpu, target.runtime.dtype)
     b = bounds.find_bounds(
@@ -112,9 +123,28 @@ def describe_vocabulary(plan: Plan, dataset: Dataset | None) -> str:
     size = f"{plan.config.vocab_size:,}"
     if dataset is None:
         return f"{size}, assumed: dataset {s.dataset} is not prepared"
-    n_tokens = dataset.train.n_tokens
-    epochs = s.max_steps * plan.tokens_per_step / n_tokens
-    return f"{size}; {n_tokens:,} training tokens, read {epochs:.3g} times"
+    return f"{size}; {dataset.train.n_tokens:,} training tokens"
+
+
+# Tokens that are read again teach as much as new ones up to about 4 epochs, and hardly anything
+# after 16 (Muennighoff et al. 2023, arXiv 2305.16264).
+USEFUL_EPOCHS = 16
+
+
+def describe_epochs(plan: Plan, dataset: Dataset) -> str:
+    """How often the text is read, and a word where that is too often to teach more."""
+    s = plan.settings
+    n_samples = s.max_steps * s.batch_size
+    epochs = n_samples / count_train_windows(dataset, s.block_size)
+    times = f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
+    text = f"{times}: each of {dataset.train.n_tokens:,} training tokens is read "
+    text += "once at most" if epochs <= 1 else f"{times} times"
+    if epochs > USEFUL_EPOCHS:
+        text += (
+            f"; past about {USEFUL_EPOCHS} a network learns a text by heart more than anything "
+            f"(arXiv 2305.16264): --epochs={USEFUL_EPOCHS}, more text, or --dropout=0.2"
+        )
+    return text
 
 
 def memory_lines(memory: StepMemory, target: Target) -> list[Line]:

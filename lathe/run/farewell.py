@@ -5,23 +5,27 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from lathe import ROOT
+from lathe.commands import command_line, from_here, python, torchrun
 from lathe.run.metrics import read_lines
 from lathe.settings import Settings
 
 
-def resume_command(settings: Settings, options: str = "") -> str:
+def resume_command(settings: Settings, *options: str) -> str:
     """What to type to go on with a run on as many processes."""
-    out_dir = shlex.quote(settings.out_dir)
-    return f"{_launcher()} train.py {out_dir}/settings.toml --init_from=resume{options}"
+    preset = f"{settings.out_dir}/settings.toml"
+    words = ["--init_from=resume", *options]
+    script = from_here(ROOT / "train.py")
+    return " ".join([_launcher(), *map(shlex.quote, [script, preset, *words])])
 
 
 def _launcher() -> str:
     n = int(os.environ.get("WORLD_SIZE", 1))
     of_node = int(os.environ.get("LOCAL_WORLD_SIZE", n))
     if n == 1:
-        return "python"
+        return python()
     nodes = "--standalone" if of_node == n else f"--nnodes={n // of_node}"
-    return f"torchrun {nodes} --nproc-per-node={of_node}"
+    return f"{torchrun()} {nodes} --nproc-per-node={of_node}"
 
 
 def farewell(settings: Settings, evaluation: dict[str, Any], seconds: float) -> str:
@@ -39,14 +43,14 @@ def farewell(settings: Settings, evaluation: dict[str, Any], seconds: float) -> 
     loss = f"validation loss {evaluation['val_loss']:.4f}"
     if evaluation["val_bits_per_byte"] is not None:
         loss += f", {evaluation['val_bits_per_byte']:.4f} bits per byte"
-    out_dir = shlex.quote(settings.out_dir)
-    prompt = shlex.quote(settings.sample_prompt or "The ")
+    out_dir = f"--out_dir={settings.out_dir}"
+    prompt = [f"--prompt={settings.sample_prompt}"] if settings.sample_prompt else []
     lines += [
         "---",
         f"done: {loss} at step {step}, {seconds:.0f} s; all of it is in {settings.out_dir}",
         "next:",
-        f"  python sample.py --out_dir={out_dir} --num_samples=3 --prompt={prompt}",
-        f"  python evaluate.py --out_dir={out_dir}",
-        f"  {resume_command(settings, f' --max_steps={2 * step}')}",
+        f"  {command_line('sample.py', out_dir, '--num_samples=3', *prompt)}",
+        f"  {command_line('evaluate.py', out_dir)}",
+        f"  {resume_command(settings, f'--max_steps={2 * step}')}",
     ]
     return "\n".join(lines)

@@ -1,14 +1,14 @@
 """metrics.jsonl: what a run reports, a row a line.
 
 A row is a flat dict with a step. Training rows: step, tokens, loss, lr, grad_norm,
-tokens_per_second, elapsed, memory, and mfu where the device's peak is known. Evaluation rows: step,
-val_loss, val_bits_per_byte, train_loss (of a fixed sample of the training split, with the same
-weights: val_loss minus it is the gap), elapsed, and of eval_tasks TASK/acc and the like. What else
-a row holds is written and mirrored as well.
+tokens_per_second, epoch, elapsed, memory, and mfu where the device's peak is known. Evaluation
+rows: step, val_loss, val_bits_per_byte, train_loss (of a fixed sample of the training split, with
+the same weights: val_loss minus it is the gap), elapsed, and of eval_tasks TASK/acc and the like.
+What else a row holds is written and mirrored as well.
 
-`elapsed` is in seconds since the process began, `tokens` since step 0, `memory` the most bytes used
-so far, `skipped` (once there are any) the steps left out. The file is the source of truth; wandb
-and TensorBoard mirror it.
+`elapsed` is in seconds since the process began, `tokens` since step 0, `epoch` how often the text
+was read since then, `memory` the most bytes used so far, `skipped` (once there are any) the steps
+left out. The file is the source of truth; wandb and TensorBoard mirror it.
 """
 
 import json

@@ -1,5 +1,6 @@
 """What training begins with: new weights, another model's, or its own from where it stopped."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lathe.data.batches import count_train_windows
 from lathe.data.dataset import Dataset
 from lathe.optim.optimizer import from_own_rows, like_parameter
 from lathe.run import checkpoint, devices, ranks
@@ -56,7 +58,7 @@ def go_on_after_restart(s: Settings) -> Settings:
     return changed(s, init_from="resume", overwrite=False)
 
 
-def changed(s: Settings, **values: str | bool) -> Settings:
+def changed(s: Settings, **values: str | bool | int | float) -> Settings:
     """The settings with other values, which know what the user wrote all the same."""
     other = replace(s, **values)
     object.__setattr__(other, "given", s.given)
@@ -145,6 +147,9 @@ def plan_run(
     if dataset is not None and s.sample_tokens and s.sample_prompt:
         s, note = with_prompt_that_fits(s, dataset)
         notes += note
+    if s.epochs:
+        s, note = with_tokens_for_epochs(s, dataset)
+        notes.append(note)
     shapes = network.without_weights(config)
     if s.lora_rank:
         lora.adapt(shapes, s.lora_rank, s.lora_alpha)
@@ -181,6 +186,20 @@ def with_prompt_that_fits(s: Settings, dataset: Dataset) -> tuple[Settings, list
             raise ValueError(reason) from None
         return replace(s, sample_prompt=""), [f"{reason}; samples begin without a prompt"]
     return s, []
+
+
+def with_tokens_for_epochs(s: Settings, dataset: Dataset | None) -> tuple[Settings, str]:
+    """The settings with `tokens` in place of `epochs`, and a line about that. Raises ValueError if
+    nobody knows yet how many there are."""
+    if dataset is None:
+        raise ValueError(
+            f"epochs is {s.epochs:g}, but dataset {s.dataset} is not prepared, so that nobody "
+            "knows how many tokens that are: prepare it, or give --tokens"
+        )
+    n_windows = math.ceil(s.epochs * count_train_windows(dataset, s.block_size))
+    tokens = n_windows * s.block_size
+    note = f"tokens {tokens:,}: {s.epochs:g} epochs of {dataset.train.n_tokens:,} training tokens"
+    return changed(s, tokens=tokens, epochs=0.0), note
 
 
 def assumed_vocab_size(dataset: str) -> int:

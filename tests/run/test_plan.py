@@ -10,10 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import arguments
+from tiny_run import arguments, rows, settings
 from torch.profiler import ProfilerActivity, profile
 
 import train
+from lathe import cli
+from lathe.data.batches import count_train_windows
+from lathe.data.dataset import open_dataset
 from lathe.optim.build import build_optimizers
 from lathe.run.devices import Runtime
 from lathe.run.memory import block_activations, step_memory
@@ -55,8 +58,38 @@ def test_parameters_and_flops_are_those_of_the_network(more, dataset, tmp_path, 
 
 def test_a_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     found = dry_run(capsys, *arguments(str(tmp_path / "data"), tmp_path / "run"))
-    assert found["vocabulary"].startswith("50,257, assumed") and "unknown" in found["time"]
+    assert found["vocabulary"].startswith("50,257, assumed") and "steps of" in found["time"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"), [(0.5, "once at most"), (2, "read 2"), (300, "by heart")]
+)
+def test_epochs_decide_the_steps_and_are_said_before_them(epochs, said, dataset, tmp_path, capsys):
+    found = dry_run(capsys, *arguments(dataset, tmp_path / "run"), f"--epochs={epochs}")
+    n_windows = count_train_windows(open_dataset(dataset), 16)
+    steps = math.ceil(epochs * n_windows / 8)
+    assert f" in {steps:,} steps;" in found["tokens"] and said in found["epochs"]
+    read = float(found["epochs"].partition(":")[0])
+    assert epochs <= read <= epochs + 8 / n_windows + 0.006
+
+
+def test_a_run_of_epochs_reads_so_often_and_says_so(dataset, tmp_path, capsys):
+    asked = dict(block_size=64, batch_size=32, epochs=0.5, max_steps=5000)
+    assert train.train(settings(dataset, tmp_path / "run", **asked)) == 0
+    said = capsys.readouterr().err
+    last = rows(tmp_path / "run")[-1]
+    assert 0.5 <= last["epoch"] <= 0.5 + 32 / count_train_windows(open_dataset(dataset), 64)
+    assert f"| epoch {last['epoch']:.2f} |" in said and "0.5 epochs of" in said
+    assert said.index("time ") < said.index(" | loss ")  # before the first step
+    assert cli.from_toml((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 0
+
+
+def test_epochs_are_refused_beside_tokens_and_where_nobody_knows_how_many_they_are(tmp_path):
+    with pytest.raises(ValueError, match="tokens is 5 and epochs is 2: .* give one"):
+        settings("data", tmp_path, tokens=5, epochs=2.0)
+    with pytest.raises(ValueError, match="not prepared.*--tokens"):
+        train.main(["--dry_run", f"--dataset={tmp_path / 'data'}", "--epochs=2"])
 
 
 def test_what_a_checkpoint_takes_of_the_first_process_or_of_each(capsys):
