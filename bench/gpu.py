@@ -83,13 +83,13 @@ GPT2 = (
     "--warmup_steps=50 --weight_decay=0.1 --muon_learning_rate=0.02 --eval_tokens=500000"
 )
 MODERN_ARM = (
-    "modern: position=rope,norm=rmsnorm,norm_weight=false,activation=swiglu,qk_norm=true,"
-    "bias=false,tie_weights=false,zero_init=true,n_head=4,optimizer=muon,lr_schedule=wsd,"
-    "min_lr_fraction=0.05,learning_rate=0.008"
+    "position=rope norm=rmsnorm norm_weight=false activation=swiglu qk_norm=true bias=false "
+    "tie_weights=false zero_init=true n_head=4 optimizer=muon lr_schedule=wsd "
+    "min_lr_fraction=0.05 learning_rate=0.008"
 )
-ABLATE = (
-    "bench/ablate.py gpt2_124m --dataset={folder}/data/python_stdlib --save=false "
-    f"--extra='{GPT2}{{smaller}}' --without learning_rate=0.001 learning_rate=0.004 '{MODERN_ARM}'"
+COMPARE = (
+    f"bench/compare.py 'gpt2_124m {GPT2}{{smaller}}' learning_rate=0.001 learning_rate=0.004 "
+    f"'{MODERN_ARM}' --dataset={{folder}}/data/python_stdlib --seeds=1"
 )
 SMALLER = " --n_layer=1 --n_head=2 --n_embd=32 --block_size=32 --batch_size=2 --max_steps=4"
 SMALLER += " --warmup_steps=1 --eval_tokens=64 --micro_batch_size=2"
@@ -135,8 +135,8 @@ PARTS = {
         60,
     ),
     "quality": Part(
-        ABLATE.replace("{smaller}", "") + " --seeds=1",
-        ABLATE.replace("{smaller}", SMALLER) + " --seeds=1 --evals=2",
+        COMPARE.replace("{smaller}", ""),
+        COMPARE.replace("{smaller}", SMALLER),
         590,
         300,
     ),

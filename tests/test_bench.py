@@ -20,9 +20,8 @@ import pytest
 import torch
 from tiny_run import ROOT, SMALL, command, finished, make_dataset
 
-from bench import ablate, gpu, nanogpt, results, time_to_loss, train_speed
+from bench import gpu, nanogpt, results, time_to_loss, train_speed
 from bench import gpu_folder as gpu_folder_command
-from bench.ablate import Point
 from bench.processes import run_child
 from bench.turns import in_turn
 
@@ -32,7 +31,6 @@ COMMANDS = sorted(
 KEPT_RUN = ROOT / "tests" / "kept" / "run"
 TIKTOKEN_FILES = ROOT.parent / "shared" / "data" / "tiktoken"
 QUICKSTART = ROOT / "config" / "quickstart.toml"
-SLOW = "slow: learning_rate=0.00001, optimizer=adamw"
 
 
 # -----------------------------------------------------------------------------
@@ -101,20 +99,6 @@ def training(**changed) -> str:
 
 
 TINY = "--n_layer=1 --n_head=2 --n_embd=32"
-
-
-@pytest.mark.slow
-def test_ablate_compares_a_recipe_with_itself(texts):
-    line = f"ablate {QUICKSTART} --dataset={texts} --extra={training(n_layer=2)}"
-    line += f" --seeds=2 --evals=4 --at_once=2 --save=false --without {shlex.quote(SLOW)}"
-    _, (table,) = bench(line)
-    header = "arm | final val loss | less the base's | seconds in all | steps to target | "
-    check(table, header + "seconds to target | reached", ["base", "slow"])
-    base, arm = table.rows
-    assert float(arm["final val loss"].split()[0]) > float(base["final val loss"].split()[0])
-    assert (base["reached"], arm["reached"]) == ("1 of 2", "0 of 2")
-    assert arm["seconds to target"] == "-"
-    assert float(arm["less the base's"].split()[0]) > 0
 
 
 @pytest.mark.slow
@@ -382,8 +366,6 @@ def test_help_and_mistakes_are_answered_before_torch_is_imported(name):
 @pytest.mark.parametrize(
     "module, words, said",
     [
-        (ablate, [QUICKSTART], "at least one arm"),
-        (ablate, [QUICKSTART, "--without", "a: beta1=0.8", "a: beta1=0.9"], "two arms have one"),
         (train_speed, [QUICKSTART, "--peer=/nanoGPT"], "peer needs a shape"),
         (time_to_loss, ["--seeds=0"], "seeds is 0"),
     ],
@@ -397,30 +379,6 @@ def test_options_that_do_not_fit_are_refused(module, words, said, capsys):
 
 # -----------------------------------------------------------------------------
 # What is counted
-
-
-def test_an_arm_has_a_name_or_its_settings_are_the_name():
-    assert ablate.read_arm(SLOW) == ("slow", ["--learning_rate=0.00001", "--optimizer=adamw"])
-    name, settings = ablate.read_arm("init_from=hf:x,seed=2")
-    assert name == "init_from=hf:x,seed=2"
-    assert settings == ["--init_from=hf:x", "--seed=2"]
-
-
-def test_the_way_to_a_target_is_read_between_evaluations():
-    curve = [Point(10, 3.0, 1.0), Point(20, 2.0, 2.0), Point(30, 2.5, 3.0), Point(40, 1.0, 4.0)]
-    assert ablate.reached(curve, 2.5) == Point(15, 2.5, 1.5)
-    assert ablate.reached(curve, 3.5) == curve[0]
-    assert ablate.reached(curve, 2.0) == curve[1]
-    point = ablate.reached(curve, 1.5)
-    assert point.step == pytest.approx(30 + 10 * 2 / 3)
-    assert point.seconds == pytest.approx(3 + 2 / 3)
-    assert ablate.reached(curve, 0.9) is None
-
-
-def test_a_mean_comes_with_its_standard_error():
-    assert ablate.mean_and_error([1.0, 2.0, 3.0], 2) == "2.00 +- 0.58"
-    assert ablate.mean_and_error([1.0], 1) == "1.0"
-    assert ablate.mean_and_error([], 1) == "-"
 
 
 def test_the_time_in_which_nothing_ran_on_the_device_is_counted_once():
