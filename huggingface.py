@@ -1,35 +1,46 @@
-"""Our weights to a Hugging Face folder and back, without the transformers library.
+"""Our weights to a Hugging Face folder or a GGUF file, and folders back.
 
     python huggingface.py export --out_dir=RUN --to=FOLDER [--verify=true]
+    python huggingface.py export --out_dir=RUN --gguf=FILE.gguf [--gguf_type=q8_0]
 
-The folder opens in transformers, and so in vLLM and lm-eval, with equal logits. What has no exact
-counterpart there is refused by the name of the setting. llama.cpp's converter takes it only with
-the gpt2 tokenizer: it knows tokenizers by a hash of their ids, and so none that was learned here
-(bpe:N, byte), and no tokenizer of characters. The other way,
-`init_from=hf:NAME_OR_FOLDER` in train.py and `--model=hf:NAME_OR_FOLDER` in sample.py, evaluate.py
-and visualize.py read such folders, from disk or from the Hub. One table, FAMILIES in
-lathe/use/hf/families.py, serves both directions.
+The folder opens in transformers (4.57 and 5), vLLM, lm-eval, ctranslate2 and mlx-lm, the file in
+llama.cpp and what is built on it, all with equal text; docs/export.md says how each is called. What
+has no exact counterpart is refused by the name of the setting, and what one client cannot hold if
+that is named with --for. The other way, `init_from=hf:NAME_OR_FOLDER` in train.py and
+`--model=hf:NAME_OR_FOLDER` in sample.py, evaluate.py and visualize.py read such folders, from disk
+or from the Hub. One table, FAMILIES in lathe/use/hf/families.py, serves both directions.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lathe import cli
 from lathe.fields import PathName
 from lathe.terminal import print_note, print_result
 
+if TYPE_CHECKING:  # torch takes seconds; --help and mistakes need not wait
+    from lathe.use.find_model import FoundModel
+    from model import GPT
+
+ClientName = Literal["transformers", "vllm", "lm-eval", "ctranslate2", "mlx-lm", "llama.cpp"]
+
 
 @dataclass
 class Options:
-    """Write a trained model as a Hugging Face folder."""
+    """Write a trained model as a Hugging Face folder, a GGUF file, or both."""
 
     command: list[str] = field(default_factory=list)  # export
     out_dir: PathName = "out/quickstart"  # a run's folder (its best checkpoint) or a checkpoint's
     to: PathName = ""  # folder to write
-    overwrite: bool = False  # replace the folder if it exists
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights written
-    verify: bool = False  # compare logits and token ids with what transformers makes of the folder
+    gguf: PathName = ""  # file to write, for llama.cpp
+    overwrite: bool = False  # replace the folder or file if it exists
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights in --to
+    gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = "f32"  # of the matrices in --gguf
+    for_: list[ClientName] = field(default_factory=list)  # refuse what one of these cannot hold
+    # compare token ids, logits and greedy text with what transformers makes of --to
+    verify: bool = False
 
     def __post_init__(self):
         if self.command != ["export"]:
@@ -37,28 +48,52 @@ class Options:
             if self.command:
                 fault = f"`{' '.join(self.command)}` is no command"
             raise ValueError(f"{fault}: the one there is is `export`")
-        if not self.to:
-            raise ValueError("to is empty: give the folder to write with --to=FOLDER")
+        if not self.to and not self.gguf:
+            raise ValueError(
+                "to is empty: give the folder to write with --to=FOLDER, or a file for llama.cpp "
+                "with --gguf=FILE"
+            )
+        if self.verify and not self.to:
+            raise ValueError("verify compares a folder: give the one to write with --to=FOLDER")
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "Write a model as a Hugging Face folder."
+    about = "Write a model as a Hugging Face folder, or as a GGUF file for llama.cpp."
     prog = "huggingface.py"
     options = cli.parse(Options, argv, prog=prog, description=about, positional="command")
 
     from lathe.use.find_model import find_model
+    from lathe.use.gguf_file import import_gguf
+    from lathe.use.hf.clients import refuse_for
+
+    source = find_model(options.out_dir)
+    if options.to:
+        refuse_to_replace(Path(options.to), options.overwrite)
+    if options.gguf:
+        refuse_to_replace_file(Path(options.gguf), options.overwrite)
+        import_gguf()
+    if options.verify:
+        refuse_without_transformers()
+    needed = [*options.for_, "llama.cpp"] if options.gguf else options.for_
+    refuse_for(needed, source.config, source.tokenizer)
+    model = source.load()
+    # Their networks know no documents, and do not need to: a prompt is one.
+    model.config.document_token = -1
+    if options.gguf:
+        write_file(options, source, model)
+    if options.to:
+        write_folder(options, source, model)
+    say_how_to_go_on(options, source)
+    return 0
+
+
+def write_folder(options: Options, source: "FoundModel", model: "GPT"):
+    """The Hugging Face folder, checked before it takes its place. Rounds `model` to its dtype."""
     from lathe.use.hf.check import check_in_transformers, check_logits, round_weights
     from lathe.use.hf.export import export
     from lathe.use.hf.families import architecture_of
 
-    source = find_model(options.out_dir)
     folder = Path(options.to)
-    refuse_to_replace(folder, options.overwrite)
-    if options.verify:
-        refuse_without_transformers()
-    model = source.load()
-    # Their networks know no documents, and do not need to: a prompt is one.
-    model.config.document_token = -1
 
     def check(written: Path):
         architecture = architecture_of(model.config)
@@ -66,11 +101,42 @@ def main(argv: list[str] | None = None) -> int:
         round_weights(model, options.dtype)
         check_logits(model, written, source.folder)
         if options.verify:
-            check_in_transformers(model, source.tokenizer, written)
+            check_in_transformers(model, source, written)
 
     export(model, source.tokenizer, folder, options.dtype, source.state, check)
     print_result(folder)
-    return 0
+
+
+def write_file(options: Options, source: "FoundModel", model: "GPT"):
+    """The GGUF file, which takes its name once it was read again."""
+    from lathe.use.gguf_file import write_gguf
+
+    path = Path(options.gguf)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_gguf(
+            model, source.tokenizer, temporary, options.gguf_type, source.template, path.stem
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print_note(f"{path}: {model.n_params():,} parameters in {options.gguf_type}, read back equal")
+    print_result(path)
+
+
+def say_how_to_go_on(options: Options, source: "FoundModel"):
+    """The call that continues a text, for each client that can hold the model."""
+    from lathe.text.chat import TEMPLATES
+    from lathe.use.hf.clients import calls_of_export
+
+    chat = source.template in TEMPLATES
+    lines = calls_of_export(source.config, source.tokenizer, options.to, options.gguf, chat)
+    print_note(
+        "answer a message with:" if chat else "texts begin with end-of-text; continue one with:"
+    )
+    for client, call in lines.items():
+        print_note(f"  {client}: {call}")
 
 
 def refuse_to_replace(folder: Path, overwrite: bool):
@@ -80,6 +146,20 @@ def refuse_to_replace(folder: Path, overwrite: bool):
     if not is_empty and not (overwrite and is_export):
         raise ValueError(
             f"to is {folder}, which exists: choose another, or --overwrite=true for an old export"
+        )
+
+
+def refuse_to_replace_file(path: Path, overwrite: bool):
+    """ValueError if there is something else than a GGUF file that may be replaced."""
+    if not path.exists():
+        return
+    is_gguf = False
+    if path.is_file():
+        with open(path, "rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+    if not (overwrite and is_gguf):
+        raise ValueError(
+            f"gguf is {path}, which exists: choose another, or --overwrite=true for an old export"
         )
 
 

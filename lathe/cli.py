@@ -10,6 +10,7 @@ on stderr that names what was meant, and exit code 2.
 """
 
 import json
+import keyword
 import os
 import re
 import shutil
@@ -122,6 +123,9 @@ def read_words(words: list[str], types: dict[str, type]) -> CommandLine:
         word = rest.pop(0)
         spelled, equals, value = word.partition("=")
         name = spelled.removeprefix("--").replace("-", "_")
+        option = f"--{name}"
+        if keyword.iskeyword(name):  # --for is the field for_
+            name += "_"
         if word in ("-h", "--help"):
             line.wants_help = True
         elif is_option(word):
@@ -129,12 +133,12 @@ def read_words(words: list[str], types: dict[str, type]) -> CommandLine:
                 raise ValueError(f"unknown setting {spelled}{did_you_mean(name, types, '--')}")
             values = [value] if equals else take_values(rest, types[name])
             if not values:
-                raise ValueError(f"{spelled} needs a value: --{name}=VALUE")
+                raise ValueError(f"{spelled} needs a value: {option}=VALUE")
             if types[name] in (str, list[str]):
-                refuse_what_is_no_text(f"--{name}", values)
+                refuse_what_is_no_text(option, values)
             if is_list(types[name]) and name in line.given:
                 values = line.given[name].values + values
-            line.given[name] = Given(values, f"--{name}")
+            line.given[name] = Given(values, option)
         elif word.startswith("-") and word != "-":
             raise ValueError(unexpected(word))
         elif equals and name in types:  # n_layer=3
@@ -335,7 +339,7 @@ def describe(cls: type) -> str:
         default = setting.default
         if default is MISSING:
             default = setting.default_factory()
-        option = f"  --{setting.name} {type_name(types[setting.name])}"
+        option = f"  --{setting.name.removesuffix('_')} {type_name(types[setting.name])}"
         text = f"{comment.help} (default: {default_name(default)})".strip()
         paragraph = textwrap.wrap(
             text,

@@ -20,7 +20,7 @@ import pytest
 import torch
 from tiny_run import ROOT, SMALL, command, finished, make_dataset
 
-from bench import gpu, nanogpt, results, time_to_loss, train_speed
+from bench import clients, gpu, nanogpt, results, time_to_loss, train_speed
 from bench import gpu_folder as gpu_folder_command
 from bench.processes import run_child
 from bench.turns import in_turn
@@ -466,3 +466,26 @@ def test_figures_told_one_by_one_become_one_entry(capsys, tmp_path, monkeypatch)
     assert "`python bench/x.py --peer=.../nanoGPT --repeats=2`" in entry
     assert "torch" in entry and "commit" in entry
     assert entry.endswith("  \nA note.\n")
+
+
+@pytest.mark.slow
+def test_a_client_makes_of_an_export_what_we_do(monkeypatch, capsys):
+    assert clients.main(["--only=transformers", "--rows=Llama, head"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^\| Llama, head_dim=32 \| = +\|$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "fault"),
+    [
+        ({"ids": [[2, 1]]}, "other ids for 'ab'"),
+        ({"continued": ["c  d\ufffd"]}, ""),
+        ({"continued": [" c  d<|endoftext|>e"]}, ""),
+        ({"continued": ["c d"]}, "continued: 'c d', ours ' c  d'"),
+        ({"answers": ["no"]}, "answers: 'no', ours 'yes'"),
+    ],
+)
+def test_a_difference_between_clients_is_told(theirs, fault):
+    ours = {"ids": [[1, 2]], "continued": [" c  d"], "answers": ["yes"]}
+    about = {"texts": ["ab"], "end": "<|endoftext|>"}
+    assert clients.first_difference(ours | about, ours | theirs) == fault

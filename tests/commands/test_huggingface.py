@@ -1,6 +1,7 @@
 """The command: an export that is checked, and does in every other command what its run does."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_export_verifies_and_writes_a_card(run, tmp_path, capsys):
     huggingface.main([*arguments, "--verify=true"])
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'out'}\n"
-    assert "through transformers: " in err and "token ids are equal" in err
+    assert "through transformers: " in err and "token ids are equal for" in err
+    assert "greedy text of 9 tokens is equal for a plain prompt" in err
     assert "\r" not in err
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "2.5000 nats" in card and "data/letters" in card and "Qwen3ForCausalLM" in card
@@ -80,6 +82,52 @@ def test_a_wrong_command_is_named_once(capsys):
     assert end.value.code == 2
     message = "`foo` is no command: the one there is is `export`"
     assert capsys.readouterr().err == f"huggingface.py: error: {message}\n"
+
+
+def test_a_gguf_file_is_written_beside_a_folder_or_alone(run, tmp_path, capsys):
+    folder, file = tmp_path / "out", tmp_path / "new" / "model.gguf"
+    arguments = ["export", f"--out_dir={run}", f"--gguf={file}"]
+    huggingface.main([*arguments, f"--to={folder}"])
+    out, err = capsys.readouterr()
+    assert out == f"{file}\n{folder}\n"
+    assert "read back equal" in err
+    whole = file.stat().st_size
+    with pytest.raises(ValueError, match="gguf is .*model.gguf, which exists"):
+        huggingface.main(arguments)
+    huggingface.main([*arguments, "--overwrite=true", "--gguf_type=f16"])
+    assert file.stat().st_size < whole
+    assert [path.name for path in file.parent.iterdir()] == ["model.gguf"]
+
+    file.write_text("a thesis")
+    with pytest.raises(ValueError, match="which exists"):
+        huggingface.main([*arguments, "--overwrite=true"])
+    assert file.read_text() == "a thesis"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "to is empty.*--to=FOLDER.*--gguf=FILE"),
+        (["--gguf=out.gguf", "--verify"], "verify compares a folder"),
+        (["--to=out", "--for=ollama"], "--for: .*ollama.*llama.cpp"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        huggingface.main(["export", *options])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_export_ends_with_the_call_of_each_client_that_holds_the_model(run, tmp_path, capsys):
+    folder, file = tmp_path / "out", tmp_path / "model.gguf"
+    huggingface.main(["export", f"--out_dir={run}", f"--to={folder}", f"--gguf={file}"])
+    err = capsys.readouterr().err
+    for call in (
+        'transformers: tokenizer("<|endoftext|>Once"',
+        f'mlx-lm: mlx_lm.generate --model {folder} --ignore-chat-template --prompt "<|endoftext|>Once"',
+        f'llama.cpp: llama-completion -m {file} -no-cnv -p "Once"',
+    ):
+        assert call in err
 
 
 def test_a_folder_says_the_same_as_the_run_it_came_from(run, exported, capsys):

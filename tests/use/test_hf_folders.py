@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from exports import CHARACTERS, MODERN, exported, tiny_model
 
+from lathe.run.tensor_file import tensor_names
+from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use.hf.export import export
 from lathe.use.hf.find import find
 from lathe.use.hf.tokenizers import load_hf_tokenizer
@@ -150,3 +152,47 @@ def test_a_hub_out_of_reach_is_explained(monkeypatch, tmp_path):
         find("hf:nobody/nothing")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         find(f"hf:{tmp_path / 'nothing'}")
+
+
+def exported_files(folder: Path, tokenizer: Tokenizer = CHARACTERS, template: str = "", **settings):
+    """Of a small network: config.json, tokenizer_config.json and the model card."""
+    model = tiny_model(tokenizer, **settings)
+    state = {"template": template, "dataset": {"path": "/home/jane/data/letters:0.5,data/b:0.5"}}
+    export(model, tokenizer, folder, state=state)
+    config = json.loads((folder / "config.json").read_text())
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    return config, about, (folder / "README.md").read_text()
+
+
+def test_a_folder_says_what_older_and_other_clients_would_guess_otherwise(tmp_path):
+    config, about, _ = exported_files(tmp_path, **MODERN, activation="swiglu", qk_norm=False)
+    assert config["rope_scaling"] is None and config["rope_theta"] == 10000.0
+    assert about["model_input_names"] == ["input_ids", "attention_mask"]
+    assert about["unk_token"] == about["eos_token"] == "<|endoftext|>"
+
+
+def test_gpt2_has_the_hubs_names_unless_its_head_is_its_own(tmp_path):
+    exported_files(tmp_path / "tied", **GPT2)
+    exported_files(tmp_path / "own", **{**GPT2, "tie_weights": False})
+    tied = set(tensor_names(tmp_path / "tied" / "model.safetensors"))
+    own = set(tensor_names(tmp_path / "own" / "model.safetensors"))
+    assert {"wte.weight", "h.1.attn.c_attn.bias"} <= tied
+    assert own == {f"transformer.{name}" for name in tied} | {"lm_head.weight"}
+
+
+def test_starcoder2_has_biases_that_are_zero_and_not_taken_over_on_the_way_back(tmp_path):
+    settings = dict(norm="layernorm", activation="gelu", qk_norm=False, norm_weight=True)
+    config, _, _ = exported_files(tmp_path, **settings)
+    names = tensor_names(tmp_path / "model.safetensors")
+    assert config["use_bias"] and "model.layers.0.mlp.c_fc.bias" in names
+    assert not load_model(tmp_path).config.bias
+
+
+def test_a_model_card_has_the_call_of_each_client_and_no_local_path(tmp_path):
+    *_, card = exported_files(tmp_path / "plain", **GPT2)
+    assert "`letters:0.5,data/b:0.5`" in card and "jane" not in card
+    assert 'tokenizer("<|endoftext|>Once", return_tensors="pt")' in card
+    assert "| mlx-lm | `mlx_lm.generate --model . --ignore-chat-template" in card
+    *_, card = exported_files(tmp_path / "chat", load_tokenizer("byte"), "chat", **GPT2)
+    assert "end_of_text=True" in card and "| lm-eval | `lm_eval" in card
+    assert "--apply_chat_template" in card and "Once" not in card

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from lathe.terminal import print_note
+from lathe.text.chat import TEMPLATES, chat_prompt
+from lathe.text.library import NASTY
 from lathe.text.tokenizer import Tokenizer
+from lathe.use.find_model import FoundModel
 from lathe.use.hf.weights import load_model
 from model import GPT, GPTConfig
 
 TEXT = "First, the 3 quick foxes' naïve déjà-vu:\n\n\tdon't 日本語 🎉 "
+GREEDY_TOKENS = 24
 
 
 def round_weights(model: GPT, dtype: str):
@@ -34,9 +38,12 @@ def check_logits(model: GPT, folder: Path, source: Path):
         )
 
 
-def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
-    """ValueError if the transformers library makes other logits or token ids of the folder than we
-    do."""
+def check_in_transformers(model: GPT, source: FoundModel, folder: Path):
+    """ValueError if the transformers library makes other logits, token ids or greedy text of the
+    folder than we do.
+
+    source: the checkpoint that `model` is of, with its tokenizer and chat template.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -45,18 +52,90 @@ def check_in_transformers(model: GPT, tokenizer: Tokenizer, folder: Path):
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
     print_note(f"max |difference of logits| through transformers: {difference:.1e}")
-
-    text = TEXT
-    if tokenizer.kind == "char":  # which knows some characters only
-        text = "".join(character for character in TEXT if character.encode() in tokenizer.pieces)
-    their_ids = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
-    same_ids = their_ids == tokenizer.encode(text)
-    if difference > 1e-4 * max(1.0, largest) or not same_ids:
+    if difference > 1e-4 * max(1.0, largest):
         raise ValueError(
-            f"the export is another model in transformers: logits differ by {difference:.1e}, "
-            f"token ids are {'equal' if same_ids else 'different'}"
+            f"the export is another model in transformers: logits differ by {difference:.1e}"
         )
-    print_note("token ids are equal")
+
+    tokenizer = source.tokenizer
+    their_tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = nasty_texts(tokenizer)
+    for text in texts:
+        if their_tokenizer(text)["input_ids"] != tokenizer.encode(text):
+            raise ValueError(
+                f"the export is another model in transformers: token ids differ for {text[:60]!r}"
+            )
+    print_note(f"token ids are equal for {len(texts)} texts")
+
+    prompt = fitting_text(tokenizer, model.config.block_size // 2)
+    inputs = their_tokenizer(their_tokenizer.eos_token + prompt, return_tensors="pt")
+    same_greedy_text(model, source.encode(prompt), theirs, inputs, "a plain prompt")
+    if source.template in TEMPLATES:
+        messages = [{"role": "user", "content": fitting_text(tokenizer, 8)}]
+        text, space = chat_prompt(messages, source.template)
+        if tokenizer.kind in ("byte", "char"):  # where the space is a token of its own
+            text += space
+        inputs = their_tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        same_greedy_text(model, source.encode(text), theirs, inputs, "a chat")
+
+
+def nasty_texts(tokenizer: Tokenizer) -> list[str]:
+    """Long numbers, spaces, code, scripts, emoji: what tokenizers cut differently. Without special
+    tokens, which transformers makes of text, and we do not."""
+    texts = [*NASTY, TEXT, "12345 1234567890123 3.14159 0x1F 1_000", "x  =  [ 1,\t2 ]\n\n\n\t}"]
+    if tokenizer.kind == "char":  # which knows some characters only
+        known = {piece.decode() for piece in tokenizer.pieces}
+        texts = ["".join(character for character in text if character in known) for text in texts]
+    added = tokenizer.file["added_tokens"] if tokenizer.file else []
+    special = [*tokenizer.specials, *(token["content"] for token in added if token["special"])]
+    return [text for text in texts if not any(token in text for token in special)]
+
+
+def fitting_text(tokenizer: Tokenizer, n_ids: int) -> str:
+    """The beginning of a text that has so many ids at most."""
+    text = TEXT
+    if tokenizer.kind == "char":
+        known = {piece.decode() for piece in tokenizer.pieces}
+        text = "".join(character for character in TEXT if character in known)
+    while text and len(tokenizer.encode(text)) > n_ids:
+        text = text[:-1]
+    return text
+
+
+def same_greedy_text(model: GPT, ids: list[int], theirs: Callable, inputs: dict, asked: str):
+    """ValueError if the likeliest continuation in transformers is another than ours.
+
+    Of two tokens that are equally likely, up to rounding, either may be taken. ids: of the prompt,
+    as we read it. inputs: of the same prompt, as their tokenizer makes them.
+    """
+    if inputs["input_ids"][0].tolist() != ids:
+        raise ValueError(f"the export is another model in transformers: {asked} has other ids")
+    n_new = min(GREEDY_TOKENS, model.config.block_size - len(ids))
+    if n_new < 1:
+        print_note(f"greedy text was not compared for {asked}: it fills the context")
+        return
+    continued = theirs.generate(
+        **inputs,
+        max_new_tokens=n_new,
+        do_sample=False,
+        eos_token_id=None,
+        top_k=None,
+        temperature=None,
+    )
+    n_equal = 0
+    for their_id in continued[0, len(ids) :].tolist():
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids]))[0, -1, : model.config.vocab_size]
+        if logits.max() - logits[their_id] > 1e-4 * max(1.0, logits.abs().max().item()):
+            raise ValueError(
+                f"the export is another model in transformers: {asked} continues otherwise after "
+                f"{n_equal} tokens"
+            )
+        ids = [*ids, their_id]
+        n_equal += 1
+    print_note(f"greedy text of {n_equal} tokens is equal for {asked}")
 
 
 def largest_difference(

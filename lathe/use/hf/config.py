@@ -75,6 +75,7 @@ def their_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokeniz
         "hidden_act": ACTIVATIONS[c.activation],
         NORM_EPS_KEYS[c.norm]: c.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "rope_scaling": None,  # transformers 4.57 would take the usual one of a family
         "attention_bias": c.bias,
         "mlp_bias": c.bias,
         "use_bias": c.bias,

@@ -1,6 +1,7 @@
 """A checkpoint as a Hugging Face folder."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ import torch
 from lathe.run.files import hidden_beside, replace_folder
 from lathe.run.tensor_file import write_safetensors
 from lathe.terminal import printable
+from lathe.text.chat import TEMPLATES
 from lathe.text.tokenizer import Tokenizer
+from lathe.use.hf.clients import calls_of_export
 from lathe.use.hf.config import their_config
 from lathe.use.hf.families import architecture_of
-from lathe.use.hf.tokenizers import write_tokenizer
-from lathe.use.hf.weights import their_weights
-from model import GPT
+from lathe.use.hf.tokenizers import end_of_text, write_tokenizer
+from lathe.use.hf.weights import their_weights, written_as
+from model import GPT, GPTConfig
 
 CARD = """\
 ---
@@ -35,15 +38,44 @@ for Hugging Face as `{architecture}`.
 | layers, heads, width, context | {c.n_layer}, {c.n_head}, {c.n_embd}, {c.block_size} |
 | tokenizer | {tokenizer} |
 
-Texts begin with `<|endoftext|>`, and so should prompts:
+{how}"""
+
+PLAIN = """\
+Texts begin with `{end}`, and so should prompts; where a tokenizer adds it by itself, it is left out
+below. Greedy text is then the same everywhere.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
-ids = tokenizer(tokenizer.eos_token + "Once", return_tensors="pt")
+ids = tokenizer("{end}Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
 ```
+
+| client | how it continues "Once" |
+|---|---|
+{rows}
+"""
+CHAT = """\
+It answers messages. The template puts `{end}` before them and refuses roles other than {roles}, and
+tools. Before it trains on a dialogue, give the template `end_of_text=True`: without, nothing says
+where the last answer ends.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+messages = [{{"role": "user", "content": "Who are you?"}}]
+ids = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+answer = model.generate(**ids, max_new_tokens=100)[0, ids["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True).strip())
+```
+
+| client | how it answers "Who are you?" |
+|---|---|
+{rows}
 """
 
 
@@ -87,10 +119,13 @@ def write_files(
     title: str,
 ):
     """All files of an export."""
-    weights = their_weights(model, architecture, getattr(torch, dtype))
+    weights = their_weights(model, architecture, getattr(torch, dtype), written_as(model.config))
     with open(folder / "model.safetensors", "wb") as file:
         write_safetensors(file, weights)
-    write_json(folder / "config.json", their_config(model.config, architecture, dtype, tokenizer))
+    write_json(
+        folder / "config.json",
+        their_config(written_as(model.config), architecture, dtype, tokenizer),
+    )
     generation = {
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": tokenizer.eot_id,
@@ -103,18 +138,41 @@ def write_files(
     write_tokenizer(folder, tokenizer, model.config.block_size, state.get("template", ""))
 
     val_loss = state.get("val_loss")
+    dataset = state.get("dataset", {}).get("path", "an unnamed dataset")
     card = CARD.format(
         title=printable(title),
         parameters=model.n_params(),
         architecture=architecture,
         c=model.config,
         tokenizer=tokenizer.name,
-        dataset=printable(state.get("dataset", {}).get("path", "an unnamed dataset")),
+        dataset=printable(without_local_folders(dataset)),
         step=state.get("step", 0),
         samples=state.get("samples", 0),
         val_loss="not measured" if val_loss is None else f"{val_loss:.4f} nats per token",
+        how=how_to_go_on(model.config, tokenizer, state.get("template", "")),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def without_local_folders(dataset: str) -> str:
+    """The dataset's name, of a mixture the names of its parts, where a path would tell the reader
+    of a card how a disk is laid out."""
+    parts = []
+    for part in dataset.split(","):
+        is_local = ".." in part or re.search(r"(^|:)[~/\\]", part)
+        parts.append(re.split(r"[/\\]", part)[-1] if is_local else part)
+    return ",".join(parts)
+
+
+def how_to_go_on(config: GPTConfig, tokenizer: Tokenizer, template: str) -> str:
+    """What a model card says of prompts."""
+    is_chat = template in TEMPLATES
+    calls = calls_of_export(config, tokenizer, ".", "", is_chat)
+    return (CHAT if is_chat else PLAIN).format(
+        end=end_of_text(tokenizer),
+        rows="\n".join(f"| {client} | `{call}` |" for client, call in calls.items()),
+        roles=", ".join(TEMPLATES.get(template, {})),
+    )
 
 
 def write_json(path: Path, values: dict):

@@ -24,12 +24,15 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int, templat
         "bos_token": end,
         "eos_token": end,
         "pad_token": end,
+        "unk_token": end,  # never made, but ctranslate2 wants one
+        # Without, transformers 4.57 adds token_type_ids, which most networks refuse.
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": False,
     }
     if template in TEMPLATES:
-        config["chat_template"] = their_template(template)
+        config["chat_template"] = their_template(template, tokenizer)
     text = json.dumps(config, indent=1) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -40,24 +43,68 @@ def end_of_text(tokenizer: Tokenizer) -> str:
     return next((token["content"] for token in added if token["id"] == tokenizer.eot_id), EOT)
 
 
-def their_template(name: str) -> str:
+# What a message's text is, and what no message of ours can be. The variables are Hugging Face's.
+READ_MESSAGE = """\
+{%- if tools %}
+{{- raise_exception('tools are given, of which this model knows nothing') }}
+{%- endif %}
+{%- set last = namespace(role='') %}
+{{- bos_token }}
+{%- for message in messages %}
+{%- if message.get('tool_calls') %}
+{{- raise_exception('a message has tool_calls, of which this model knows nothing') }}
+{%- endif %}
+{%- set words = namespace(text='') %}
+{%- if message['content'] is string %}
+{%- set words.text = message['content'] %}
+{%- elif message['content'] is iterable and message['content'] is not mapping %}
+{%- for part in message['content'] %}
+{%- if part['type'] != 'text' %}
+{{- raise_exception('content of type ' ~ part['type'] ~ ': this model reads text alone') }}
+{%- endif %}
+{%- set words.text = words.text ~ part['text'] %}
+{%- endfor %}
+{%- else %}
+{{- raise_exception('a message of the role ' ~ message['role'] ~ ' has no text as content') }}
+{%- endif %}
+"""
+
+
+def their_template(name: str, tokenizer: Tokenizer) -> str:
     """One of our chat templates in Jinja: applied, it gives the text of a document that
-    prepare/pairs.py makes."""
+    prepare/pairs.py makes, up to the end-of-text.
+
+    What precedes a message's words depends on no later message, and so a dialogue that goes on
+    begins with the same text. That leaves no room for the end-of-text, which pairs have after their
+    last answer alone: end_of_text=true adds it, for training elsewhere. What the model says stands
+    between generation marks. Other roles, tools, and content that is no text are refused.
+    """
     roles = TEMPLATES[name]
-    jinja = "{{ bos_token }}{% for message in messages %}"
+    begin, _, end_of_answer = roles["assistant"].partition("{}")
+    # A word's first token in byte-level BPE is that of the space and the word. It is the answer's.
+    prompt = begin.rstrip(" ") if tokenizer.kind in ("bpe", "hf") else begin
+    space = begin[len(prompt) :]
+    after_answer = "{%- if last.role == 'assistant' %}{{- " + repr(end_of_answer) + " }}{% endif %}"
+    jinja = READ_MESSAGE + after_answer + "\n"
+    test = "if"
     for role, form in roles.items():
-        begin, _, end = form.partition("{}")
-        jinja += "{% if message['role'] == " + repr(role) + " %}"
-        jinja += "{{ " + repr(begin) + " + message['content'] | trim }}"
+        before, _, after = form.partition("{}")
+        jinja += "{%- " + test + " message['role'] == " + repr(role) + " %}\n"
         if role == "assistant":
-            jinja += "{% if loop.last %}{{ eos_token }}{% else %}{{ " + repr(end) + " }}{% endif %}"
+            words = repr(space) + " ~ words.text | trim"
+            end = "{%- if loop.last and end_of_text %}{{- eos_token }}{% endif %}"
+            jinja += "{{- " + repr(prompt) + " }}\n"
+            jinja += "{%- generation %}{{- " + words + " }}" + end + "{%- endgeneration %}\n"
         else:
-            jinja += "{{ " + repr(end) + " }}"
-        jinja += "{% endif %}"
-    jinja += "{% endfor %}"
-    before_answer, _, _ = roles["assistant"].partition("{}")
-    prompt = before_answer.rstrip(" ")
-    return jinja + "{% if add_generation_prompt %}{{ " + repr(prompt) + " }}{% endif %}"
+            words = repr(before) + " ~ words.text | trim ~ " + repr(after)
+            jinja += "{{- " + words + " }}\n"
+        test = "elif"
+    known = ", ".join(roles)
+    refusal = f"' is none of the roles that this model knows: {known}'"
+    jinja += "{%- else %}{{- raise_exception(message['role'] ~ " + refusal + ") }}{% endif %}\n"
+    jinja += "{%- set last.role = message['role'] %}{% endfor %}\n"
+    jinja += "{%- if add_generation_prompt %}" + after_answer
+    return jinja + "{{- " + repr(prompt) + " }}{% endif %}"
 
 
 # -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 from lathe.run.tensor_file import read_tensor, tensor_names
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.config import our_config
-from lathe.use.hf.families import FAMILIES
+from lathe.use.hf.families import FAMILIES, GPT2, architecture_of
 from lathe.use.hf.find import read_file
 from lathe.use.hf.tokenizers import find_tokenizer
 from lathe.use.network import refuse_fewer_layers, without_weights
@@ -98,14 +98,32 @@ def is_norm(name: str) -> bool:
 # Writing
 
 
-def their_weights(model: GPT, architecture: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def written_as(config: GPTConfig) -> GPTConfig:
+    """The settings as a folder has them: Starcoder2 with biases, which some clients want to see."""
+    is_starcoder2 = architecture_of(config) == "Starcoder2ForCausalLM"
+    return replace(config, bias=config.bias or is_starcoder2)
+
+
+def their_weights(
+    model: GPT,
+    architecture: str,
+    dtype: torch.dtype,
+    config: GPTConfig,
+    as_linear: bool = False,
+) -> dict[str, Tensor]:
     """The tensors of the folder. Rows that pad our vocabulary stay at home; norms without gains get
-    ones, GPT-2's layers without biases zeros."""
-    config = model.config
+    ones, GPT-2's layers without biases zeros.
+
+    config: the model's settings, but perhaps with biases, which are zeros, or a head of its own,
+    which is the embedding once more. as_linear: every matrix as (out, in), GPT-2's too.
+    """
     state = model.state_dict()
+    state.setdefault("lm_head.weight", state["transformer.wte.weight"])
     complete = without_weights(replace(config, norm_weight=True, bias=True)).state_dict()
     weights = {}
     for pair in tensor_pairs(config, architecture):
+        if as_linear:
+            pair = replace(pair, transposed=False)
         tensor = state.get(pair.ours)
         if tensor is None:
             neutral = 0.0 if pair.is_bias else 1.0
@@ -114,6 +132,8 @@ def their_weights(model: GPT, architecture: str, dtype: torch.dtype) -> dict[str
             tensor = tensor[: config.vocab_size]
         for name, part in pair.split(tensor).items():
             weights[name] = part.to(dtype).contiguous()
+    if architecture == GPT2 and config.tie_weights and not as_linear:  # mlx-lm reads no others
+        weights = {name.removeprefix("transformer."): part for name, part in weights.items()}
     return weights
 
 
