@@ -211,6 +211,16 @@ def test_page_speed_draws_and_keeps_its_pages(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_terminal_picture_draws_what_a_screen_shows(tmp_path):
+    picture = tmp_path / "terminal.svg"
+    shown = r"'no\rloss 2.5 | step 1/2\n  a <b> & c\n'"
+    bench(f"terminal_picture --columns=40 --out={picture} printf {shown}")
+    texts = ElementTree.parse(picture).getroot().findall("{http://www.w3.org/2000/svg}text")
+    assert [text.text for text in texts[1:]] == ["loss 2.5 | step 1/2", "a <b> & c"]
+    assert float(texts[2].get("x")) > float(texts[1].get("x"))  # indented
+
+
 def test_pictures_draws_a_kept_run(tmp_path):
     bench(f"pictures {KEPT_RUN} --out={tmp_path} --prompt='ba ne da ko'")
     for name in ("curves.svg", "heads.svg"):

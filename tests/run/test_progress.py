@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from metrics_rows import eval_row, train_row
-from screen import Screen, seen_on_terminal
 from tiny_run import ROOT, command, finished
 
+from bench.screen import Screen, seen_on_terminal
 from lathe.run.progress import SHORTEST_BAR, eval_line, layout, train_line
 from lathe.terminal import fit, n_columns
 
@@ -68,7 +68,7 @@ def test_other_ranks_print_nothing():
 def on_terminal(script, **environment):
     """What a process writes to a terminal of 120 columns."""
     environment = {"PYTHONPATH": str(ROOT), **environment}
-    code, written = seen_on_terminal("-c", script, columns=120, environment=environment)
+    code, written = seen_on_terminal([sys.executable, "-c", script], 120, ROOT, environment)
     assert code == 0, written
     return written
 
@@ -126,9 +126,8 @@ with Progress(200, 0, 4096) as progress:
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_on_a_terminal_of_any_width_the_loss_is_seen_and_the_next_step_is_last(columns):
-    code, written = seen_on_terminal(
-        "-c", SPEAKS, columns=columns, environment={"PYTHONPATH": str(ROOT)}
-    )
+    words = [sys.executable, "-c", SPEAKS]
+    code, written = seen_on_terminal(words, columns, ROOT, {"PYTHONPATH": str(ROOT)})
     assert code == 0, written
     screen = Screen(columns)
     screen.feed(written)

@@ -1,20 +1,20 @@
-"""A terminal of a width of its own for a process of the project, and what its reader sees there."""
+"""A terminal of a width of its own for a process, and what its reader sees there."""
 
-import fcntl
 import os
-import pty
 import re
 import select
+import signal
 import struct
 import subprocess
-import sys
-import termios
+import time
 import unicodedata
+from pathlib import Path
 
-from tiny_run import ONE_THREAD, ROOT
+from lathe import ROOT
 
 # What is printed moves the cursor by these alone: newline, return, up a line, and colours, if any.
 PARTS = re.compile(r"\x1b\[(\d*)([A-Za-z])|([\n\r])|([^\x1b\n\r]+)")
+LONGEST_SILENCE = 120.0  # seconds; whoever waits so long is stuck
 
 
 class Screen:
@@ -37,9 +37,9 @@ class Screen:
                 self.row += 1
                 self.lines += [[] for _ in range(self.row + 1 - len(self.lines))]
             for char in plain:
-                self.put(char)
+                self._put(char)
 
-    def put(self, char: str):
+    def _put(self, char: str):
         width = 2 if unicodedata.east_asian_width(char) in "FW" else 1
         if self.column + width > self.columns:
             self.wrapped.append("".join(self.lines[self.row]))
@@ -58,23 +58,38 @@ class Screen:
 
 
 def seen_on_terminal(
-    *words, columns: int, folder=ROOT, environment: dict | None = None
+    words: list[str],
+    columns: int,
+    folder: Path = ROOT,
+    environment: dict[str, str] | None = None,
+    seconds: float = float("inf"),
 ) -> tuple[int, str]:
-    """(exit code, all that a process writes to a terminal that is its stdin, stdout and stderr)."""
+    """(exit code, what a process writes to a terminal that is its stdin, stdout and stderr).
+
+    After `seconds` the terminal is left to itself and the process interrupted, as by Ctrl-C.
+    """
+    import fcntl  # not on Windows, where there is no such terminal
+    import pty
+    import termios
+
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     child = subprocess.Popen(
-        [sys.executable, *map(str, words)],
+        words,
         cwd=folder,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={**os.environ, **ONE_THREAD, "TERM": "xterm", **(environment or {})},
+        env={**os.environ, "TERM": "xterm", **(environment or {})},
         start_new_session=True,
     )
     os.close(theirs)
+    ends = time.monotonic() + seconds
     written = b""
-    while select.select([ours], [], [], 120)[0]:
+    while time.monotonic() < ends:
+        wait = min(LONGEST_SILENCE, max(0.0, ends - time.monotonic()))
+        if not select.select([ours], [], [], wait)[0]:
+            break
         try:
             chunk = os.read(ours, 65536)
         except OSError:  # Linux's way to say that the other end is closed
@@ -82,5 +97,7 @@ def seen_on_terminal(
         if not chunk:
             break
         written += chunk
+    if child.poll() is None and seconds != float("inf"):
+        os.killpg(child.pid, signal.SIGINT)
     os.close(ours)
-    return child.wait(timeout=120), written.decode()
+    return child.wait(timeout=LONGEST_SILENCE), written.decode(errors="replace")
