@@ -36,13 +36,11 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"lathe needs Python 3.11 or newer, {sys.executable} is {v}: make PYTHON=python3.11")'
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet -r requirements.txt
+	@$(PYTHON) scripts/install.py $(VENV) requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	@$(PY) -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	@$(PYTHON) scripts/install.py $(VENV) requirements.txt requirements-dev.txt
 	@touch $@
 
 clean:
