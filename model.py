@@ -217,7 +217,7 @@ def causal_mask(T: int, total: int, device: torch.device | str) -> Tensor:
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Booleans -> 0 where one may look, -inf where not, which attention adds to its scores.
 
-    A GPU's kernels want this: made once for all layers here, else by each of them for itself.
+    Kernels want this: made once for all layers here, else by each of them for itself.
     """
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
@@ -575,7 +575,7 @@ class GPT(nn.Module):
         elif c.position == "rope":  # in attention
             rope = self.rope[:, positions]  # (2, T, 1, hd) or (2, B, T, 1, hd)
         x = self.transformer.drop(x.to(residual_dtype(x)))
-        if mask is not None and x.is_cuda and trace is None:
+        if mask is not None and trace is None and (x.is_cuda or cache is not None):
             mask = as_bias(mask, autocast_dtype(x))
         for layer, block in enumerate(self.transformer.h):
             steps = None if trace is None else {}

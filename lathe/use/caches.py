@@ -37,16 +37,21 @@ class RaggedCache(KVCache):
         positions = self.filled.unsqueeze(1) + self.index[:T]  # (B, T)
         # Rows that nobody reads any more go on in their last position.
         positions = positions.clamp(max=self.length - 1)
-        self.positions = positions
         self.filled += T
+        n_layer, B, nkv, length, hd = self.k.shape
+        self.columns = positions[:, None, :, None].expand(B, nkv, T, hd)
+        # Of each layer: where it writes, and what it reads
+        self.layers = list(zip(self.k, self.v, strict=True))
+        view = slice(self.view)
+        self.views = list(zip(self.k[:, :, :, view], self.v[:, :, :, view], strict=True))
         mask = self.index[: self.view] <= positions.unsqueeze(2)  # (B, T, view)
         return positions, mask.unsqueeze(1)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        positions = self.positions[:, None, :, None].expand(k.shape)  # (B, nkv, T, hd)
-        self.k[layer].scatter_(2, positions, k.to(self.k.dtype))
-        self.v[layer].scatter_(2, positions, v.to(self.v.dtype))
-        return self.k[layer, :, :, : self.view], self.v[layer, :, :, : self.view]
+        keys, values = self.layers[layer]
+        keys.scatter_(2, self.columns, k.to(keys.dtype))
+        values.scatter_(2, self.columns, v.to(values.dtype))
+        return self.views[layer]
 
 
 class ContinuationCache:

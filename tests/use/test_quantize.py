@@ -34,6 +34,26 @@ def test_prepared_weights_compute_the_same_within_their_precision(dtype, toleran
             assert error.abs().max() / expected.abs().max() < tolerance
 
 
+ARCHITECTURES = [
+    dict(n_kv_head=2, norm_weight=True, tie_weights=True),
+    dict(activation="relu2", position="sinusoidal", norm="layernorm", qk_norm=False, bias=True),
+    dict(activation="gelu", position="learned", norm="layernorm", norm_weight=True, bias=True),
+    dict(activation="gelu_tanh", position="none", n_kv_head=1, logit_softcap=5.0),
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_decoding_blocks_compute_what_blocks_do(architecture):
+    model = tiny_model(**architecture)
+    for p in model.parameters():
+        if p.dim() == 1:  # gains and biases that matter
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+    idx = torch.randint(V, (3, T))
+    with torch.inference_mode():
+        expected = model(idx)
+        torch.testing.assert_close(prepare_weights(model, "float32")(idx), expected)
+
+
 def test_prepared_weights_say_the_same_text():
     texts = []
     for model in (tiny_model(), prepare_weights(tiny_model(), "float32")):
@@ -46,3 +66,59 @@ def test_prepared_weights_say_the_same_text():
 def test_int8_is_refused_where_bfloat16_is_faster(kind):
     with pytest.raises(ValueError, match=f"int8, which is for CPUs: on {kind} .* --dtype=auto"):
         choose_weights("int8", torch.device(kind))
+
+
+def plant_outliers(model: GPT, times: float):
+    """The same function, with three features of each norm's output so many times as large."""
+    for block in model.transformer.h:
+        for norm, layer in ((block.ln_1, block.attn.c_attn), (block.ln_2, block.mlp.c_fc)):
+            norm.weight.data[:3] *= times
+            layer.weight.data[:, :3] /= times
+
+
+@pytest.mark.parametrize("times", [30, 1000])
+def test_outliers_among_features_do_not_drown_the_rest_in_int8(times):
+    idx = torch.randint(V, (3, T))
+    errors = []
+    for planted in (1, times):
+        model = tiny_model(norm_weight=True, n_embd=64)
+        plant_outliers(model, planted)
+        with torch.inference_mode():
+            expected = model(idx)
+            error = prepare_weights(model, "int8")(idx) - expected
+        errors.append(error.norm() / expected.norm())
+    assert errors[1] < 1.5 * errors[0]
+
+
+@pytest.mark.parametrize("n_embd", [24, 40, 64])
+@pytest.mark.parametrize("has_fbgemm", [True, False])
+def test_int8_serves_widths_of_any_number(n_embd, has_fbgemm, monkeypatch):
+    if not has_fbgemm:
+        monkeypatch.setattr("lathe.use.quantize.has_fbgemm", lambda: False)
+    model = tiny_model(n_embd=n_embd)
+    idx = torch.randint(V, (2, T))
+    with torch.inference_mode():
+        expected = model(idx)
+        prepared = prepare_weights(model, "int8")
+        for rows in (idx, idx[:1, :1]):  # many and one, which have ways of their own
+            error = prepared(rows) - expected[: len(rows), : rows.shape[1]]
+            assert error.abs().max() / expected.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("architecture", [dict(), dict(position="learned", activation="gelu_tanh")])
+def test_a_sample_alone_is_what_it_is_among_others(dtype, architecture):
+    model = prepare_weights(tiny_model(bias=True, **architecture), dtype)
+    prompts = [[1 + i] * (1 + i % 3) for i in range(8)]
+    sampling = Sampling(temperature=1.0)
+
+    def tokens(prompts: list[list[int]]) -> dict[int, list]:
+        rows = {row: [] for row in range(len(prompts))}
+        for step in generate(model, prompts, max_new_tokens=40, sampling=sampling):
+            for token in step:
+                rows[token.row].append(token.id)
+        return rows
+
+    among = tokens(prompts)
+    for i, prompt in enumerate(prompts):
+        assert tokens([prompt])[0] == among[i]

@@ -1,0 +1,103 @@
+"""A block of the network as a CPU decodes with it: model.py's Block, in half as many calls.
+
+One token's products are so small that as much time goes into what surrounds them: modules that call
+modules, dropout that drops nothing, conversions to the type that is there already.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import (
+    Block,
+    GPTConfig,
+    KVCache,
+    attention,
+    fused_attention,
+    fused_attention_wins,
+    rotate,
+)
+
+Layer = Callable[[Tensor], Tensor]
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """Gate and value side by side, (..., 2 n_hidden) -> (..., n_hidden)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate).mul_(value)
+
+
+ACTIVATIONS: dict[str, Layer] = {
+    "swiglu": swiglu,
+    "relu2": lambda x: F.relu(x).square_(),
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def norm_as_function(norm: nn.LayerNorm | nn.RMSNorm) -> Layer:
+    shape = norm.normalized_shape
+    if isinstance(norm, nn.LayerNorm):
+        return lambda x: torch.layer_norm(x, shape, norm.weight, norm.bias, norm.eps)
+    return lambda x: torch.rms_norm(x, shape, norm.weight, norm.eps)
+
+
+class DecodingBlock(nn.Module):
+    """Block without gradients and dropout; its layers are what `pack` makes of a Linear's."""
+
+    def __init__(self, block: Block, pack: Callable[[nn.Linear], Layer]):
+        super().__init__()
+        self.config: GPTConfig = block.attn.config
+        self.ln_1 = norm_as_function(block.ln_1)
+        self.ln_2 = norm_as_function(block.ln_2)
+        # (heads, hd), gains of the queries' and keys' norm
+        self.gains = None
+        if block.attn.q_norm is not None:
+            queries = block.attn.q_norm.expand(self.config.n_head, -1)
+            keys = block.attn.k_norm.expand(self.config.n_kv_head, -1)
+            self.gains = torch.cat((queries, keys))
+        self.attn_fc = pack(block.attn.c_attn)
+        self.attn_proj = pack(block.attn.c_proj)
+        self.mlp_fc = pack(block.mlp.c_fc)
+        self.activation = ACTIVATIONS[block.mlp.activation]
+        self.mlp_proj = pack(block.mlp.c_proj)
+
+    def attend(
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None,
+        layer: int, steps: dict | None,
+    ) -> Tensor:  # fmt: skip
+        """CausalSelfAttention.forward: (B, T, C) -> (B, T, C)."""
+        c = self.config
+        nh = c.n_head
+        nkv = c.n_kv_head
+        qkv = self.attn_fc(x).unflatten(-1, (nh + 2 * nkv, c.head_dim))  # (B, T, heads, hd)
+        qk, v = qkv.split((nh + nkv, nkv), dim=2)
+        if c.qk_norm:
+            qk = torch.rms_norm(qk, (c.head_dim,), None, c.norm_eps)
+        if self.gains is not None:
+            qk = qk * self.gains
+        if rope is not None:
+            qk = rotate(qk, rope[0], rope[1])
+        q, k = qk.split((nh, nkv), dim=2)
+        # (B, T, heads, hd) -> (B, heads, T, hd)
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        v = v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        if steps is None and fused_attention_wins(q, v):
+            y = fused_attention(q, k, v, mask, 0.0)
+        else:
+            y = attention(q, k, v, mask, 0.0, steps)
+        return self.attn_proj(y.transpose(1, 2).flatten(2))  # (B, nh, T, hd) -> (B, T, nh hd)
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None,
+        layer: int, steps: dict | None,
+    ) -> Tensor:  # fmt: skip
+        x = x + self.attend(self.ln_1(x), rope, mask, cache, layer, steps)
+        hidden = self.activation(self.mlp_fc(self.ln_2(x)))
+        return x + self.mlp_proj(hidden)
