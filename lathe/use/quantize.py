@@ -21,7 +21,7 @@ PIECE_BYTES = 32 << 20  # of a matrix that is packed in one go
 TINY = 1e-30  # in place of 0, by which nothing can be divided
 PROBE_TOKENS = 16  # are read to see how activations round
 PROBE_OUTPUTS = 4096  # of a layer, at most, are looked at for that
-ONE_DIGIT_ERROR = 0.015  # of a layer's products, up to which one digit does
+ONE_DIGIT_ERROR = 0.01  # of a layer's products, up to which one digit does
 
 
 class PackedLinear(nn.Module):
