@@ -225,8 +225,12 @@ class Runs:
             loss = diverged if outcome.loss is None else f"{outcome.loss:.4f}"
             say(f"{arm.name}, seed {outcome.seed}: {loss}, {outcome.seconds:.1f} s")
 
-        with ThreadPoolExecutor(self.options.at_once) as pool:
-            list(pool.map(lambda each: run_one(*each), missing))
+        if self.options.at_once == 1:
+            for arm, i in missing:
+                run_one(arm, i)
+        else:
+            with ThreadPoolExecutor(self.options.at_once) as pool:
+                list(pool.map(lambda each: run_one(*each), missing))
         return [Pair(self.outcomes[self.a.name, i], self.outcomes[b.name, i]) for i in indexes]
 
     def repeat(self):

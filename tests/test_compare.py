@@ -138,6 +138,14 @@ def test_arms_get_equal_steps_flops_or_minutes():
         verdict(means, a, b, equal="minutes", run_minutes=0.01)
 
 
+def test_runs_side_by_side_make_the_same_pairs():
+    means = {"A": 1.9, "B": 1.9}
+    alone, _ = verdict(means, drawn_arm("A"), drawn_arm("B"), seeds=8)
+    together, _ = verdict(means, drawn_arm("A"), drawn_arm("B"), seeds=8, at_once=6)
+    assert together.a.losses == alone.a.losses and together.b.losses == alone.b.losses
+    assert together.difference == alone.difference
+
+
 def test_minutes_end_a_comparison():
     v, trained = verdict({"A": 1.9, "B": 1.9}, drawn_arm("A"), drawn_arm("B"), minutes=1e-9)
     assert (v.verdict, v.why, v.difference.n) == ("too close", "minutes spent", 1)
