@@ -67,7 +67,7 @@ class GPTConfig:
     tie_weights: bool = False  # one matrix for token embedding and output head
     zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
     logit_softcap: float = 0.0  # c squashes logits to c tanh(logits / c); 0 = off
-    # a table by pairs of tokens beside the embedding; no Hugging Face model has one; 0 = off
+    # a table by pairs of tokens beside the embedding; such a model cannot be exported; 0 = off
     bigram_rows: int = 0
     dropout: float = 0.0  # probability of dropping an activation in training
 
