@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from lathe import cli
+from lathe import cli, hints
 from lathe.fields import PathName
 from lathe.terminal import print_result
 
@@ -50,13 +50,20 @@ class Options:
             value = getattr(self, name)
             if value < 0:
                 raise ValueError(f"{name} is {value}: it must be 0 or more")
+        if self.model and self.out_dir != Options.out_dir:
+            raise ValueError(f"model is {self.model} and out_dir {self.out_dir}: choose one")
+        if self.limit and not self.tasks:
+            raise ValueError(
+                f"limit is {self.limit}, of items of tasks: add --tasks, or mean --eval_tokens"
+            )
+        of_loss = ("eval_tokens", "block_size", "stride", "by_position")
+        idle = [name for name in of_loss if getattr(self, name)]
+        if idle and self.tasks and not self.dataset:
+            raise ValueError(f"{idle[0]} is of losses on a dataset, none with tasks: add --dataset")
         if self.micro_batch_size < 1:
             raise ValueError(f"micro_batch_size is {self.micro_batch_size}: it must be 1 or more")
         if self.model and not self.model.startswith("hf:"):
-            raise ValueError(
-                f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN for "
-                "a run"
-            )
+            raise ValueError(f"model is {self.model!r}: {hints.instead_of_hf(self.model)}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     spec = options.model or options.out_dir
     if spec.startswith("hf:") and not options.dataset and not options.tasks:
         raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
-    source = find_model(spec)
+    source = find_model(spec).with_all_ids()
+    if not source.state and not options.dataset and not options.tasks:
+        raise ValueError(f"dataset is empty: {source.name} names none, give --dataset=FOLDER")
     dataset = None
     if options.dataset:
         dataset = open_dataset(options.dataset)
@@ -126,7 +135,7 @@ def refuse_what_does_not_fit(dataset: "Dataset", source: "FoundModel", options: 
         raise ValueError(
             f"dataset {dataset.path} was prepared with tokenizer {dataset.tokenizer_name} "
             f"({dataset.tokenizer_fingerprint[:12]}), the model speaks {tokenizer.name} "
-            f"({tokenizer.fingerprint[:12]}): prepare it with --tokenizer={source.name}"
+            f"({tokenizer.fingerprint[:12]}): prepare it with --tokenizer={source.tokenizer_spec}"
         )
     if options.stride and dataset.val.mask is not None:
         raise ValueError(

@@ -43,11 +43,20 @@ class Options:
     verify: bool = False
 
     def __post_init__(self):
-        if self.command != ["export"]:
+        if self.command[:1] != ["export"]:
             fault = "no command is given"
             if self.command:
                 fault = f"`{' '.join(self.command)}` is no command"
-            raise ValueError(f"{fault}: the one there is is `export`")
+            raise ValueError(
+                f"{fault}: the one there is is `export`; the other way, train.py "
+                "--init_from=hf:NAME and --model=hf:NAME elsewhere read Hugging Face's models"
+            )
+        if len(self.command) > 1:
+            word = self.command[1]
+            raise ValueError(
+                f"unexpected argument {word!r}: the run is named with --out_dir={word}, "
+                "the folder to write with --to=FOLDER"
+            )
         if not self.to and not self.gguf:
             raise ValueError(
                 "to is empty: give the folder to write with --to=FOLDER, or a file for llama.cpp "
@@ -66,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     from lathe.use.gguf_file import import_gguf
     from lathe.use.hf.clients import refuse_for
 
-    source = find_model(options.out_dir)
+    source = find_model(options.out_dir).with_all_ids()
     if options.to:
         refuse_to_replace(Path(options.to), options.overwrite)
     if options.gguf:
@@ -141,11 +150,19 @@ def say_how_to_go_on(options: Options, source: "FoundModel"):
 
 def refuse_to_replace(folder: Path, overwrite: bool):
     """ValueError if the folder holds anything but an old export that may be replaced."""
-    is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    is_export = (folder / "config.json").is_file()
-    if not is_empty and not (overwrite and is_export):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"to is {folder}, a file: name a folder for --to")
+    if not is_export(folder):
+        raise ValueError(f"to is {folder}, which is no export of lathe's: choose another --to")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    if others:
+        raise ValueError(f"to is {folder}, which has {others[0]} beside an export: choose another")
+    if not overwrite:
         raise ValueError(
-            f"to is {folder}, which exists: choose another, or --overwrite=true for an old export"
+            f"to is {folder}, which holds an export: choose another --to, or replace that with "
+            "--overwrite=true"
         )
 
 
@@ -161,6 +178,22 @@ def refuse_to_replace_file(path: Path, overwrite: bool):
         raise ValueError(
             f"gguf is {path}, which exists: choose another, or --overwrite=true for an old export"
         )
+
+
+FILES = (
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether its model card is one that an export writes."""
+    card = folder / "README.md"
+    return card.is_file() and "trained with lathe" in card.read_text("utf-8", errors="replace")
 
 
 def refuse_without_transformers():

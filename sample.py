@@ -8,10 +8,11 @@ are decoded side by side, each prompt is read once, and sample i depends on the 
 i alone, not on what runs beside it.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lathe import cli
+from lathe import cli, hints
 from lathe.fields import PathName
 from lathe.use.sampling import Sampling
 
@@ -50,7 +51,8 @@ class Options(Sampling):
     num_samples: int = 1  # samples of each prompt
     max_new_tokens: int = 500  # longest sample, in tokens
     batch_size: int = 32  # most samples decoded side by side; in float32 no text depends on it
-    stop: list[str] = field(default_factory=list)  # texts that end a sample; never printed
+    # texts that end a sample, never printed; \n is a line's end, \t a tab, \\ a backslash
+    stop: list[str] = field(default_factory=list)
     # token ids that end a sample, beside end-of-text
     stop_ids: list[int] = field(default_factory=list)
     ignore_eot: bool = False  # go on after end-of-text
@@ -75,6 +77,16 @@ class Options(Sampling):
                     f"{name} is {getattr(self, name)}: samples side by side have {most:,} tokens "
                     f"at most, and there are {MOST_SAMPLES:,} samples at most"
                 )
+        if min(self.stop_ids, default=0) < 0:
+            raise ValueError(f"stop_ids has {min(self.stop_ids)}: ids are numbers from 0")
+        if self.model and self.out_dir != Options.out_dir:
+            raise ValueError(f"model is {self.model} and out_dir {self.out_dir}: choose one")
+        if self.interactive and (self.format != "text" or self.num_samples != 1):
+            raise ValueError("a dialogue has one answer, as text: leave out format and num_samples")
+        if self.interactive and self.prompts:
+            raise ValueError(
+                "prompts are not for a dialogue: leave out --interactive, or give one --prompt"
+            )
         given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{given[1]} and {given[0]} are both given: choose one")
@@ -83,10 +95,15 @@ class Options(Sampling):
         if self.logprobs and self.format == "text":
             raise ValueError("logprobs are part of jsonl output: add --format=jsonl")
         if self.model and not self.model.startswith("hf:"):
-            raise ValueError(
-                f"model is {self.model!r}: write --model=hf:NAME_OR_FOLDER, or --out_dir=RUN "
-                "for a run"
-            )
+            raise ValueError(f"model is {self.model!r}: {hints.instead_of_hf(self.model)}")
+
+
+ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
+
+
+def unescape(text: str) -> str:
+    r"""A text with \n, \t, \r and \\, which shells hand on as they are, as what they stand for."""
+    return re.sub(r"\\[ntr\\]", lambda match: ESCAPES[match[0]], text)
 
 
 PARSER = dict(prog="sample.py", description="Generate text with a trained model.")
@@ -119,20 +136,22 @@ from model import GPT, GPTConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    return generate_text(cli.parse(Options, argv, **PARSER), argv)
+    return generate_text(cli.parse(Options, argv, **PARSER))
 
 
-def generate_text(options: Options, argv: list[str]) -> int:
-    """What the options ask for; they came from `argv`, to which a dialogue adds its own."""
+def generate_text(options: Options) -> int:
+    """What the options ask for."""
     source = find_model(options.model or options.out_dir)
     if not options.chat:
         source = replace(source, template="")
+    refuse_ids_beyond(source.tokenizer.vocab_size, options)
     if options.system and source.template not in TEMPLATES:
         raise ValueError(
             f"--system is for chats; {source.name} is asked without a chat template: leave it out"
         )
     prompts = []
+    for text in options.prompt:
+        say_if_escaped("prompt", text)
     if not options.interactive:
         beginning = Dialogue.new(source.template, options.system)
         for row in read_prompts(options):
@@ -147,10 +166,19 @@ def generate_text(options: Options, argv: list[str]) -> int:
     warn_of_length(prompts, options.max_new_tokens, model.config)
 
     if options.interactive:
-        converse(options, argv, source, model)
+        converse(options, source, model)
     else:
         produce(options, source, model, prompts, compiled)
     return 0
+
+
+def refuse_ids_beyond(vocab_size: int, options: Options):
+    """ValueError for ids, or as many of them, as the tokenizer does not have."""
+    largest = max(options.stop_ids, default=0)
+    if largest >= vocab_size:
+        raise ValueError(f"stop_ids has {largest}: the tokenizer has the ids 0 to {vocab_size - 1}")
+    if options.logprobs > vocab_size:
+        raise ValueError(f"logprobs is {options.logprobs}: the tokenizer has {vocab_size} ids")
 
 
 # -----------------------------------------------------------------------------
@@ -164,6 +192,14 @@ class Prompt:
     row: dict  # {"prompt": text}, and what else stood in its line
     ids: list[int]  # that the model reads
     space: str  # what precedes the model's words, and is not printed
+
+
+def say_if_escaped(name: str, text: str):
+    """Prompts are taken as they stand; whoever types \\n for a line's end is to know that."""
+    if r"\n" in text:
+        print_note(
+            rf"{name} has a backslash and an n, not a line's end: that is $'a\nb' in a shell"
+        )
 
 
 def as_prompt(row: dict, dialogue: Dialogue, source: FoundModel) -> Prompt:
@@ -342,6 +378,7 @@ def begin_samples(options: Options, source: FoundModel, prompts: list[Prompt]) -
     with_headings = sys.stdout.isatty() and not options.interactive
     n_samples = len(prompts) * options.num_samples
     samples = []
+    stops = [unescape(text) for text in options.stop]
     for prompt in prompts:
         for number in range(options.num_samples):
             heading = ""
@@ -349,7 +386,7 @@ def begin_samples(options: Options, source: FoundModel, prompts: list[Prompt]) -
                 heading = f"\n--- sample {len(samples) + 1} of {n_samples}\n"
             if with_headings:
                 heading += prompt.row["prompt"]
-            stream = TextStream(source.tokenizer, options.stop, prompt.space)
+            stream = TextStream(source.tokenizer, stops, prompt.space)
             samples.append(Sample(prompt, number, heading, stream))
     return samples
 
@@ -376,34 +413,50 @@ TEXT          continue this text, or answer it in a chat (end a line with \\ to 
 /again        the last answer once more, with another seed
 /new          begin a new chat
 /set          show the settings; /set NAME VALUE changes one, as on the command line
-/quit         or Ctrl-D; Ctrl-C stops an answer"""
+/quit         or exit, quit or Ctrl-D; Ctrl-C stops an answer"""
+LEAVING = ("/quit", "/exit", "/q", "quit", "exit", "quit()", "exit()", ":q")
+# What /set changes: the rest was used as the dialogue began
+CHANGEABLE = [f.name for f in fields(Sampling)] + [
+    "max_new_tokens",
+    "stop",
+    "stop_ids",
+    "ignore_eot",
+]
 
 
-def converse(options: Options, argv: list[str], source: FoundModel, model: GPT):
-    """Ask for texts and continue them, or answer them in a chat that grows, until end of input."""
+def converse(options: Options, source: FoundModel, model: GPT):
+    """Ask for texts and continue them, or answer them in a chat that grows, until end of input.
+
+    The prompts of the command line come first, as if they had been typed.
+    """
     edit_lines()
     dialogue = Dialogue.new(source.template, options.system)
     kind = "message" if source.template in TEMPLATES else "text to continue"
     print_note(f"a {kind}, or /help")
+    typed = deque()
+    if options.prompt or options.prompt_file:
+        typed.extend(row["prompt"] for row in read_prompts(options))
     while True:
         try:
+            if typed:
+                line = typed.popleft()
+                print_note(f"> {line}")
+                dialogue = answer(dialogue.ask(line), options, source, model)
+                continue
             line = read_line()
             command, _, rest = line.partition(" ")
-            name, _, value = rest.strip().partition(" ")
-            if command == "/quit":
+            if line.strip() in LEAVING:
                 return
-            if command == "/set" and name:
-                longer = [*argv, f"--{name}={value.strip()}"]
-                options = cli.parse(Options, longer, **PARSER)
-                argv = longer
-            elif command == "/set":
-                show_settings(options)
+            if command == "/set":
+                options = set_option(rest.strip(), options, source)
             elif command == "/new":
                 dialogue = Dialogue.new(source.template, options.system)
             elif command == "/again":
                 options = replace(options, seed=options.seed + 1)
                 dialogue = answer(dialogue.again(), options, source, model)
             elif line.startswith("/"):
+                if command != "/help":
+                    print_note(f"{command} is no command")
                 print_note(HELP)
             elif line:
                 dialogue = answer(dialogue.ask(line), options, source, model)
@@ -419,17 +472,34 @@ def converse(options: Options, argv: list[str], source: FoundModel, model: GPT):
             print_note(error)
 
 
+def set_option(change: str, options: Options, source: FoundModel) -> Options:
+    """The options with one changed, as NAME VALUE or NAME=VALUE says; without a value they are
+    shown. Raises ValueError for one that cannot change any more, SystemExit for a wrong value."""
+    name, _, value = change.replace("=", " ", 1).partition(" ")
+    name = name.removeprefix("--").replace("-", "_")
+    value = value.strip()
+    if not value and (not name or name in CHANGEABLE):
+        print_note("  ".join(f"{n}={getattr(options, n)}" for n in CHANGEABLE if name in ("", n)))
+        return options
+    if name not in CHANGEABLE and name in {f.name for f in fields(Options)}:
+        raise ValueError(
+            f"{name} was decided as the dialogue began: /quit, and begin another with "
+            f"--{name}={value}; /set changes {', '.join(CHANGEABLE)}"
+        )
+    if value in ("none", "[]") and name in ("stop", "stop_ids"):
+        return replace(options, **{name: []})
+    parsed = cli.parse(Options, [f"--{name}={value}"], **PARSER)
+    options = replace(options, **{name: getattr(parsed, name)})
+    refuse_ids_beyond(source.tokenizer.vocab_size, options)
+    print_note(f"{name}={getattr(options, name)}")
+    return options
+
+
 def read_line() -> str:
     line = input("> ")
     while line.endswith("\\"):
         line = line[:-1] + "\n" + input(". ")
     return cli.must_be_text(line)
-
-
-def show_settings(options: Options):
-    names = [f.name for f in fields(Sampling)]
-    names += ["max_new_tokens", "stop", "stop_ids", "ignore_eot"]
-    print_note("  ".join(f"{name}={getattr(options, name)}" for name in names))
 
 
 def answer(dialogue: Dialogue, options: Options, source: FoundModel, model: GPT) -> Dialogue:
@@ -441,4 +511,4 @@ def answer(dialogue: Dialogue, options: Options, source: FoundModel, model: GPT)
 
 
 if __name__ == "__main__":
-    cli.run(generate_text, options, sys.argv[1:])
+    cli.run(generate_text, options)

@@ -9,11 +9,11 @@ import time
 
 STARTED = time.monotonic()  # here: importing torch takes seconds, too
 
-from lathe import cli
-from lathe.settings import Settings
+from lathe import cli, hints
+from lathe.settings import RESUMING, Settings, default_preset
 
 ABOUT = "Train a GPT."
-PARSER = dict(prog="train.py", description=ABOUT, presets=True, default_preset="quickstart")
+PARSER = dict(prog="train.py", description=ABOUT, presets=True, default_preset=default_preset)
 if __name__ == "__main__":
     # Before torch is imported, which takes seconds: --help and mistakes need not wait for that.
     settings = cli.parse_before_imports(Settings, **PARSER)
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from lathe.corpus.own import prepare_own
 from lathe.data.batches import TrainBatches, val_windows
 from lathe.data.dataset import Dataset, open_dataset
+from lathe.data.order import refuse_too_few
 from lathe.optim.build import (
     build_optimizers,
     compile_updates,
@@ -62,7 +63,7 @@ from lathe.run.parallel import (
     parallelize,
     total_norm,
 )
-from lathe.run.plan import RESUMING, SHAPE, Plan
+from lathe.run.plan import SHAPE, Plan, refuse_what_no_memory_holds
 from lathe.run.process import (
     StopSignals,
     Watchdog,
@@ -209,6 +210,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         sharded_save.check_shared(settings.out_dir)
     start = open_start(find_start(settings, say), settings.block_size)
     plan = plan_run(settings, runtime, dataset, start)
+    refuse_what_no_memory_holds(plan)
     s = plan.settings
     state = TrainState(wandb_run_id=os.urandom(4).hex())
     if plan.resumed:
@@ -271,16 +273,28 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
 def find_dataset(s: Settings) -> Dataset:
     """Open the dataset; one that any machine can make by itself is prepared if it is missing."""
     ranks.on_main(lambda: prepare_own(s.dataset))
-    dataset = open_dataset(s.dataset)
+    dataset = open_data(s)
+    if s.init_from in ("scratch", *RESUMING):  # another model has a context of its own
+        for stream, _ in dataset.parts:
+            refuse_too_few(stream.n_tokens, s.block_size if stream.mask is None else 1)
     # What evaluations need is better missed now than then.
     dataset.tokenizer()
     next(val_windows(dataset.val, s.block_size, 1, 1))
     return dataset
 
 
+def open_data(s: Settings) -> Dataset:
+    path = Path(s.dataset)
+    is_mixture = ":" in s.dataset or "," in s.dataset
+    if s.document_mask and not path.exists() and not is_mixture:
+        raise FileNotFoundError(hints.instead_of_dataset(path, of_pairs=True))
+    return open_dataset(s.dataset)
+
+
 def claim_folder(s: Settings, contexts: ExitStack) -> HeldFolder:
     """Hold out_dir while this process runs. Raises OSError or ValueError if it is another run's."""
     out = Path(s.out_dir)
+    checkpoint.refuse_others_folder(out)
     held = contexts.enter_context(lock_folder("out_dir", out))
     checkpoint.sweep(out)
     if s.init_from not in RESUMING and checkpoint.list_checkpoints(out) and not s.overwrite:
@@ -332,7 +346,7 @@ def make_optimizers(s: Settings, model: GPT) -> list[Optimizer | TorchOptimizer]
 
 def announce(plan: Plan, dataset: Dataset, batches: TrainBatches, say: Callable[[str], None]):
     """Say what was decided, and why."""
-    say("\n".join([plan.describe_choices(), *plan.rules]))
+    say("\n".join([plan.describe_choices(), *plan.rules, *plan.notes]))
     trained = ""
     if plan.settings.lora_rank:
         share = plan.n_trained / plan.n_params
@@ -997,7 +1011,7 @@ def print_plan(settings: Settings) -> int:
     start = open_start(find_start(settings, say), settings.block_size)
     dataset = None
     try:
-        dataset = open_dataset(settings.dataset)
+        dataset = open_data(settings)
     except FileNotFoundError:
         if start is not None:  # whose tokenizer it must share
             raise

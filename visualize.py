@@ -8,10 +8,11 @@ nothing: a content-security policy forbids it. The same input gives the same byt
 also written by train.py.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
-from lathe import cli
+from lathe import cli, hints
 from lathe.terminal import print_note, print_result
 from pages.options import ModelOptions, RunOptions
 
@@ -57,13 +58,16 @@ def parse(argv: list[str]) -> RunOptions | ModelOptions:
         print_result(f"usage: {USAGE}\n\n{about}")
         sys.exit(0)
     given = repr(command or "nothing")
-    print_note(f"visualize.py: error: {given} is neither run nor model; usage: {USAGE}")
+    advice = f"usage: {USAGE}"
+    if hints.is_run(Path(command)):
+        advice = f"did you mean python visualize.py run {shlex.quote(command)}?"
+    print_note(f"visualize.py: error: {given} is neither run nor model; {advice}")
     sys.exit(2)
 
 
 def draw_runs(options: RunOptions) -> Path:
     """Write the page of the runs that the options name; returns its path."""
-    from pages.render import write
+    from pages.render import refuse_to_replace, write
     from pages.run_page import run_page
 
     path = Path("runs.html")
@@ -71,6 +75,7 @@ def draw_runs(options: RunOptions) -> Path:
         path = Path(options.runs[0]) / "report.html"
     if options.out:
         path = Path(options.out)
+    refuse_to_replace(path)
     write(path, run_page(options.runs, options.max_mb))
     return path
 
@@ -80,15 +85,21 @@ def draw_model(options: ModelOptions) -> Path:
     from lathe.reading import reading
     from lathe.use.find_model import find_model
     from pages.model_page import model_page
-    from pages.render import write
+    from pages.render import refuse_to_replace, write
 
     found = find_model(options.model or options.out_dir)
+    folder = Path(".")
+    if not options.model:
+        folder = found.folder.parent if found.is_nanogpt else Path(options.out_dir)
+    path = Path(options.out or folder / "model.html")
+    refuse_to_replace(path)
     if options.model:
         name = options.model
-        folder = Path(".")
         about = {"imported": "from Hugging Face"}
+    elif found.is_nanogpt:
+        name = str(found.folder)
+        about = {"imported": "from nanoGPT"}
     else:
-        folder = Path(options.out_dir)
         name = folder.resolve().name
         with reading(found.folder, "is damaged: state.json"):
             val_loss = found.state.get("val_loss")
@@ -101,7 +112,6 @@ def draw_model(options: ModelOptions) -> Path:
     about["checkpoint"] = found.name
     model = found.load().float()
     page = model_page(model, found.tokenizer, name, about, options, found.begin, found.ends)
-    path = Path(options.out or folder / "model.html")
     write(path, page)
     return path
 

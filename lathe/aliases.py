@@ -4,7 +4,8 @@ from dataclasses import fields
 
 from lathe.settings import Settings
 
-# Others' names -> ours, of whichever command has them.
+# Others' names -> ours, of whichever command has them. "a | b" is b where there is no a; after =
+# stands the form of the value.
 ALIASES = {
     # nanoGPT
     "max_iters": ["max_steps"],
@@ -18,8 +19,19 @@ ALIASES = {
     "min_lr": ["min_lr_fraction"],
     "backend": ["device", "parallel"],
     "start": ["prompt"],
-    "init_from": ["out_dir", "model"],  # where it is no setting of ours: in sample.py
+    "init_from": ["out_dir=RUN", "model=hf:NAME"],  # where it is none of ours: in sample.py
+    # litgpt, nanochat
+    "checkpoint_dir": ["init_from=RUN | out_dir=RUN"],
+    "model_name": ["init_from=hf:NAME | model=hf:NAME | out_dir=RUN"],
+    "device_type": ["device"],
+    "device_batch_size": ["micro_batch_size"],
+    "total_batch_size": ["batch_size"],
+    "run": ["wandb_run_name | out_dir"],
+    "model_tag": ["out_dir"],
+    "val_split_fraction": ["val_fraction"],
     # Hugging Face, llm.c, PyTorch and papers
+    "model": ["init_from=hf:NAME | out_dir=RUN"],  # where it is none of ours
+    "model_name_or_path": ["init_from=hf:NAME | model=hf:NAME | out_dir=RUN"],
     "lr": ["learning_rate"],
     "wd": ["weight_decay"],
     "bs": ["batch_size"],
@@ -48,16 +60,26 @@ ALIASES = {
     "logging_steps": ["log_interval"],
     "save_steps": ["checkpoint_interval"],
     "save_total_limit": ["keep_checkpoints"],
-    "output_dir": ["out_dir"],
+    "output_dir": ["to | out_dir"],
+    "out": ["to | out_dir"],
     "data": ["dataset"],
     "resume": ["init_from"],
     "resume_from_checkpoint": ["init_from"],
-    "checkpoint": ["out_dir", "init_from"],
+    "checkpoint": ["init_from=RUN | out_dir=RUN"],
     "precision": ["dtype"],
     "lora_r": ["lora_rank"],
     "max_tokens": ["max_new_tokens"],
     "num_return_sequences": ["num_samples"],
     "num_workers": ["workers"],
+}
+
+# Names that stand for nothing to set here, and what decides it.
+DECIDED = {
+    "vocab_size": "the dataset's tokenizer decides it: prepare/text.py --tokenizer=bpe:N",
+    "devices": "torchrun decides it: torchrun --standalone --nproc-per-node=N train.py ...",
+    "num_gpus": "torchrun decides it: torchrun --standalone --nproc-per-node=N train.py ...",
+    "nproc_per_node": "it goes before the command: torchrun --nproc-per-node=N train.py ...",
+    "config": "a preset is written by its name alone: python train.py PRESET.toml",
 }
 
 # Settings that a command beside train.py has.
@@ -72,15 +94,22 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+OWN_CUTOFF = 0.66  # how like a name of this command's one must be
+OTHERS_CUTOFF = 0.85  # how like others' names, which are many: further away they fit anything
+
+
 def did_you_mean(name: str, types: dict[str, type], dashes: str = "") -> str:
     """How a user goes on after an unknown name: "; did you mean --max_steps?".
 
-    `types` has the settings of this command, `dashes` stand before them on a command line.
+    `types` has the settings of this command, `dashes` stand before them on a command line. Where
+    no name is near, the names that there are, or where they stand.
     """
     name = name.lower()
     positive = name.removeprefix("no_")
     if positive != name and types.get(positive) is bool:
         return f"; did you mean {dashes}{positive}=false?"
+    if name in DECIDED:
+        return f"; {DECIDED[name]}"
 
     commands = {setting.name: "train.py" for setting in fields(Settings)}
     for command, settings in ELSEWHERE.items():
@@ -90,9 +119,14 @@ def did_you_mean(name: str, types: dict[str, type], dashes: str = "") -> str:
         answer = meaning(known, types, commands, dashes)
         if answer and answer not in answers:
             answers.append(answer)
-    if not answers:
-        return "; --help lists all settings"
-    return f"; did you mean {' or '.join(answers[:3])}?"
+    if answers:
+        return f"; did you mean {' or '.join(answers[:3])}?"
+    if len(types) <= MOST_LISTED:
+        return f"; settings here are {', '.join(types)}"
+    return "; --help lists all settings"
+
+
+MOST_LISTED = 12  # settings of a command that one line names
 
 
 def nearest(name: str, known: list[str], first: dict[str, type]) -> list[str]:
@@ -101,10 +135,10 @@ def nearest(name: str, known: list[str], first: dict[str, type]) -> list[str]:
 
     nearness = {}
     for word in known:
-        nearness[word] = difflib.SequenceMatcher(None, name, word, autojunk=False).ratio()
-    best = max(nearness.values())
-    if best < 0.6:
-        return []
+        ratio = difflib.SequenceMatcher(None, name, word, autojunk=False).ratio()
+        if ratio >= (OWN_CUTOFF if word in first else OTHERS_CUTOFF):
+            nearness[word] = ratio
+    best = max(nearness.values(), default=0.0)
     near = [word for word in nearness if nearness[word] == best]
     return [word for word in near if word in first] or near
 
@@ -113,13 +147,17 @@ def meaning(known: str, types: dict[str, type], commands: dict[str, str], dashes
     """What a known name stands for: settings of this command, a command, or another's setting."""
     if known in types:
         return dashes + known
-    names = ALIASES.get(known, [known])
-    here = [dashes + name for name in names if name in types]
+    meant = [either.split(" | ") for either in ALIASES.get(known, [known])]
+    here = []
+    for names in meant:
+        first = next((name for name in names if name.partition("=")[0] in types), "")
+        if first:
+            here.append(dashes + first)
     if here:
-        return " and ".join(here)
-    for name in names:
-        if name in commands:
-            return f"{commands[name]} --{name}"
+        return (" or " if "=" in "".join(here) else " and ").join(here)
+    for name in meant[0]:
+        if name.partition("=")[0] in commands:
+            return f"{commands[name.partition('=')[0]]} --{name}"
         if name.endswith(".py"):
             return name
     return ""

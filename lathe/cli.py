@@ -25,7 +25,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from lathe import ROOT
+from lathe import ROOT, hints
 from lathe.aliases import did_you_mean
 from lathe.fields import PathName, read_comments
 from lathe.output import finish_output
@@ -44,16 +44,16 @@ def parse(
     prog: str = "",
     description: str = "",
     presets: bool = False,
-    default_preset: str = "",
+    default_preset: Callable[[dict[str, "Given"]], str] | None = None,
     positional: str = "",
 ) -> Options:
     """The command line `argv` (this process's where None) as an instance of the dataclass `cls`.
 
     Options are --name=value or --name value, with dashes or underscores; a list field takes several
-    values. With `presets`, bare words are TOML presets, applied in order before the options, or
-    `default_preset` where none is given; with `positional`, they are the values of that list[str]
-    field. --help prints and exits with 0, a user's mistake prints one line and exits with 2; under
-    torchrun only rank 0 prints.
+    values. With `presets`, bare words are TOML presets, applied in order before the options; where
+    none is given, default_preset names one for the options that are. With `positional`, they are
+    the values of that list[str] field. --help prints and exits with 0, a user's mistake prints one
+    line and exits with 2; under torchrun only rank 0 prints.
     """
     prog = prog or command_name()
     types = get_type_hints(cls)
@@ -62,30 +62,33 @@ def parse(
         argv = sys.argv[1:]
     try:
         line = read_words(argv, types)
-        if line.wants_help:
-            if is_rank_0():
-                bare_words = f"{positional} ... " if positional else ""
-                if presets:
-                    bare_words = "[PRESET.toml ...] "
-                usage = f"usage: {prog} {bare_words}[--name=value ...]\n"
-                print_result(f"{usage}\n{description}".rstrip() + f"\n\n{describe(cls)}")
-            sys.exit(0)
         given = {}
         by_default = {}
         if presets:
             if default_preset and not line.bare_words:
-                by_default = read_preset(default_preset, types)
+                by_default = read_preset(default_preset(line.given), types)
             for preset in line.bare_words:
                 given |= read_preset(preset, types)
         elif positional and line.bare_words:
             line.given[positional] = Given(line.bare_words, positional)
-        elif line.bare_words:
-            raise ValueError(unexpected(line.bare_words[0]))
+        elif line.bare_words and not line.wants_help:
+            raise ValueError(unexpected(line.bare_words[0], types))
         given |= line.given
+        if line.wants_help:
+            bare_words = f"{positional} ... " if positional else ""
+            if presets:
+                bare_words = "[PRESET.toml ...] "
+            usage = f"usage: {prog} {bare_words}[--name=value ...]\n"
+            text = describe(cls, by_default | given)
+            if is_rank_0():
+                print_result(f"{usage}\n{description}".rstrip() + f"\n\n{text}")
+            sys.exit(0)
         options = build(cls, by_default | given)
         if hasattr(cls, "given"):  # see Settings
             sources = {name: setting.source for name, setting in given.items()}
             object.__setattr__(options, "given", sources)
+            presets_by_default = [s.source.rpartition(": ")[0] for s in by_default.values()]
+            object.__setattr__(options, "preset", "".join(presets_by_default[:1]))
         return options
     except BrokenPipeError:
         end_for_closed_pipe()
@@ -140,9 +143,9 @@ def read_words(words: list[str], types: dict[str, type]) -> CommandLine:
                 values = line.given[name].values + values
             line.given[name] = Given(values, option)
         elif word.startswith("-") and word != "-":
-            raise ValueError(unexpected(word))
+            raise ValueError(unexpected(word, types))
         elif equals and name in types:  # n_layer=3
-            raise ValueError(unexpected(word))
+            raise ValueError(unexpected(word, types))
         else:
             line.bare_words.append(word)
     return line
@@ -178,8 +181,9 @@ def is_list(kind: type) -> bool:
     return get_origin(kind) is list
 
 
-def unexpected(word: str) -> str:
-    return f"unexpected argument {word!r}; settings are written --name=value"
+def unexpected(word: str, types: dict[str, type]) -> str:
+    meant = hints.meant_by_bare_word(word, types)
+    return f"unexpected argument {word!r}; settings are written --name=value{meant}"
 
 
 # -----------------------------------------------------------------------------
@@ -195,7 +199,12 @@ def read_preset(preset: str, types: dict[str, type]) -> dict[str, Given]:
     try:
         table = from_toml(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path}: not a TOML file: {error}") from None
+        fault = f"{path}: not a TOML file: {error}"
+        if path.suffix in hints.TEXT_SUFFIXES:
+            fault += f"; if it is a text to train on: {hints.prepare('text', path)}"
+        raise ValueError(fault) from None
+    if path.parent == PRESET_DIR:
+        path = path.relative_to(ROOT)
     given = {}
     for name, value in table.items():
         if name not in types:
@@ -214,7 +223,7 @@ def find_preset(preset: str) -> Path:
         if path.is_file():
             return path
     names = sorted(path.stem for path in PRESET_DIR.glob("*.toml"))
-    raise ValueError(f"no preset {preset!r}; those in config/ are {', '.join(names)}")
+    raise ValueError(hints.instead_of_preset(preset, names))
 
 
 # -----------------------------------------------------------------------------
@@ -322,8 +331,10 @@ def whole_number(text: str) -> int:
 # Settings as text: --help, and a run's settings.toml
 
 
-def describe(cls: type) -> str:
-    """What --help says of the options: type, help and default of each, section by section."""
+def describe(cls: type, given: dict[str, Given] | None = None) -> str:
+    """What --help says of the options, section by section: type, help, default and, of what is
+    given by a preset or beside --help, the value in force and its source."""
+    given = given or {}
     width = max(60, shutil.get_terminal_size().columns)
     indent = " " * 24
     types = get_type_hints(cls)
@@ -340,7 +351,13 @@ def describe(cls: type) -> str:
         if default is MISSING:
             default = setting.default_factory()
         option = f"  --{setting.name.removesuffix('_')} {type_name(types[setting.name])}"
-        text = f"{comment.help} (default: {default_name(default)})".strip()
+        in_force = ""
+        if setting.name in given:
+            values = " ".join(given[setting.name].values)
+            in_force = f"{given[setting.name].source}: {values}; ".replace(
+                f": {setting.name}:", ":"
+            )
+        text = f"{comment.help} ({in_force}default: {default_name(default)})".strip()
         paragraph = textwrap.wrap(
             text,
             width,

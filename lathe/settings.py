@@ -8,8 +8,9 @@ default hold everywhere, and the comment beside it, or above it, is its help.
 
 import ast
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from lathe import ROOT
 from lathe.fields import PathName, read_fields
@@ -75,8 +76,13 @@ class RunSettings:
 ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettings,), frozen=True)
 
 
+RESUMING = ("resume", "auto")  # init_from: go on in out_dir, auto only if there is something
+
 # As in model.py's MOST, which is not imported here since torch takes seconds
 LARGEST = {"block_size": 2**24, "n_layer": 10_000, "n_head": 2**16, "n_embd": 2**20}
+# More than anybody wants, and not so much that arrays of it fill the memory
+LARGEST |= {"batch_size": 2**24, "micro_batch_size": 2**20, "n_hidden": 2**22, "head_dim": 2**16}
+LARGEST |= {"bigram_rows": 2**32, "lora_rank": 2**16, "num_samples": 10_000, "sample_tokens": 10**6}
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class Settings(ModelSettings):
     # {name: "--name", or "FILE: name"} of what the user wrote; the preset that is there without
     # being asked for is not in it. No field: what was decided from it goes by the fields alone.
     given = MappingProxyType({})
+    # The preset that the rest comes from where none was named.
+    preset = ""
 
     def __post_init__(self):
         sizes = ("block_size", "n_layer", "n_head", "n_embd")
@@ -199,3 +207,20 @@ class Settings(ModelSettings):
                 f"overwrite is true, but init_from={self.init_from} goes on with what is there: "
                 "add --init_from=scratch to start over"
             )
+
+
+def default_preset(given: dict[str, Any]) -> str:
+    """The preset of a command line that names none: what a run that goes on was begun with, or else
+    config/quickstart.toml.
+
+    given: what was given by the settings' names, each with .values.
+    """
+    out_dir, init_from = "out/quickstart", ""
+    if "out_dir" in given:
+        out_dir = given["out_dir"].values[-1]
+    if "init_from" in given:
+        init_from = given["init_from"].values[-1]
+    of_run = Path(out_dir).expanduser() / "settings.toml"
+    if init_from in RESUMING and of_run.is_file():
+        return str(of_run)
+    return "quickstart"

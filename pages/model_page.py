@@ -23,8 +23,10 @@ def model_page(
     The ids `ends` stop what it writes; both are end-of-text by default. about: facts for the head
     of the page. Raises ValueError for a prompt too long or a page too large.
     """
-    ids = [*(begin or [tokenizer.eot_id]), *tokenizer.encode(options.prompt)]
-    data = look_inside(model, tokenizer, ids, options, ends or (tokenizer.eot_id,))
+    ids = [*([tokenizer.eot_id] if begin is None else begin), *tokenizer.encode(options.prompt)]
+    data = look_inside(
+        model, tokenizer, ids, options, (tokenizer.eot_id,) if ends is None else ends
+    )
     bits = [None, *(data["surprisal"] / np.log(2)).tolist()]
     texts = [data["tokens"][token] for token in data["ids"]]
     drawing, n_params = parts(model)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from lathe import hints
 from lathe.fields import PathName
 
 
@@ -39,3 +40,7 @@ class ModelOptions:
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"{name} is {value}: it must be 0 or more")
+        if self.model and self.out_dir != ModelOptions.out_dir:
+            raise ValueError(f"model is {self.model} and out_dir {self.out_dir}: choose one")
+        if self.model and not self.model.startswith("hf:"):
+            raise ValueError(f"model is {self.model!r}: {hints.instead_of_hf(self.model)}")

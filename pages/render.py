@@ -89,6 +89,21 @@ def security_policy(sources: list[str]) -> str:
     )
 
 
+OURS = b"default-src &#39;none&#39;; style-src"  # what the beginning of each of our pages has
+
+
+def refuse_to_replace(path: Path):
+    """ValueError if there is something under this name that is no page of ours."""
+    if path.is_dir():
+        raise ValueError(f"out is {path}, a folder: name a file, such as {path / 'page.html'}")
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        beginning = file.read(4096)
+    if beginning and OURS not in beginning:
+        raise ValueError(f"out is {path}, which is no page of visualize.py's: choose another file")
+
+
 def write(path: Path, page: str):
     """Whole or not at all: a browser may be looking at it while a run refreshes it."""
     path.parent.mkdir(parents=True, exist_ok=True)

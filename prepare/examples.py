@@ -199,6 +199,10 @@ def main(argv: list[str] | None = None):
     name = options.task[0]
     task = TASKS[name]
     out = Path(options.out or f"data/example_{name}")
+    build.refuse_to_replace(out)
+    for file in (out / "test.jsonl", out / "train.jsonl"):
+        if file.exists() and not (out / "tokenizer.json").is_file():
+            raise ValueError(f"out={out} has {file.name}, of somebody else: name another folder")
     out.mkdir(parents=True, exist_ok=True)
     rows = draw(name, TEST_ITEMS + task.train_items, options.seed)
     write_rows(out / "test.jsonl", rows[:TEST_ITEMS])

@@ -20,7 +20,7 @@ import visualize
 from lathe import cli
 from lathe.run import checkpoint
 from lathe.run.files import crc32, write_json_with_checksum
-from lathe.settings import LARGEST, Settings
+from lathe.settings import LARGEST, Settings, default_preset
 from lathe.text.tokenizer import load_tokenizer
 from lathe.use.hf.export import export
 from model import MOST
@@ -162,7 +162,7 @@ def test_a_sealed_state_that_is_resumed(key, value, here, capsys):
 
 
 def resumed(argv: list[str]) -> int:
-    return train.train(cli.parse(Settings, argv, presets=True, default_preset="quickstart"))
+    return train.train(cli.parse(Settings, argv, presets=True, default_preset=default_preset))
 
 
 OPTIMIZERS = {

@@ -34,7 +34,7 @@ from lathe.corpus.tokens import Tokens, count_characters, hashes_of_unit, tokeni
 from lathe.corpus.unchanged import content_of, is_unchanged, note_inputs
 from lathe.corpus.units import Unit
 from lathe.corpus.workers import count_workers, in_order, results_of_units
-from lathe.data.shards import SPLITS, ShardWriter, write_meta
+from lathe.data.shards import SHARD_NAME, SPLITS, ShardWriter, write_meta
 from lathe.json_text import read_json
 from lathe.run.lock import lock_folder
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
@@ -59,6 +59,7 @@ def prepare(options: Options) -> dict:
     inputs.then_stdin = "-" in options.input
     if inputs.left_out.counts or inputs.are_many:
         say(inputs.describe())
+    refuse_to_replace(out)
     with lock_folder("out", out):
         try:
             if inputs.then_stdin:
@@ -80,6 +81,35 @@ def prepare(options: Options) -> dict:
             ) from error
         finally:
             _remove(out, STDIN_FILE)
+
+
+def refuse_to_replace(out: Path):
+    """ValueError if the folder has files of others under the names that a dataset's have."""
+    if (out / JOURNAL_FILE).is_file():
+        return
+    if (out / "meta.json").is_file():
+        try:
+            is_ours = "tokenizer" in read_json(out / "meta.json")
+        except (ValueError, TypeError):  # a damaged one of ours, or not
+            is_ours = (out / "tokenizer.json").is_file()
+        if is_ours:
+            return
+    names = ["meta.json", "tokenizer.tiktoken", "tokenizer.json"]
+    taken = [name for name in names if (out / name).is_file()]
+    if out.is_dir():
+        taken += [path.name for path in sorted(out.iterdir()) if SHARD_NAME.fullmatch(path.name)]
+    if taken and not _is_left_by_us(out):
+        raise ValueError(
+            f"out={out} has {taken[0]}, which is of no dataset of ours: name another folder"
+        )
+
+
+def _is_left_by_us(out: Path) -> bool:
+    """Whether a tokenizer without a dataset was saved by a preparation that ended early."""
+    try:
+        return read_json(out / "tokenizer.json").get("format") == "lathe-tokenizer"
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _spool_stdin(out: Path, format: str) -> Source:

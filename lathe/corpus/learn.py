@@ -22,8 +22,16 @@ def make_tokenizer(plan: Plan) -> Tokenizer:
     if spec in ("byte", *TIKTOKEN_ENCODINGS) or Path(spec).exists():
         return load_tokenizer(spec)
     names = ", ".join(("byte", "char", "bpe:N", *TIKTOKEN_ENCODINGS))
+    advice = ""
+    of_hub = spec.removeprefix("hf:")
+    if of_hub != spec:
+        advice = "; of a model on the Hub, download its tokenizer.json and name that folder"
+        if of_hub in TIKTOKEN_ENCODINGS or Path(of_hub).exists():
+            advice = f"; did you mean --tokenizer={of_hub}?"
+    elif spec == "bpe":
+        advice = "; did you mean --tokenizer=bpe:4096?"
     raise FileNotFoundError(
-        f"tokenizer={spec} is neither one of {names} nor a folder with tokenizer.json"
+        f"tokenizer={spec} is neither one of {names} nor a folder with tokenizer.json{advice}"
     )
 
 

@@ -83,12 +83,17 @@ def summarize(out: Path, meta: dict, tokenizer: str, seconds: float):
         say(line)
     for what, n in meta["counts"].items():
         say(f"{n:,} {what}")
-    if not meta["totals"]["val"]["tokens"]:
-        say("no validation text: add --val_fraction or --val_input")
-    if not meta["totals"]["train"]["tokens"]:
-        say("no text to train on: lower --val_fraction")
     name = meta["tokenizer"]["name"]
     ids = meta["tokenizer"]["vocab_size"]
+    for split, use in (("train", "training reads"), ("val", "training is judged by")):
+        if not meta["totals"][split]["tokens"]:
+            share = "a lower" if split == "train" else "a higher"
+            files = " or --val_input FILE" if split == "val" else ""
+            say(
+                f"{out} is written in {seconds:.1f} s, but has no {split} split, which {use}: "
+                f"prepare it again with {share} --val_fraction{files}, and --overwrite"
+            )
+            return
     say(f"{out} is ready in {seconds:.1f} s (tokenizer {name}, {ids:,} ids)")
     say_next(out, meta, tokenizer)
 

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lathe import ROOT
+from lathe import hints
 from lathe.data.order import mixture_counts
 from lathe.data.shards import (
     SHARD_NAME,
@@ -231,7 +230,7 @@ def _open_alone(path: str, verify: bool) -> Dataset:
 def _open_folder(path: str, verify: bool) -> Dataset:
     folder = Path(path)
     if not (folder / "meta.json").is_file():
-        raise FileNotFoundError(_why_no_dataset(folder))
+        raise FileNotFoundError(hints.instead_of_dataset(folder))
     shards = {split: [] for split in SPLITS}
     masks = {split: [] for split in SPLITS}
     checksums = []
@@ -281,25 +280,6 @@ def check_meta(meta: dict):
                 raise ValueError(f"shard {i} is of no split, or has fewer than 0 tokens")
     except ValueError as error:
         raise NotJSON(str(error)) from error
-
-
-def _why_no_dataset(folder: Path) -> str:
-    """What is wrong with a folder without meta.json, and the command that mends it."""
-    if (folder / "progress.jsonl").is_file():
-        return (
-            f"dataset {folder} is unfinished (no meta.json): run the same prepare command again to "
-            f"continue it"
-        )
-    if (folder / "train.bin").is_file():
-        return (
-            f"dataset {folder} has no meta.json; for nanoGPT's headerless files write "
-            f"dataset=raw:TOKENIZER:{folder}"
-        )
-    command = f"prepare/text.py --input YOUR_TEXT --out {shlex.quote(str(folder))}"
-    script = ROOT / "prepare" / f"{folder.name}.py"
-    if script.is_file() and folder.name not in ("text", "sources", "verify"):
-        command = f"prepare/{script.name}"
-    return f"dataset {folder} does not exist: make it with `python {command}`"
 
 
 # -----------------------------------------------------------------------------

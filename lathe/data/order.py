@@ -17,6 +17,18 @@ FEISTEL_ABOVE = 2**27
 FEISTEL_ROUNDS = 6
 
 
+def refuse_too_few(n_tokens: int, block_size: int):
+    """ValueError where training tokens are less than one window."""
+    if n_tokens > block_size:
+        return
+    fix = "prepare more text, or with a lower --val_fraction"
+    if n_tokens > 1:
+        fix = f"use block_size={n_tokens - 1} at most, or more text"
+    raise ValueError(
+        f"train has {n_tokens} tokens, block_size={block_size} needs {block_size + 1}: {fix}"
+    )
+
+
 class SampleOrder:
     """Which window of `n_tokens` tokens each sample number is, reshuffled each epoch.
 
@@ -24,15 +36,7 @@ class SampleOrder:
     """
 
     def __init__(self, n_tokens: int, block_size: int, seed: int, spans: Spans | None = None):
-        least = block_size + 1 if spans is None else 2
-        if n_tokens < least:
-            fix = "prepare more text"
-            if n_tokens > 1:
-                fix = f"use block_size={n_tokens - 1} at most, or more text"
-            raise ValueError(
-                f"train has {n_tokens} tokens, block_size={block_size} needs {block_size + 1}: "
-                f"{fix}"
-            )
+        refuse_too_few(n_tokens, block_size if spans is None else 1)
         self.n_tokens = n_tokens
         self.block_size = block_size
         self.seed = seed

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lathe import hints
 from lathe.data.dataset import Dataset
 from lathe.reading import check_kinds, is_of, reading
 from lathe.run import ranks
@@ -440,15 +441,9 @@ def list_candidates(folder: Path) -> list[Path]:
     """The folder, if it is a checkpoint's; of a run's, its best, and then from the newest on."""
     if (folder / "state.json").is_file():
         return [folder]
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} does not exist: give a run's out_dir, or train one with python train.py"
-        )
     candidates = list_checkpoints(folder)[::-1]
     if not candidates:
-        raise FileNotFoundError(
-            f"{folder} holds no checkpoints (expected {folder}/checkpoints/step-N)"
-        )
+        raise FileNotFoundError(hints.instead_of_run(folder))
     best = best_checkpoint(folder)
     if best is not None:
         candidates.remove(best)
@@ -521,6 +516,21 @@ def remove_all(out_dir: str | Path) -> list[str]:
     if not list_checkpoints(out_dir):
         (folder / "best").unlink(missing_ok=True)
     return sorted(path.name for path in folder.glob("*"))
+
+
+def refuse_others_folder(out: Path):
+    """ValueError if a run would write over files of somebody else, or into a dataset's folder."""
+    if out.is_file():
+        raise ValueError(f"out_dir {out} is a file: name a folder")
+    if hints.is_dataset(out) and not hints.is_run(out):
+        raise ValueError(f"out_dir {out} holds a dataset: choose another --out_dir for the run")
+    if hints.is_run(out) or (out / "starts.jsonl").exists() or (out / "metrics.jsonl").exists():
+        return  # a run's, of which the first checkpoint may be missing
+    for name in ("settings.toml", "samples.jsonl", "report.html"):
+        if (out / name).exists():
+            raise ValueError(
+                f"out_dir {out} has {name}, but no run that wrote it: choose another --out_dir"
+            )
 
 
 def is_ours(folder: Path) -> bool:

@@ -93,6 +93,8 @@ def describe(
     lines.append(("vocabulary", describe_vocabulary(plan, dataset)))
     for rule in plan.rules:
         lines.append(("derived", rule))
+    for note in plan.notes:
+        lines.append(("note", note))
     per_parameter = f"{tokens / plan.n_params:.3g} per parameter"
     lines.append(("tokens", f"{tokens:,} in {s.max_steps:,} steps; {per_parameter}"))
     if dataset is not None:

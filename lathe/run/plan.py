@@ -5,6 +5,7 @@ training and the dry run go by, so that what is planned is what is run.
 """
 
 import math
+import os
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -13,10 +14,8 @@ from lathe.data.batches import even_split
 from lathe.run import devices, ranks
 from lathe.run.gpus import peak_flops
 from lathe.run.memory import StepMemory, step_memory
-from lathe.settings import Settings
+from lathe.settings import RESUMING, Settings
 from model import GPT, GPTConfig
-
-RESUMING = ("resume", "auto")  # init_from: go on in out_dir, auto only if there is something
 
 # Settings that are fields of GPTConfig, too. Another model's weights bring all but dropout.
 NETWORK = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
@@ -35,6 +34,7 @@ class Plan:
     compiled: bool
     choices: tuple[str, ...]  # device, dtype, micro_batch_size, compile: what was chosen, and why
     rules: tuple[str, ...]  # a line about each setting that a published rule decided
+    notes: tuple[str, ...] = ()  # lines about what was asked for and is otherwise
 
     @property
     def config(self) -> GPTConfig:
@@ -127,6 +127,33 @@ def resolve(
         choices=tuple(choices),
         rules=tuple(rules),
     )
+
+
+def refuse_what_no_memory_holds(plan: Plan):
+    """ValueError, before anything is made, for a step on a CPU that needs twice this machine's
+    memory: the system would kill the process without a word.
+
+    What a GPU does not hold is seen in a dry pass, which ends with a message.
+    """
+    s = plan.settings
+    memory = physical_memory()
+    if s.device != "cpu" or not memory:
+        return
+    needed = step_memory(s, plan.shapes, plan.world_size).peak
+    if needed > 2 * memory:
+        raise ValueError(
+            f"a step needs about {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f}: "
+            f"lower n_layer ({s.n_layer}), n_embd ({s.n_embd}), block_size ({s.block_size}) or "
+            f"micro_batch_size ({s.micro_batch_size}); --dry_run shows what takes how much"
+        )
+
+
+def physical_memory() -> int:
+    """Bytes of this machine's memory; 0 if the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def training_flops(model: GPT, s: Settings) -> int:

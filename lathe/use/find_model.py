@@ -1,9 +1,10 @@
-"""One door to any model: a run, a checkpoint, or a Hugging Face model.
+"""One door to any model: a run, a checkpoint, a Hugging Face model, or nanoGPT's ckpt.pt.
 
 Whoever samples from a model, evaluates it, draws it or trains it further begins with
 `find_model(spec)`. That reads its settings and its tokenizer; weights are read when asked for.
 """
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from lathe.reading import reading
 from lathe.run import checkpoint
+from lathe.terminal import print_note
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
-from lathe.use import network
+from lathe.use import nanogpt, network
 from lathe.use.hf import find as hf_find
 from lathe.use.hf import tokenizers as hf_tokenizers
 from lathe.use.hf import weights as hf_weights
@@ -24,13 +26,21 @@ class FoundModel:
     """What is known of a model before its weights are read."""
 
     name: str  # as it was asked for: hf:NAME_OR_FOLDER, or the checkpoint's folder
-    folder: Path  # that holds its files
+    folder: Path  # that holds its files; of nanoGPT's, the file
     config: GPTConfig
     tokenizer: Tokenizer
     begin: tuple[int, ...]  # ids before a text
     ends: tuple[int, ...]  # ids that end one
     template: str  # form of the chats that it was trained on, see text/chat.py; "" = none
-    state: dict  # state.json of a checkpoint; {} for Hugging Face's
+    state: dict  # state.json of a checkpoint; {} for Hugging Face's and nanoGPT's
+
+    @property
+    def tokenizer_spec(self) -> str:
+        """What to write after --tokenizer= for a dataset that this model can read."""
+        has_files = any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+        if self.is_nanogpt and self.tokenizer.kind == "char":
+            return "char"  # of the same text
+        return shlex.quote(str(self.folder)) if has_files else self.tokenizer.name
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt and of what comes before it. Raises ValueError where there are none."""
@@ -47,6 +57,21 @@ class FoundModel:
         block_size = min(self.config.block_size, block_size)
         return replace(self, config=replace(self.config, block_size=block_size))
 
+    @property
+    def is_nanogpt(self) -> bool:
+        return self.folder.is_file()
+
+    def with_all_ids(self) -> "FoundModel":
+        """The same model, with a row for each id of the tokenizer: nanoGPT's of characters have
+        none for end-of-text, with which documents begin here. Its row is the mean of all others."""
+        n_ids = self.tokenizer.vocab_size
+        if not self.is_nanogpt or self.config.vocab_size >= n_ids:
+            return self
+        print_note(f"{self.name} has no end-of-text: it begins as the mean of all other ids")
+        eot = self.tokenizer.eot_id
+        config = replace(self.config, vocab_size=n_ids)
+        return replace(self, config=config, begin=(eot,), ends=(eot,))
+
     def weights(self, merged: bool = True) -> dict[str, Tensor]:
         """The network's tensors by name, on the CPU, in the file's types.
 
@@ -54,7 +79,9 @@ class FoundModel:
         ValueError or OSError if the file cannot be read.
         """
         with reading(self.folder):
-            if self.state:
+            if self.is_nanogpt:
+                weights = nanogpt.read_weights(nanogpt.read(self.folder), self.config)
+            elif self.state:
                 weights = network.load_weights(self.folder, merged)
             else:
                 weights = hf_weights.read_weights(self.folder, self.config)
@@ -82,7 +109,8 @@ class FoundModel:
 
 
 def find_model(spec: str | Path, verified: bool = False) -> FoundModel:
-    """The model of a run's folder (its best checkpoint), a checkpoint's, or hf:NAME_OR_FOLDER.
+    """The model of a run's folder (its best checkpoint), a checkpoint's, hf:NAME_OR_FOLDER, or
+    nanoGPT's ckpt.pt or the folder that it lies in.
 
     verified=True: the spec is a checkpoint's folder whose bytes were just compared with their
     checksums, which is not done again. Raises ValueError or OSError, saying what was found, if
@@ -90,6 +118,9 @@ def find_model(spec: str | Path, verified: bool = False) -> FoundModel:
     """
     if str(spec).startswith("hf:"):
         return _of_hugging_face(str(spec))
+    file = nanogpt.find(spec)
+    if file is not None:
+        return _of_nanogpt(file)
     return _of_checkpoint(Path(spec) if verified else checkpoint.find_checkpoint(spec))
 
 
@@ -106,6 +137,23 @@ def _of_checkpoint(folder: Path) -> FoundModel:
         ends=(eot,),
         template=state.get("template", ""),
         state=state,
+    )
+
+
+def _of_nanogpt(file: Path) -> FoundModel:
+    checkpoint = nanogpt.read(file)
+    tokenizer = nanogpt.find_tokenizer(checkpoint)
+    config = nanogpt.read_config(checkpoint, tokenizer)
+    has_end = tokenizer.eot_id < config.vocab_size
+    return FoundModel(
+        name=str(file),
+        folder=file,
+        config=config,
+        tokenizer=tokenizer,
+        begin=(tokenizer.eot_id,) if has_end else (),
+        ends=(tokenizer.eot_id,) if has_end else (),
+        template="",
+        state={},
     )
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lathe import hints
 from lathe.data.batches import count_train_windows
 from lathe.data.dataset import Dataset
 from lathe.optim.optimizer import from_own_rows, like_parameter
 from lathe.run import checkpoint, devices, ranks
 from lathe.run.metrics import read_lines
-from lathe.run.plan import NETWORK, RESUMING, SHAPE, Plan, resolve
+from lathe.run.plan import NETWORK, SHAPE, Plan, resolve
 from lathe.run.process import seed_everything
-from lathe.settings import Settings
-from lathe.use import lora, network
+from lathe.settings import RESUMING, Settings
+from lathe.use import lora, nanogpt, network
 from lathe.use.find_model import FoundModel, find_model
 from lathe.use.hf import find as hf_find
 from model import GPT, GPTConfig
@@ -62,6 +63,7 @@ def changed(s: Settings, **values: str | bool | int | float) -> Settings:
     """The settings with other values, which know what the user wrote all the same."""
     other = replace(s, **values)
     object.__setattr__(other, "given", s.given)
+    object.__setattr__(other, "preset", s.preset)
     return other
 
 
@@ -81,7 +83,16 @@ def find_start(s: Settings, say: Callable[[str], None]) -> str | None:
         return None
     if s.init_from.startswith("hf:"):
         return ranks.on_main(lambda: f"hf:{hf_find.find(s.init_from)}")
-    folder = checkpoint.find_checkpoint(s.init_from)
+    file = nanogpt.find(s.init_from)
+    if file is not None:
+        return str(file)
+    keyword = hints.near(s.init_from, list(hints.KEYWORDS))
+    if keyword and not Path(s.init_from).exists():
+        raise ValueError(f"init_from is {s.init_from!r}: did you mean {keyword}?")
+    try:
+        folder = checkpoint.find_checkpoint(s.init_from)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"init_from: {error}") from None
     if Path(s.out_dir).resolve() in folder.resolve().parents:
         raise ValueError(
             f"init_from {folder} lies in out_dir {s.out_dir}, which is written over: "
@@ -101,6 +112,12 @@ def find_own_checkpoint(s: Settings, say: Callable[[str], None]) -> str | None:
     if s.init_from == "auto" and not faults:
         return None
     what = "no whole checkpoint" if faults else "no checkpoint"
+    file = nanogpt.find(s.out_dir)
+    if file is not None:
+        raise ValueError(
+            f"init_from={s.init_from}: {file} is nanoGPT's, whose optimizer is another: train its "
+            f"weights further with --init_from={file} and another --out_dir"
+        )
     raise FileNotFoundError(
         f"init_from={s.init_from}, but {s.out_dir} holds {what}: --init_from=scratch starts anew"
     )
@@ -110,8 +127,8 @@ def open_start(spec: str | None, block_size: int) -> FoundModel | None:
     """The model that find_start names; a context of Hugging Face's is cut to block_size."""
     if spec is None:
         return None
-    start = find_model(spec, verified=True)
-    if spec.startswith("hf:"):
+    start = find_model(spec, verified=True).with_all_ids()
+    if spec.startswith("hf:") or start.is_nanogpt:
         start = start.with_context(block_size)
     return start
 
@@ -141,9 +158,11 @@ def plan_run(
         if start is not None:
             check_tokenizer(dataset, start)
     config = choose_network(s, vocab_size, eot_id, start)
-    notes = []
+    notes = said_without_effect(s)
+    if s.given and s.preset:
+        notes.append(f"no preset is named: what the command line leaves open is as in {s.preset}")
     if start is not None and s.init_from not in RESUMING:
-        notes += settings_without_effect(s, start)
+        notes += shapes_without_effect(s, start)
     if dataset is not None and s.sample_tokens and s.sample_prompt:
         s, note = with_prompt_that_fits(s, dataset)
         notes += note
@@ -159,10 +178,36 @@ def plan_run(
     plan = resolve(s, runtime, shapes, resumed, device_memory)
     if plan.resumed:
         refuse_another_optimizer(plan.settings, start)
-    return replace(plan, rules=(*plan.rules, *notes))
+    return replace(plan, notes=tuple(notes))
 
 
-def settings_without_effect(s: Settings, start: FoundModel) -> list[str]:
+# Settings that act only where another has such a value: {setting: (the other, whether it does)}
+ACTS_WHERE = {
+    "max_steps": ("tokens", lambda tokens: not tokens),
+    "optimizer": ("lora_rank", lambda rank: not rank),
+    "lora_alpha": ("lora_rank", bool),
+    "muon_learning_rate": ("optimizer", lambda optimizer: optimizer == "muon"),
+    "muon_momentum": ("optimizer", lambda optimizer: optimizer == "muon"),
+    "decay_fraction": ("lr_schedule", lambda schedule: schedule == "wsd"),
+    "min_lr_fraction": ("lr_schedule", lambda schedule: schedule != "constant"),
+    "sample_prompt": ("sample_tokens", bool),
+    "num_samples": ("sample_tokens", bool),
+    "wandb_project": ("wandb_log", bool),
+    "wandb_run_name": ("wandb_log", bool),
+    "new_data": ("init_from", lambda init_from: init_from in RESUMING),
+}
+
+
+def said_without_effect(s: Settings) -> list[str]:
+    """A line about what the command line sets and another setting leaves without effect."""
+    idle = []
+    for name, (other, acts) in ACTS_WHERE.items():
+        if s.given.get(name, "").startswith("--") and not acts(getattr(s, other)):
+            idle.append(f"{name} (since {other} is {getattr(s, other) or 'off'})")
+    return [f"without effect: {', '.join(idle)}"] if idle else []
+
+
+def shapes_without_effect(s: Settings, start: FoundModel) -> list[str]:
     """A line about what the user wrote of the network and the weights have otherwise."""
     ignored = []
     for name in SHAPE:
@@ -177,7 +222,11 @@ def settings_without_effect(s: Settings, start: FoundModel) -> list[str]:
 
 def with_prompt_that_fits(s: Settings, dataset: Dataset) -> tuple[Settings, list[str]]:
     """The settings without a preset's sample_prompt that the tokenizer has no ids for, and a line
-    about that. Raises ValueError if it was written on the command line."""
+    about that; without quickstart's, for its own dataset, on another. Raises ValueError if it was
+    written on the command line."""
+    of_quickstart = Path(s.preset).name == "quickstart.toml" and "sample_prompt" not in s.given
+    if of_quickstart and s.dataset != Settings.dataset:
+        return replace(s, sample_prompt=""), []
     try:
         dataset.prompt_ids(s.sample_prompt)
     except ValueError as error:
@@ -213,7 +262,7 @@ def check_tokenizer(dataset: Dataset, start: FoundModel):
         raise ValueError(
             f"dataset {dataset.path} has tokenizer {dataset.tokenizer_name}, "
             f"the checkpoint {start.folder} {start.tokenizer.name} (or another version of it): "
-            f"prepare the data with --tokenizer={start.folder}"
+            f"prepare the data with --tokenizer={start.tokenizer_spec}"
         )
 
 
@@ -256,7 +305,10 @@ def refuse_another_network(s: Settings, start: FoundModel):
             differences.append(f"{name} {was[name]} -> {now[name]}")
     if differences:
         what = ", ".join(differences)
-        raise ValueError(f"cannot resume {s.out_dir} with another network: {what}")
+        raise ValueError(
+            f"cannot resume {s.out_dir} with another network: {what}; leave that out, or train it "
+            "in another --out_dir, or here from the beginning with --init_from=scratch --overwrite"
+        )
 
 
 def refuse_another_optimizer(s: Settings, start: FoundModel):

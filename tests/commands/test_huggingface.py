@@ -62,7 +62,7 @@ def test_only_an_old_export_is_replaced_and_only_if_asked(run, tmp_path):
         huggingface.main(["export", f"--out_dir={run}", f"--to={folder}", *more])
 
     export(tmp_path / "out")
-    with pytest.raises(ValueError, match="exists"):
+    with pytest.raises(ValueError, match="holds an export.* --overwrite=true"):
         export(tmp_path / "out")
     before = (tmp_path / "out" / "model.safetensors").stat().st_size
     export(tmp_path / "out", "--overwrite=true", "--dtype=bfloat16")
@@ -70,8 +70,11 @@ def test_only_an_old_export_is_replaced_and_only_if_asked(run, tmp_path):
 
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "thesis.txt").write_text("x")
-    for target in ("own", "own/thesis.txt"):
-        with pytest.raises(ValueError, match="exists"):
+    (tmp_path / "theirs").mkdir()  # a model that was downloaded
+    (tmp_path / "theirs" / "config.json").write_text("{}")
+    (tmp_path / "out" / "notes.txt").write_text("x")
+    for target in ("own", "own/thesis.txt", "theirs", "out"):
+        with pytest.raises(ValueError, match=f"to is {tmp_path / target}, .*: (choose|name)"):
             export(tmp_path / target, "--overwrite=true")
     assert (tmp_path / "own" / "thesis.txt").read_text() == "x"
 
@@ -80,8 +83,9 @@ def test_a_wrong_command_is_named_once(capsys):
     with pytest.raises(SystemExit) as end:
         huggingface.main(["foo"])
     assert end.value.code == 2
-    message = "`foo` is no command: the one there is is `export`"
-    assert capsys.readouterr().err == f"huggingface.py: error: {message}\n"
+    message = "`foo` is no command: the one there is is `export`; the other way, train.py "
+    line = capsys.readouterr().err
+    assert line.startswith(f"huggingface.py: error: {message}") and line.count("\n") == 1
 
 
 def test_a_gguf_file_is_written_beside_a_folder_or_alone(run, tmp_path, capsys):

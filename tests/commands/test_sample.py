@@ -152,7 +152,7 @@ def test_every_type_of_weights_generates(run_folder, capsys, dtype):
         (["--prompt=a", "--prompt_file=b"], "prompt_file and prompt are both given"),
         (["--stop="], "stop is an empty text"),
         (["--logprobs=3"], "add --format=jsonl"),
-        (["--model=gpt2"], "write --model=hf:NAME_OR_FOLDER"),
+        (["--model=gpt2"], "did you mean --model=hf:gpt2?"),
         (["--top_kk=3"], "did you mean --top_k?"),
     ],
 )

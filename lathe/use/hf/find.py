@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lathe import hints
 from lathe.json_text import read_json
 from lathe.terminal import print_note
 
@@ -21,6 +22,8 @@ def find(name: str) -> Path:
     """The folder meant by hf: and a path or a model's name on the Hub, whose files are fetched
     unless they are in the cache. Raises OSError, with what to do, if they cannot be."""
     name = name.removeprefix("hf:")
+    if not name:
+        raise ValueError("hf: names no model: write hf:NAME, such as hf:gpt2, or hf:FOLDER")
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -50,6 +53,10 @@ def read_file(path: Path) -> dict:
     try:
         return read_json(path)
     except FileNotFoundError:
+        folder = path.parent
+        advice = ""
+        if hints.is_run(folder) or hints.is_checkpoint(folder):
+            advice = f", but {hints.kind_of(folder)}: write it without hf:"
         raise FileNotFoundError(
-            f"{path} is missing: {path.parent} is not a Hugging Face model folder"
+            f"{path} is missing: {folder} is not a Hugging Face model folder{advice}"
         ) from None
