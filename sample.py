@@ -90,6 +90,12 @@ class Options(Sampling):
         given = [name for name in ("prompt", "prompt_file", "prompts") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{given[1]} and {given[0]} are both given: choose one")
+        for text in self.prompt:
+            if text.startswith("FILE:"):
+                raise ValueError(
+                    f"prompt is {text}: a file is named with --prompt_file={text[5:]} (and a text "
+                    "that begins so is given with --prompts)"
+                )
         if "" in self.stop:
             raise ValueError("stop is an empty text, which would end every sample at once")
         if self.logprobs and self.format == "text":

@@ -79,7 +79,7 @@ def listed(names: list[str]) -> str:
     return f"{shown} and {n_others} more" if n_others > 0 else shown
 
 
-def near(name: str, names: list[str], cutoff: float = 0.75) -> str:
+def near(name: str, names: list[str], cutoff: float = 0.7) -> str:
     """The one of `names` that this is a misspelling of, by its last part; "" if none is near."""
     import difflib  # for mistakes alone
 
@@ -146,7 +146,7 @@ def runs_here(name: str = "") -> str:
     runs = runs_in("out", ".")
     if not runs:
         return ": there is no run here yet, python train.py trains one"
-    meant = near(name, runs) if name else ""
+    meant = near(name, runs, cutoff=0.5) if name else ""
     if meant:
         return f"; did you mean {meant}?"
     return f"; runs here: {listed(runs)}"
@@ -187,7 +187,7 @@ def instead_of_dataset(folder: Path, of_pairs: bool = False) -> str:
         )
     is_missing = f"dataset {folder} does not exist"
     if folder.is_dir():
-        is_missing = f"dataset {folder} is empty"
+        is_missing = f"dataset {folder} is not prepared"
     meant = near(str(folder), datasets_in("data", "."), cutoff=0.8)
     if meant:
         return f"{is_missing}; did you mean --dataset={shlex.quote(meant)}?"

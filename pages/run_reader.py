@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lathe import cli
+from lathe import cli, hints
 from lathe.run.metrics import GrowingFile, Row, kind_of, read_lines
 
 CURVES = "step tokens loss lr grad_norm tokens_per_second mfu memory skipped seconds".split()
@@ -167,10 +167,7 @@ class RunReader:
     def read(self) -> dict:
         """What the page's script and its tables show. Raises FileNotFoundError without metrics."""
         if not self.folder.is_dir():
-            raise FileNotFoundError(
-                f"{self.folder} does not exist: "
-                "give a run's out_dir, or train one with python train.py"
-            )
+            raise FileNotFoundError(hints.instead_of_run(self.folder))
         if not (self.folder / "metrics.jsonl").is_file():
             raise FileNotFoundError(
                 f"{self.folder} holds no metrics.jsonl: "

@@ -1,7 +1,7 @@
 """Every command in the README and in docs/ runs, on a model small enough to run it; every line they quote exists."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import os
 import re
@@ -51,13 +51,21 @@ def commands(path: Path) -> list[str]:
     return found
 
 
-COMMANDS = list(dict.fromkeys((path, command) for path in DOCS for command in commands(path)))
+# Those of the README run in order, below.
+PAGES = [path for path in DOCS if path != README]
+COMMANDS = list(dict.fromkeys((path, command) for path in PAGES for command in commands(path)))
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder like a checkout after `make run`, only that the model is tiny."""
     folder = tmp_path_factory.mktemp("workplace")
+    with checkout(folder):
+        yield folder
+
+
+@contextlib.contextmanager
+def checkout(folder: Path):
+    """A folder like a checkout after `make run`, only that the model is tiny."""
     for name in [
         *(p.name for p in ROOT.glob("*.py")),
         "prepare",
@@ -83,7 +91,7 @@ def workplace(tmp_path_factory):
     write_dataset(folder / "data" / "python_stdlib", characters, text[:36], text[36:])
     with contextlib.chdir(folder):
         run(small("python train.py --out_dir=out/quickstart"))
-        yield folder
+        yield
 
 
 def small(command: str) -> str:
@@ -150,6 +158,53 @@ def test_a_documented_command_runs(path, command, workplace):
                 "out/quickstart" if name.startswith("out") else "data/python_stdlib", name
             )
     run(command)
+
+
+# What the README's order needs beside its blocks: nothing is downloaded, a GPU is not asked for.
+OFFLINE = {pattern: reason for pattern, reason in SKIPPED.items() if "shakespeare" not in pattern}
+OFFLINE[r"prepare/(fineweb_edu|openwebtext|tinystories|wikitext)"] = "needs the network"
+del OFFLINE["--interactive"]
+
+
+def shortened(command: str) -> str:
+    """A training command of few steps of a tiny network; what its line says of folders, and of
+    where it begins, stays. A run that goes on keeps its network."""
+    if "--help" in command or "--dry_run" in command:
+        return command
+    sizes = {**SMALL, "block_size": 64, "eval_tokens": 64, "sample_tokens": 4}
+    if "--init_from=resume" in command:
+        steps = {"max_steps": 4}
+    elif "--init_from=" in command:  # another model's network
+        shape = ("block_size", "n_layer", "n_head", "n_embd")
+        steps = {name: value for name, value in sizes.items() if name not in shape} | {
+            "max_steps": 2
+        }
+    else:
+        steps = sizes | {"max_steps": 2}
+    return " ".join([command, *(f"--{name}={value}" for name, value in steps.items())])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the commands are written for a Unix shell")
+def test_the_readmes_blocks_run_in_order_in_one_checkout(tmp_path):
+    """No --overwrite and no copies: what a line needs, the lines before it have made."""
+    with checkout(tmp_path):
+        Path("data/shakespeare_char").mkdir()
+        play = "".join(f"ROMEO:\nBut soft, what light {i} breaks?\n\n" for i in range(400))
+        Path("data/shakespeare_char/input.txt").write_text(play)  # where it is, it is not fetched
+        for command in commands(README):
+            if any(re.search(pattern, command) for pattern in OFFLINE):
+                continue
+            if "--verify" in command and importlib.util.find_spec("transformers") is None:
+                command = command.replace(" --verify=true", "")
+            if "train.py" in command:
+                command = shortened(command)
+            if "--interactive" in command:
+                command = f"printf 'hello\\nexit\\n' | {command} --max_new_tokens=8"
+            run(command)
+        made = ("data/notes", "out/notes_more", "out/three_layers", "out/exported", "out/capitals")
+        for name in (*made, "out/quickstart/model.html", "data/capitals"):
+            assert Path(name).exists(), name
 
 
 @pytest.mark.slow

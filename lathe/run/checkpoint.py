@@ -360,13 +360,23 @@ def check_resumable(path: Path):
     check_kinds(f"{where}dataset", state["dataset"], {"path": str, "fingerprint": str})
 
 
-def check_sizes(path: Path) -> dict:
-    """The cheap half of verify: state.json is whole, each file has its size. Returns the state."""
+def check_sizes(path: Path, optimizer: bool = True) -> dict:
+    """The cheap half of verify: state.json is whole, each file has its size. Returns the state.
+
+    optimizer=False: its state may be missing, in what was stripped for others to use.
+    """
     state = read_state(path)
     for name, expected in state["files"].items():
         file = path / name
         if file.name != name:
             raise ValueError(f"{path} is damaged: it names {name!r}, which is no file of its own")
+        if not file.is_file() and name.startswith("optimizer."):
+            if not optimizer:
+                continue
+            raise ValueError(
+                f"{path} has no {name}, without which no run goes on: train its weights further "
+                f"with --init_from={path} and another --out_dir"
+            )
         if not file.is_file():
             raise ValueError(f"{path} is damaged: {name} is missing")
         size = file.stat().st_size
@@ -384,7 +394,7 @@ def verify(path: Path, optimizer: bool = True, rank: int = 0, n_ranks: int = 1) 
     weights. Of n_ranks that verify it together each reads some of the files, rank after rank in
     turn. Raises ValueError, naming the fault.
     """
-    state = check_sizes(path)
+    state = check_sizes(path, optimizer)
     names = [name for name in state["files"] if optimizer or not name.startswith("optimizer.")]
     check_bytes(path, {name: state["files"][name] for name in names[rank::n_ranks]})
     return state

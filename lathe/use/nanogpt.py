@@ -5,7 +5,6 @@ its tokenizer: that is read from a meta.pkl or a dataset of ours nearby, or it i
 number of ids says.
 """
 
-import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +56,10 @@ def read(path: Path) -> Checkpoint:
             raise ValueError("it was not written by torch.save")
         try:
             saved = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError:
+        except Exception:  # torch's, of several kinds and many lines
             raise ValueError(
-                "it holds more than tensors and plain values, which could run code and is not read"
+                "it is damaged, or holds more than tensors and plain values, which could run code "
+                "and is not read"
             ) from None
         if not isinstance(saved, dict):
             raise ValueError(f"it holds {type(saved).__name__}, not a dict")

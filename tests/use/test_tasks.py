@@ -234,7 +234,7 @@ def harness_task(name: str, question: str, target: str, choices: str, file: str)
 
 @pytest.mark.slow
 def test_the_harness_finds_the_same_scores_on_the_exported_folder(exported, tmp_path):
-    """The README's command, with PIQA's rows and ARC's from files, which spares it the network."""
+    """The command in docs/use.md, with PIQA's rows and ARC's from files, which spares it the network."""
     if not all(map(importlib.util.find_spec, ("lm_eval", "accelerate"))):
         pytest.skip("lm_eval is not installed: pip install -r requirements-ci.txt")
     model, tokenizer, folder = exported
@@ -247,7 +247,7 @@ def test_the_harness_finds_the_same_scores_on_the_exported_folder(exported, tmp_
         task = harness_task(f"own_{name}", *prompt, str(files[name]))
         (tmp_path / f"{name}.yaml").write_text(json.dumps(task))  # which is YAML, too
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
     line = re.search(r"^lm_eval .*", readme, re.M)[0]
     command = shlex.split(line.replace("out/exported", str(folder)))
     command[:1] = [sys.executable, "-m", "lm_eval"]
