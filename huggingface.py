@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     options = cli.parse(Options, argv, prog=prog, description=about, positional="command")
 
     from lathe.use.find_model import find_model
-    from lathe.use.gguf_file import import_gguf
+    from lathe.use.gguf_file import import_gguf, refuse_what_llama_cpp_cannot_hold
     from lathe.use.hf.clients import refuse_for
 
     source = find_model(options.out_dir).with_all_ids()
@@ -81,10 +81,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.gguf:
         refuse_to_replace_file(Path(options.gguf), options.overwrite)
         import_gguf()
+        refuse_what_llama_cpp_cannot_hold(source.config, source.tokenizer)
     if options.verify:
         refuse_without_transformers()
-    needed = [*options.for_, "llama.cpp"] if options.gguf else options.for_
-    refuse_for(needed, source.config, source.tokenizer)
+    refuse_for(options.for_, source.config, source.tokenizer)
+    if "llama.cpp" in options.for_ and not options.gguf:
+        print_note("llama.cpp can hold this model, as a file and not as a folder: --gguf=FILE")
     model = source.load()
     # Their networks know no documents, and do not need to: a prompt is one.
     model.config.document_token = -1
@@ -138,6 +140,7 @@ def say_how_to_go_on(options: Options, source: "FoundModel"):
     """The call that continues a text, for each client that can hold the model."""
     from lathe.text.chat import TEMPLATES
     from lathe.use.hf.clients import calls_of_export
+    from lathe.use.hf.tokenizers import answers_begin_with_a_space
 
     chat = source.template in TEMPLATES
     lines = calls_of_export(source.config, source.tokenizer, options.to, options.gguf, chat)
@@ -146,6 +149,11 @@ def say_how_to_go_on(options: Options, source: "FoundModel"):
     )
     for client, call in lines.items():
         print_note(f"  {client}: {call}")
+    if chat and answers_begin_with_a_space(source.template, source.tokenizer):
+        print_note(
+            "answers begin with a space there, which sample.py leaves out: it is in their first "
+            "token; --template instruction of prepare/pairs.py has none"
+        )
 
 
 def refuse_to_replace(folder: Path, overwrite: bool):

@@ -94,13 +94,16 @@ class Options:
 
 def main(argv: list[str] | None = None) -> int:
     options = cli.parse(Options, argv, prog="bench/clients.py", description=__doc__)
-    columns = [c for python in (sys.executable, *options.also) for c in installed(python)]
-    columns = [column for column in columns if not options.only or column.client in options.only]
+    columns = {}
+    for python in (sys.executable, *options.also):
+        for column in installed(python):
+            if not options.only or column.client in options.only:
+                columns.setdefault(column.title, column)  # the same in several counts once
     begins = tuple(options.rows) or ("",)
     rows = {name: row for name, row in ROWS.items() if name.startswith(begins)}
     with tempfile.TemporaryDirectory() as scratch:
         exports = make_exports(rows, Path(scratch))
-        cells = {column.title: run_client(column, exports) for column in columns}
+        cells = {title: run_client(column, exports) for title, column in columns.items()}
     silent = 0
     for title, column in cells.items():
         for name, cell in column.items():
@@ -325,9 +328,10 @@ def greedy(model: "GPT", tokenizer: "Tokenizer", prompt: str) -> str:
 def answered(model: "GPT", tokenizer: "Tokenizer", messages: list[dict], template: str) -> str:
     """The answer as sample.py gives it, on the same prompt as the exported template makes."""
     from lathe.text.chat import chat_prompt
+    from lathe.use.hf.tokenizers import answers_begin_with_a_space
 
     text, space = chat_prompt(messages, template)
-    if tokenizer.kind in ("byte", "char"):  # where the space is a token of its own
+    if not answers_begin_with_a_space(template, tokenizer):
         text += space
     return greedy(model, tokenizer, text)
 

@@ -79,6 +79,16 @@ def faults_for_llama_cpp(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     return faults
 
 
+def refuse_what_llama_cpp_cannot_hold(config: GPTConfig, tokenizer: Tokenizer):
+    """ValueError that names it."""
+    faults = faults_for_llama_cpp(config, tokenizer)
+    if faults:
+        raise ValueError(
+            f"llama.cpp cannot hold {', '.join(faults)}: train with other settings, or export a "
+            "folder with --to"
+        )
+
+
 def import_gguf():  # noqa: ANN201 (a module)
     """The gguf package. ValueError, with the command that installs it, where it is missing."""
     try:
@@ -109,9 +119,7 @@ def write_gguf(
     """
     gguf = import_gguf()
     config = model.config
-    faults = faults_for_llama_cpp(config, tokenizer)
-    if faults:
-        raise ValueError(f"llama.cpp cannot hold {', '.join(faults)}")
+    refuse_what_llama_cpp_cannot_hold(config, tokenizer)
     if tokenizer.brings_into_nfc:
         print_note(
             f"tokenizer {tokenizer.name} brings texts into Unicode's form NFC, which llama.cpp "

@@ -11,6 +11,7 @@ from lathe.text.chat import TEMPLATES, chat_prompt
 from lathe.text.library import NASTY
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.find_model import FoundModel
+from lathe.use.hf.tokenizers import answers_begin_with_a_space
 from lathe.use.hf.weights import load_model
 from model import GPT, GPTConfig
 
@@ -73,7 +74,7 @@ def check_in_transformers(model: GPT, source: FoundModel, folder: Path):
     if source.template in TEMPLATES:
         messages = [{"role": "user", "content": fitting_text(tokenizer, 8)}]
         text, space = chat_prompt(messages, source.template)
-        if tokenizer.kind in ("byte", "char"):  # where the space is a token of its own
+        if not answers_begin_with_a_space(source.template, tokenizer):
             text += space
         inputs = their_tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -41,8 +41,7 @@ for Hugging Face as `{architecture}`.
 {how}"""
 
 PLAIN = """\
-Texts begin with `{end}`, and so should prompts; where a tokenizer adds it by itself, it is left out
-below. Greedy text is then the same everywhere.
+Texts begin with `{end}`, and so should prompts. Greedy text is then the same everywhere.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -81,9 +81,8 @@ def their_template(name: str, tokenizer: Tokenizer) -> str:
     """
     roles = TEMPLATES[name]
     begin, _, end_of_answer = roles["assistant"].partition("{}")
-    # A word's first token in byte-level BPE is that of the space and the word. It is the answer's.
-    prompt = begin.rstrip(" ") if tokenizer.kind in ("bpe", "hf") else begin
-    space = begin[len(prompt) :]
+    space = " " if answers_begin_with_a_space(name, tokenizer) else ""
+    prompt = begin.removesuffix(space)
     after_answer = "{%- if last.role == 'assistant' %}{{- " + repr(end_of_answer) + " }}{% endif %}"
     jinja = READ_MESSAGE + after_answer + "\n"
     test = "if"
@@ -105,6 +104,13 @@ def their_template(name: str, tokenizer: Tokenizer) -> str:
     jinja += "{%- set last.role = message['role'] %}{% endfor %}\n"
     jinja += "{%- if add_generation_prompt %}" + after_answer
     return jinja + "{{- " + repr(prompt) + " }}{% endif %}"
+
+
+def answers_begin_with_a_space(template: str, tokenizer: Tokenizer) -> bool:
+    """Whether the space before an answer is part of the answer: byte-level BPE has one token for a
+    space and the word after it."""
+    begin, _, _ = TEMPLATES[template]["assistant"].partition("{}")
+    return begin.endswith(" ") and tokenizer.kind in ("bpe", "hf")
 
 
 # -----------------------------------------------------------------------------
