@@ -237,8 +237,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         changed = f"; changed: {', '.join(changes)}" if changes else ""
         say(f"resuming from {start.folder}{changed}")
     announce(plan, dataset, batches, say)
-    if runtime.is_main:
-        say_what_to_expect(plan, dataset, runtime, state.step, say)
+    say_what_to_expect(plan, dataset, runtime, state.step, say)
 
     # What is written to, and what watches
     logs = None
@@ -365,7 +364,10 @@ def announce(plan: Plan, dataset: Dataset, batches: TrainBatches, say: Callable[
 def say_what_to_expect(
     plan: Plan, dataset: Dataset, runtime: devices.Runtime, step: int, say: Callable[[str], None]
 ):
-    """How often the text is read, how long that takes, and where it can be looked at."""
+    """How often the text is read, how long that takes, and where it can be looked at.
+
+    All ranks measure, since they share the machine and wait for each other; rank 0 says it.
+    """
     s = plan.settings
     say(f"epochs {dry_run.describe_epochs(plan, dataset)}")
     if step < s.max_steps:
