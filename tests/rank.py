@@ -33,7 +33,7 @@ from model import GPT
 class Fault:
     """What happens in one forward pass of training: the process is killed or hangs, the loss of its
     network becomes NaN or a thousandfold, its disk fills up, or out_dir is no longer the others'.
-    Or, in one of an evaluation, it is asked to stop."""
+    Or it is asked to stop, there or in one of an evaluation."""
 
     FACTORS = {"nan": float("nan"), "spike": 1000.0}
 
@@ -54,7 +54,7 @@ class Fault:
         if self.passes == self.number:
             if self.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            elif self.kind == "signal in an evaluation":
+            elif self.kind in ("signal", "signal in an evaluation"):
                 os.kill(os.getpid(), signal.SIGTERM)
             elif self.kind == "hang":
                 time.sleep(3600)

@@ -50,9 +50,12 @@ class Piece:
 
 def own_pieces(tensors: dict[str, Tensor], rank: int, copy: bool) -> dict[str, Piece]:
     """What this rank writes of tensors, on the CPU: its rows of those that are sharded; of the
-    others, which every rank has alike, rank 0 writes all. copy: see host_copy."""
+    others, which every rank has alike, rank 0 writes all. copy: see host_copy.
+
+    By name, since a run that was resumed has its state in another order: files stay the same.
+    """
     pieces = {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if is_sharded(tensor):
             begin, end = own_rows(tensor)
             if begin < end:
