@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import ROOT, command, finished, free_ports, rows, settings
+from kinds_of_runs import KINDS, make_data, settings_of
+from tiny_run import ROOT, command, finished, free_ports, rows, run_ranks, settings
 from torch import nn
 
 import train
@@ -61,6 +62,70 @@ def test_a_bit_that_flips_in_one_rank_of_two_ends_the_run_before_it_is_saved(
         assert checkpoint.step_of(newest) == 4
         if one["target"] == "batch":
             assert "rank 1 trained on another batch at step 6" in one["noticed"]
+
+
+# -----------------------------------------------------------------------------
+# No false alarm
+
+CLEAN_STEPS = 560  # of each kind: 10,000 of all
+CLEAN = dict(log_interval=100, eval_interval=40, eval_tokens=64, checkpoint_interval=30)
+TWO_THREADS = ("muon", "bfloat16")  # which wait for each other on a busy machine
+LIVES = [200, 390, CLEAN_STEPS]  # the steps at which a run is stopped, to be resumed
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds")
+    make_data(folder)
+    return folder
+
+
+def kinds_on(n_ranks: int) -> list[str]:
+    return [name for name, kind in KINDS.items() if kind.n_ranks == n_ranks]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kinds_on(1))
+def test_clean_steps_raise_no_alarm(data, tmp_path, monkeypatch, capsys, name):
+    """With ten times as many replays as usual, some with two threads: sums could come out otherwise."""
+    checks = []
+    replays = []
+    check = Soundness.check
+    replay = Soundness.replay
+    monkeypatch.setattr(soundness, "MICRO_STEPS_BETWEEN_REPLAYS", 40)
+    monkeypatch.setattr(Soundness, "check", lambda *args: checks.append(check(*args)))
+    monkeypatch.setattr(Soundness, "replay", lambda *args: replays.append(replay(*args)) or 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if name in TWO_THREADS else 1)
+    begins = {}
+    try:
+        for end in LIVES:
+            # max_steps is part of the schedule, but of no check
+            asked = settings_of(KINDS[name], data, tmp_path, **CLEAN, max_steps=end, **begins)
+            assert train.train(asked) == 0
+            begins = {"init_from": "resume"}
+    finally:
+        torch.set_num_threads(before)
+    assert len(checks) > CLEAN_STEPS / 30
+    assert not any(replays)
+    assert KINDS[name].changed.get("dropout") or len(replays) > CLEAN_STEPS / 50
+    assert len(rows(tmp_path, "val_loss")) >= CLEAN_STEPS // 40
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kinds_on(2))
+def test_clean_steps_of_two_ranks_raise_no_alarm(data, tmp_path, name):
+    jobs = []
+    for end in LIVES:
+        begins = {"init_from": "resume"} if jobs else {}
+        asked = settings_of(KINDS[name], data, tmp_path / "run", **CLEAN, max_steps=end, **begins)
+        jobs.append({"settings": vars(asked)})
+    for code, _, err in run_ranks(KINDS[name].n_ranks, tmp_path, *jobs, timeout=900):
+        assert code == 0, err[-3000:]
+        assert "twice" not in err
+    assert len(rows(tmp_path / "run", "val_loss")) >= CLEAN_STEPS // 40
 
 
 # -----------------------------------------------------------------------------
