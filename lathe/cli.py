@@ -525,6 +525,9 @@ def command_name() -> str:
     return path.name
 
 
+LONGEST_ERROR = 1400  # characters
+
+
 def one_line(error: Exception) -> str:
     """What an error says, on one printable line."""
     text = str(error)
@@ -533,6 +536,9 @@ def one_line(error: Exception) -> str:
         if error.filename is not None:
             text = f"{printable(str(error.filename))}: {text}"
     text = re.sub(r"\s*[\n\r\t\v\f]\s*", " ", text.strip())
+    if len(text) > LONGEST_ERROR:  # what is quoted in it came from a file
+        half = LONGEST_ERROR // 2
+        text = f"{text[:half]} ... {text[-half:]}"
     if isinstance(error, MemoryError):
         return printable(f"out of memory: {text}".removesuffix(": "))
     return printable(text) or type(error).__name__

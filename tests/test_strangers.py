@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_run import arguments, loud_model, settings
 
 import evaluate
@@ -20,8 +21,12 @@ import visualize
 from lathe import cli
 from lathe.run import checkpoint
 from lathe.run.files import crc32, write_json_with_checksum
+from lathe.run.pieces import Piece, write_pieces
 from lathe.settings import LARGEST, Settings, default_preset
-from lathe.text.tokenizer import load_tokenizer
+from lathe.text.bpe import count_pieces, train_bpe
+from lathe.text.gpt2 import printable_bytes
+from lathe.text.hugging_face import isolated, their_file
+from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use.hf.export import export
 from model import MOST
 from prepare import verify
@@ -231,6 +236,110 @@ def test_weights_of_a_type_that_is_none(dtype, here, capsys):
     assert "run/" in refused(sampled, capsys, here, "--out_dir=run")
 
 
+def cut_up(folder: Path) -> dict:
+    """A checkpoint in format 2, as two ranks would have left this one. What it says of itself."""
+    weights = load_file(folder / "model.safetensors")
+    saved = checkpoint.load_optimizer(folder)
+    moments = {}
+    for parameter, tensors in saved.pop("optimizer").items():
+        for key, tensor in tensors.items():
+            moments[f"{parameter}/{key}"] = tensor.clone()
+    for name in ("model.safetensors", "optimizer.pt"):  # the latter is mapped, so not overwritten
+        (folder / name).unlink()
+    torch.save({**saved, "optimizer": {}}, folder / "optimizer.pt")
+    for what, tensors in (("model", weights), ("optimizer", moments)):
+        for rank in range(2):
+            with open(folder / checkpoint.piece_name(what, rank, 2), "wb") as file:
+                write_pieces(file, half_of(tensors, rank))
+    state = json.loads((folder / "state.json").read_text())
+    del state["checksum"]
+    return {**state, "format": checkpoint.IN_PIECES, "pieces": 2, "files": {}}
+
+
+def half_of(tensors: dict[str, torch.Tensor], rank: int) -> dict[str, Piece]:
+    pieces = {}
+    for name, tensor in tensors.items():
+        if tensor.dim():
+            begin, end = (0, len(tensor) // 2) if rank == 0 else (len(tensor) // 2, len(tensor))
+            pieces[name] = Piece(tensor[begin:end].contiguous(), begin, len(tensor))
+        elif rank == 0:
+            pieces[name] = Piece(tensor)
+    return pieces
+
+
+def seal_pieces(folder: Path, state: dict):
+    (folder / "state.json").write_text(json.dumps({**state, "checksum": 0}))
+    seal(folder)
+
+
+def test_a_checkpoint_in_pieces_is_read(here):
+    folder = newest(here)
+    seal_pieces(folder, cut_up(folder))
+    assert sampled(["--out_dir=run"]) == 0
+    words = arguments("data", "run", max_steps=4, init_from="resume")
+    assert resumed(words) == 0
+
+
+PIECES = [0, -1, 1, 3, HUGE, "2", None, [], 1.5, 10**9]
+
+
+@pytest.mark.parametrize("value", PIECES, ids=lambda x: f"{x!r:.20}")
+def test_a_number_of_pieces_that_is_none(value, here, capsys):
+    folder = newest(here)
+    seal_pieces(folder, {**cut_up(folder), "pieces": value})
+    assert "run/" in refused(sampled, capsys, here, "--out_dir=run")
+
+
+@pytest.mark.parametrize("name", ["one is missing", "twice the same", "one is empty", *BYTES])
+@pytest.mark.parametrize("what", ["model", "optimizer"])
+def test_pieces_that_are_none(name, what, here, capsys):
+    folder = newest(here)
+    state = cut_up(folder)
+    first, second = (folder / checkpoint.piece_name(what, rank, 2) for rank in range(2))
+    if name == "one is missing":
+        second.unlink()
+    elif name == "twice the same":
+        shutil.copy(first, second)
+    elif name == "one is empty":
+        save_file({}, second)
+    else:
+        second.write_bytes(BYTES[name])
+    seal_pieces(folder, state)
+    if what == "model":
+        line = refused(sampled, capsys, here, "--out_dir=run")
+    else:
+        words = arguments("data", "run", max_steps=4, init_from="resume")
+        line = refused(resumed, capsys, here, *words)
+    assert "run/" in line
+
+
+ROWS_THAT_LIE = {
+    "begin before the first": [-2, 4],
+    "lie over others": [0, 4],
+    "leave a gap": [3, 5],
+    "would fill the memory": [2, 2**60],
+    "are huge": [2, HUGE],
+    "are texts": ["x", "y"],
+    "are one number": [2],
+    "are no list": 3,
+    "are fractions": [1.5, 4],
+}
+
+
+@pytest.mark.parametrize("name", ROWS_THAT_LIE)
+def test_rows_that_lie(name, here, capsys):
+    folder = newest(here)
+    state = cut_up(folder)
+    second = folder / checkpoint.piece_name("model", 1, 2)
+    tensors = load_file(second)
+    with safe_open(second, "pt") as file:
+        table = json.loads(file.metadata()["rows"])
+    table["transformer.wte.weight"] = ROWS_THAT_LIE[name]
+    save_file(tensors, second, metadata={"rows": json.dumps(table)})
+    seal_pieces(folder, state)
+    assert "run/" in refused(sampled, capsys, here, "--out_dir=run")
+
+
 @pytest.mark.parametrize("name", ["", "../x", "\xff\xfe", "step-9999999", "step-0000001/../.."])
 def test_a_best_that_names_nothing_is_passed_over(name, here, capsys):
     (here / "run" / "checkpoints" / "best").write_bytes(name.encode("latin-1"))
@@ -254,8 +363,6 @@ TOKENIZER = {
 def test_a_tokenizer_that_is_none(key, value, here, tmp_path):
     folder = here / "t"
     folder.mkdir()
-    from lathe.text.bpe import count_pieces, train_bpe
-
     train_bpe(count_pieces(["the cat sat on the mat"]), 260).save(folder)
     about = json.loads((folder / "tokenizer.json").read_text())
     set_in(about, key, value)
@@ -265,10 +372,138 @@ def test_a_tokenizer_that_is_none(key, value, here, tmp_path):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
+ENDLESS = r"(?:a|a)*(?!a)b|\p{L}+|[\s\S]"  # on a run of a
+SLOW = r"(?=a{0,200}a{0,200}a{0,200}b)|[\s\S]"  # ends, after eight seconds
+END = "<|endoftext|>"
+SEALED = {
+    "an endless pattern": dict(pattern=ENDLESS),
+    "a pattern that leaves text out": dict(pattern="q"),
+    "a pattern of nothing": dict(pattern=r"\s*"),
+    "a pattern that is none": dict(pattern="("),
+    "a pattern without end": dict(pattern="(" * 50_000),
+    "a long pattern": dict(pattern="a" * 2_000_000),
+    "another normalization": dict(normalization="NFD"),
+    "bytes without ids": dict(leave_out=b"z"),
+    "an id beyond all": dict(specials={END: 10**6}),
+    "a huge id": dict(specials={END: HUGE}),
+    "an id below 0": dict(specials={END: -1}),
+    "an id that is none": dict(specials={END: "x"}),
+    "an id that is a fraction": dict(specials={END: 1.5}),
+    "a second id that is huge": dict(specials={END: 259, "b": HUGE}),
+}
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_a_sealed_tokenizer_with_wrong_content(name, here):
+    own = train_bpe(count_pieces(["the cat sat on the mat"]), 260)
+    change = dict(SEALED[name])
+    left_out = change.pop("leave_out", None)
+    pieces = [b"" if piece == left_out else piece for piece in own.pieces]
+    rules = dict(pattern=own.pattern, specials=own.specials) | change
+    sealed = Tokenizer("bpe", "x", pieces, {END: 259}, rules["pattern"])
+    sealed.specials = rules["specials"]
+    sealed.normalization = rules.get("normalization", "")
+    sealed.save(here)
+    refused_to_load(here)
+
+
+def refused_to_load(folder: Path):
+    """As one line that names the folder, soon."""
+    began = time.process_time()
+    with pytest.raises((ValueError, OSError)) as error:
+        load_tokenizer(folder)
+    assert time.process_time() - began < 2
+    line = str(error.value)
+    assert str(folder) in line and "\n" not in line and len(line) < 1500
+
+
+def hf_tokenizer(**changes) -> dict:
+    """A tokenizer.json of bytes, with these parts."""
+    content = their_file(load_tokenizer("byte").rules)
+    content["model"].update(changes.pop("model", {}))
+    return {**content, **changes}
+
+
+def split_by(pattern: str) -> dict:
+    steps = [
+        isolated(pattern),
+        {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
+    ]
+    return hf_tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+
+
+def replace_by(pattern: dict, content: str, times: int = 1) -> dict:
+    step = {"type": "Replace", "pattern": pattern, "content": content}
+    return hf_tokenizer(normalizer={"type": "Sequence", "normalizers": [step] * times})
+
+
+THEIRS = {
+    "an endless pattern": split_by(ENDLESS),
+    "a slow pattern": split_by(SLOW),
+    "a pattern that is none": split_by("("),
+    "an endless replacement": replace_by({"Regex": "(a+)+(?=b)"}, "x"),
+    "a replacement that fills the memory": replace_by({"String": "a"}, "a" * 1000, times=4),
+    "huge ids": hf_tokenizer(model={"vocab": {"a": HUGE}}),
+    "ids that would fill the memory": hf_tokenizer(model={"vocab": {"a": 2**31}}),
+    "merges of one": hf_tokenizer(model={"merges": [["a"]]}),
+    "merges of nothing": hf_tokenizer(model={"merges": [["zz", "q"]]}),
+    "a sequence of nothing": hf_tokenizer(normalizer={"type": "Sequence"}),
+}
+
+
+@pytest.mark.parametrize("kind", ["theirs", "ours"])
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_tokenizer_of_theirs_with_wrong_content(name, kind, here):
+    """As a tokenizer.json, and sealed in one of ours, as checkpoints and datasets have it."""
+    if kind == "theirs":
+        (here / "tokenizer.json").write_text(json.dumps(THEIRS[name]))
+    else:
+        Tokenizer("hf", "x", [b""] * 257, {END: 256}, file=THEIRS[name]).save(here)
+    refused_to_load(here)
+
+
+VOCAB = {
+    "a list": "[]",
+    "a nest": NEST,
+    "nothing": "{}",
+    "a huge id": {"ab": HUGE},
+    "an id beyond all memory": {"ab": 2**31},
+    "an id below 0": {"ab": -1},
+    "an id that is a text": {"ab": "x"},
+    "an end that is none": {END: []},
+}
+MERGES = [b"a", b"a b c", b"zz q", b"\xff\xfe", b"a " + b"b" * 1_000_000, b"\0"]
+
+
+def save_vocab_and_merges(folder: Path, vocab: str | dict, merges: bytes):
+    if isinstance(vocab, dict):
+        vocab = json.dumps({**printable_bytes(), "ab": 256, END: 257, **vocab})
+    (folder / "vocab.json").write_text(vocab)
+    (folder / "merges.txt").write_bytes(merges)
+
+
+@pytest.mark.parametrize("name", VOCAB)
+def test_a_vocab_json_that_is_none(name, here):
+    save_vocab_and_merges(here, VOCAB[name], b"a b\n")
+    refused_to_load(here)
+
+
+@pytest.mark.parametrize("merges", MERGES, ids=lambda line: f"{line!r:.20}")
+def test_a_merges_txt_that_is_none(merges, here):
+    save_vocab_and_merges(here, {}, merges)
+    refused_to_load(here)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "added_tokens.json"])
+@pytest.mark.parametrize("content", ["[]", NEST, '{"add_prefix_space": ' + "1" * 5000 + "}"])
+def test_what_lies_beside_vocab_and_merges_is_none(name, content, here):
+    save_vocab_and_merges(here, {}, b"a b\n")
+    (here / name).write_text(content)
+    refused_to_load(here)
+
+
 @pytest.mark.parametrize("line", [b"x", b"!!!! 1", b"YQ== x", b"YQ== 99999999999", b"YQ== -500"])
 def test_a_table_of_tokens_that_is_none(line, here):
-    from lathe.text.bpe import count_pieces, train_bpe
-
     train_bpe(count_pieces(["the cat sat on the mat"]), 260).save(here)
     (here / "tokenizer.tiktoken").write_bytes(line + b"\n")
     with pytest.raises(ValueError, match="tokenizer") as error:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lathe.json_text import read_json
+from lathe.reading import what_went_wrong
 from lathe.terminal import print_note
 from lathe.text.gpt2 import EOT, printable_bytes
 from lathe.text.hugging_face import Rules, steps_of
+from lathe.text.trial import needs_trial, try_rules
 
 if TYPE_CHECKING:
     import tokenizers
@@ -70,6 +72,7 @@ def read_with_library(content: dict, specials: dict[str, int], path: Path) -> Ru
             "time; set it to null"
         )
     rules = Rules("hf", pieces_of(content, specials), specials, file=content)
+    try_steps(rules, path)
     check_text(rules, path)
     if puts_space_first(open_library(content), rules.pieces):
         print_note(
@@ -101,7 +104,8 @@ def open_library(content: dict) -> "tokenizers.Tokenizer":
     try:
         library = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library has no class of its own for them
-        raise ValueError(f"the tokenizers library cannot read this file: {error}") from error
+        reason = what_went_wrong(error)
+        raise ValueError(f"the tokenizers library cannot read this file: {reason}") from error
     library.encode_special_tokens = True
     return library
 
@@ -206,27 +210,46 @@ def same_ids(rules: Rules, encode: Callable[[str], list[int]], content: dict) ->
     return all(library.encode(t, add_special_tokens=False).ids == encode(t) for t in texts)
 
 
-def check_text(rules: Rules, path: Path):
-    """ValueError, naming the part, if ids lose or change a text, or if a text gets a special id."""
+def try_steps(rules: Rules, path: Path):
+    """ValueError if what comes before the model could take for ever, or all memory."""
+    if needs_trial(steps_before_model(rules.file)):
+        before_model = {part: rules.file.get(part) for part in ("normalizer", "pre_tokenizer")}
+        try_rules("tokenizers", before_model, nasty_texts(rules), path)
+
+
+def steps_before_model(content: dict) -> list[dict]:
+    return steps_of(content, "normalizer") + steps_of(content, "pre_tokenizer")
+
+
+def nasty_texts(rules: Rules) -> list[str]:
+    """Those of all tokenizers, and some with this one's own tokens."""
     added = rules.file["added_tokens"]
     special_ids = set(rules.specials.values())
     special = [token["content"] for token in added if token["id"] in special_ids]
     ordinary = [rules.pieces[token["id"]].decode() for token in added if not token["special"]]
+    return [*NASTY, *special, *(f"a{text}b {text} c" for text in [*special, *ordinary])]
+
+
+def check_text(rules: Rules, path: Path):
+    """ValueError, naming the part, if ids lose or change a text, or if a text gets a special id."""
+    added = rules.file["added_tokens"]
+    special_ids = set(rules.specials.values())
     model = f"model {rules.file['model'].get('type', 'BPE')}"
     try:
         library = open_library(rules.file)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    for text in [*NASTY, *special, *(f"a{text}b {text} c" for text in [*special, *ordinary])]:
+    for text in nasty_texts(rules):
         try:
             kept = keeps(library, rules, text)
         except Exception as error:  # as above
-            raise ValueError(f"{path}: {model} has no ids for {text!r}: {error}") from error
+            reason = what_went_wrong(error)
+            raise ValueError(f"{path}: {model} has no ids for {text!r:.60}: {reason}") from error
         for i in special_ids.intersection(kept.ids):
             name = next(token["content"] for token in added if token["id"] == i)
             raise ValueError(
-                f"{path}: {model} takes {name!r} in a text for the special token, and so a text "
-                "could end anywhere"
+                f"{path}: {model} takes {name!r:.60} in a text for the special token, and so a "
+                "text could end anywhere"
             )
         if not kept.same:
             part = part_at_fault(rules, text)
@@ -298,7 +321,7 @@ def with_one_part_less(content: dict) -> Iterator[tuple[str, dict]]:
     for token in content["added_tokens"]:
         if not token["special"]:
             options = [key for key, value in token.items() if value is True]
-            name = f"added token {token['content']!r} ({', '.join(options) or 'as it is'})"
+            name = f"added token {token['content']!r:.60} ({', '.join(options) or 'as it is'})"
             others = [other for other in content["added_tokens"] if other is not token]
             yield name, content | {"added_tokens": others}
 

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lathe.json_text import read_json
-from lathe.reading import FAULTS, check_kinds, is_of
+from lathe.reading import FAULTS, check_kinds, is_of, what_went_wrong
 from lathe.terminal import printable
 from lathe.text.gpt2 import EOT
 from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges, steps_of
 from lathe.text.library import (
+    NASTY,
     normalize_nfc,
     open_library,
     pieces_of,
@@ -35,7 +36,9 @@ from lathe.text.library import (
     same_ids,
     say_what_is_left_out,
     special_tokens,
+    try_steps,
 )
+from lathe.text.trial import KNOWN, try_rules
 
 if TYPE_CHECKING:
     import tiktoken
@@ -91,6 +94,17 @@ class Tokenizer:
             return self.encode_numpy(replace_lone_surrogates(text))
         if self.kind == "byte":
             return np.frombuffer(utf8, np.uint8)
+        try:
+            return self._encode_by_library(text)
+        except BaseException as error:
+            is_panic = type(error).__name__ == "PanicException"  # of Rust's: no Exception
+            if not is_panic and not isinstance(error, ValueError):
+                raise
+            raise ValueError(
+                f"tokenizer {self.name} cannot cut {text[:30]!r}...: {what_went_wrong(error)}"
+            ) from error
+
+    def _encode_by_library(self, text: str) -> np.ndarray:
         if self.kind == "hf":
             return np.array(self.library.encode(text, add_special_tokens=False).ids, np.uint32)
         if self.brings_into_nfc:
@@ -241,8 +255,12 @@ def _read_saved(about: dict, path: Path) -> Tokenizer:
     check_kinds(str(path), about, {"vocab_size": int, "specials": dict, "pattern": str})
     check_kinds(str(path), about, {"name": str, "sha256": str})
     refuse_large_id(about["vocab_size"], path)
+    for i in about["specials"].values():
+        refuse_large_id(i, path)
     pieces = [b""] * about["vocab_size"]
     if about["kind"] == "hf":
+        for i in all_ids(about["file"]):
+            refuse_large_id(i, path)
         pieces = pieces_of(about["file"], about["specials"])
     elif about["kind"] == "char":
         characters = [character.encode() for character in about["characters"]]
@@ -267,7 +285,32 @@ def _read_saved(about: dict, path: Path) -> Tokenizer:
             f"(sha256 {tokenizer.fingerprint[:16]}..., expected {expected[:16]}...); "
             f"prepare or copy them again"
         )
+    check_rules(tokenizer, path)
     return tokenizer
+
+
+def check_rules(tokenizer: Tokenizer, path: Path):
+    """ValueError unless the rules of a tokenizer whose files are whole can be used: they may have
+    been made by anybody."""
+    pieces = tokenizer.pieces
+    largest = max(tokenizer.specials.values())
+    if largest >= len(pieces):
+        raise ValueError(f"{path}: a special token has id {largest}, there are {len(pieces):,} ids")
+    if tokenizer.normalization not in ("", "NFC"):
+        raise ValueError(f"{path}: normalization is {tokenizer.normalization!r:.40}, not NFC")
+    if tokenizer.kind == "hf":
+        try_steps(tokenizer.rules, path)
+    elif tokenizer.kind == "char":
+        if any(len(piece.decode()) > 1 for piece in pieces):
+            raise ValueError(f"{path}: characters holds more than a character")
+    else:
+        missing = {bytes([byte]) for byte in range(256)}.difference(pieces)
+        if missing:
+            raise ValueError(
+                f"{path}: no id is the byte {min(missing)!r} and {len(missing) - 1} others"
+            )
+        if tokenizer.pattern not in KNOWN:
+            try_rules("tiktoken", tokenizer.pattern, NASTY, path)
 
 
 def refuse_large_id(largest: Any, path: Path):
@@ -300,7 +343,8 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         if isinstance(error, ValueError) and str(path.parent) in str(error):
             raise
         raise ValueError(
-            f"{path} is not a tokenizer that lathe can read ({type(error).__name__}: {error})"
+            f"{path} is not a tokenizer that lathe can read "
+            f"({type(error).__name__}: {what_went_wrong(error)})"
         ) from error
 
 
