@@ -16,11 +16,29 @@ class ArchiveError(Exception):
     """What is wrong with an archive, in words that follow the name of the file."""
 
 
-def open_archive(stored: BinaryIO, compression: str) -> BinaryIO:
-    """The content of a file with this one of COMPRESSIONS; ArchiveError while it is read."""
+def open_archive(stored: BinaryIO, compression: str, size: int = 2**63) -> BinaryIO:
+    """The content of a file with this one of COMPRESSIONS; ArchiveError while it is read.
+
+    size: bytes of the file. A small one is not given memory for a large window.
+    """
+    window = max(SMALL_WINDOW, min(LARGEST_WINDOW, WINDOW_PER_BYTE * size))
     if compression == ".zst":
-        return io.BufferedReader(_ZstdContent(stored))
-    return io.BufferedReader(_StreamContent(stored, DECOMPRESSORS[compression]))
+        return io.BufferedReader(_ZstdContent(stored, window))
+    return io.BufferedReader(_StreamContent(stored, DECOMPRESSORS[compression], window))
+
+
+# How far back a compressed file refers, which whoever reads it holds in memory: 2 GB are what
+# zstd --ultra --long=31 writes, 128 MB are zstandard's default, and xz -9 takes 64 MB.
+LARGEST_WINDOW = 2**31
+SMALL_WINDOW = 2**27
+WINDOW_PER_BYTE = 32  # of the file: that text is compressed further than so is rare
+
+
+def needs_too_much(window: int) -> ArchiveError:
+    return ArchiveError(
+        f"takes more than {window / 1e6:.0f} MB of memory to decompress, much for so small a file: "
+        "decompress it (zstd -d --long=31, xz -d) and name what comes out"
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -30,7 +48,7 @@ def open_archive(stored: BinaryIO, compression: str) -> BinaryIO:
 class _GzipDecompressor:
     """zlib's decompressor with the names that those of bz2 and lzma have."""
 
-    def __init__(self):
+    def __init__(self, window: int):
         self._zlib = zlib.decompressobj(wbits=31)  # with gzip's header and checksum
         self.needs_input = True
 
@@ -48,13 +66,20 @@ class _GzipDecompressor:
         return self._zlib.unused_data
 
 
-def _xz_decompressor() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ)
+def _bz2_decompressor(window: int) -> bz2.BZ2Decompressor:
+    return bz2.BZ2Decompressor()
+
+
+def _xz_decompressor(window: int) -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=window + XZ_OVERHEAD)
+
+
+XZ_OVERHEAD = 2**20  # bytes that it takes beside its window
 
 
 DECOMPRESSORS = {
     ".gz": _GzipDecompressor,
-    ".bz2": bz2.BZ2Decompressor,
+    ".bz2": _bz2_decompressor,
     ".xz": _xz_decompressor,
 }
 
@@ -63,10 +88,11 @@ class _StreamContent(io.RawIOBase):
     """The content of all streams of a file. The library's own readers take what comes after the
     first stream and is damaged for the end of the file."""
 
-    def __init__(self, stored: BinaryIO, new_decompressor: Callable[[], Any]):
+    def __init__(self, stored: BinaryIO, new_decompressor: Callable[[int], Any], window: int):
         self._stored = stored
         self._new_decompressor = new_decompressor
-        self._decompressor = new_decompressor()
+        self._window = window
+        self._decompressor = new_decompressor(window)
         self._unread = b""  # of what was taken from the file
 
     def readable(self) -> bool:
@@ -86,6 +112,8 @@ class _StreamContent(io.RawIOBase):
             try:
                 content = self._decompressor.decompress(data, len(buffer))
             except (zlib.error, lzma.LZMAError, OSError) as error:
+                if "Memory usage limit" in str(error):
+                    raise needs_too_much(self._window) from error
                 raise ArchiveError(f"is damaged or cut short: {error}") from error
         buffer[: len(content)] = content
         return len(content)
@@ -98,14 +126,13 @@ class _StreamContent(io.RawIOBase):
             if not data:
                 return False
             self._unread = data.lstrip(b"\0")
-        self._decompressor = self._new_decompressor()
+        self._decompressor = self._new_decompressor(self._window)
         return True
 
 
 # -----------------------------------------------------------------------------
 # .zst: frames, whose end zstandard does not miss
 
-ZSTD_LARGEST_WINDOW = 2**31  # what zstd --ultra --long=31 writes; the library's default is 2**27
 ZSTD_FRAME = bytes.fromhex("28b52ffd")
 ZSTD_RLE_BLOCK = 1
 
@@ -113,19 +140,26 @@ ZSTD_RLE_BLOCK = 1
 class _ZstdContent(io.RawIOBase):
     """The content of all frames of a file."""
 
-    def __init__(self, stored: BinaryIO):
+    def __init__(self, stored: BinaryIO, window: int):
         import zstandard
 
-        decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_LARGEST_WINDOW)
-        self._reader = decompressor.stream_reader(_WholeFrames(stored), read_across_frames=True)
+        self._window = window
+        self._size = 0  # of the content so far: a window is filled by it
+        self._frames = _WholeFrames(stored)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
+        self._reader = decompressor.stream_reader(self._frames, read_across_frames=True)
         self._error = zstandard.ZstdError
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
+        if self._frames.largest_window > self._window < self._size:
+            raise needs_too_much(self._window)
         try:
-            return self._reader.readinto(buffer)
+            size = self._reader.readinto(buffer)
+            self._size += size
+            return size
         except self._error as error:
             reason = str(error)
             if "memory" in reason or "Dictionary" in reason:
@@ -141,7 +175,8 @@ class _WholeFrames:
 
     def __init__(self, stored: BinaryIO):
         self._stored = stored
-        self._parts = _parts_of_frames()
+        self.largest_window = 0  # of the frames so far, in bytes
+        self._parts = _parts_of_frames(self)
         self._part = next(self._parts)
         self._seen = 0  # bytes of the part
         self._kept = b""  # of them, if it is wanted
@@ -179,8 +214,9 @@ class _Part(NamedTuple):
     begins_frame: bool = False
 
 
-def _parts_of_frames() -> Generator[_Part, bytes, None]:
-    """All parts of a file of any number of frames; is sent those that it wants."""
+def _parts_of_frames(frames: _WholeFrames) -> Generator[_Part, bytes, None]:
+    """All parts of a file of any number of frames; is sent those that it wants, and tells how large
+    their windows are."""
     while True:
         magic = yield _Part(4, wanted=True, begins_frame=True)
         if magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5:  # to be skipped by its readers
@@ -193,7 +229,14 @@ def _parts_of_frames() -> Generator[_Part, bytes, None]:
         has_window = not descriptor & 0b10_0000
         dictionary_bytes = (0, 1, 2, 4)[descriptor & 0b11]
         size_bytes = (0 if has_window else 1, 2, 4, 8)[descriptor >> 6]
-        yield _Part(has_window + dictionary_bytes + size_bytes)
+        header = yield _Part(has_window + dictionary_bytes + size_bytes, wanted=True)
+        if has_window:
+            exponent = header[0] >> 3
+            eighths = 8 + (header[0] & 0b111)
+            window = eighths << (7 + exponent)
+        else:  # all of the content
+            window = int.from_bytes(header[dictionary_bytes:], "little")
+        frames.largest_window = max(frames.largest_window, window)
         is_last = False
         while not is_last:
             header = int.from_bytes((yield _Part(3, wanted=True)), "little")

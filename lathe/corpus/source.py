@@ -108,7 +108,7 @@ def open_source(source: Source) -> Iterator[OpenFile]:
     with open_stored(source.path) as stored:
         content = stored
         if source.compression:
-            content = open_archive(stored, source.compression)
+            content = open_archive(stored, source.compression, source.size)
         try:
             yield OpenFile(content, stored)
         except ArchiveError as error:

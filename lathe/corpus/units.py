@@ -1,6 +1,7 @@
 """Units of work: blocks of files, the same ones whatever the number of workers."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -8,9 +9,13 @@ from typing import BinaryIO, NamedTuple
 
 # About so many bytes make a unit: seconds of work, and what a worker holds in memory.
 UNIT_BYTES = 4_000_000
-# A row of a table, a line of JSON lines or an element of JSON has at most so many bytes (of JSON,
-# characters): one file must not fill the memory, and JSON takes up to 24 times its size there.
-LARGEST_RECORD = 12_000_000
+# One file must not fill the memory. So a line of JSON lines, an element of JSON or a value of
+# Parquet has at most so many bytes (of JSON, characters), which holds any book; and a row of CSV or
+# TSV so many, of which Python's reader takes eight times the size.
+LARGEST_RECORD = 64_000_000
+LARGEST_ROW = 12_000_000
+# Beyond that size, JSON is looked at before it is read, since its values can take 24 times its own.
+LARGEST_MEMORY = 420_000_000
 
 CARRIAGE_RETURN = ord("\r")
 
@@ -103,15 +108,15 @@ def cut_stream(file: BinaryIO, last_cut: Callable[[bytes], int]) -> Iterator[tup
 
 
 def cut_records(
-    file: BinaryIO, last_cut: Callable[[bytes], int], where: Callable[[], str]
+    file: BinaryIO, last_cut: Callable[[bytes], int], where: Callable[[], str], largest: int
 ) -> Iterator[tuple[int, bytes]]:
     """cut_stream of what consists of records. ValueError that begins with where(), asked for the
-    record which comes next, if that is larger than LARGEST_RECORD."""
+    record which comes next, if that is of more than `largest` bytes."""
 
     def refuse_large(data: bytes):
         # A piece grows only while its first record has no end: all others in it are smaller.
-        if len(data) > LARGEST_RECORD and not last_cut(data[:LARGEST_RECORD]):
-            raise ValueError(too_large(where()))
+        if len(data) > largest and not last_cut(data[:largest]):
+            raise ValueError(too_large(where(), largest))
 
     def last_cut_of_small(data: bytes) -> int:
         refuse_large(data)
@@ -122,13 +127,38 @@ def cut_records(
         yield offset, data
 
 
-def too_large(where: str) -> str:
+def too_large(where: str, largest: int) -> str:
     """What is told of a record that begins there."""
     return (
-        f"{where} begins a record of more than {LARGEST_RECORD / 1e6:.1f} MB: cut it into several, "
-        f"or store its text as a file of its own (is a quote or bracket never closed, or a line "
-        f"end missing?)"
+        f"{where} begins a record of more than {largest / 1e6:.1f} MB: {OTHER_WAYS} "
+        "(is a quote or bracket never closed, or a line end missing?)"
     )
+
+
+OTHER_WAYS = "cut it into several, or store its text as a file of its own"
+
+
+def takes_too_much(text: str, begin: int = 0) -> bool:
+    """Whether a large record of JSON, the text from `begin` on, would take more than LARGEST_MEMORY
+    with all its values. Counted too high where a text is full of brackets."""
+    size = len(text) - begin
+    if size <= LARGEST_ROW:
+        return False
+    per_character = sys.getsizeof(text) // len(text)
+    of_values = 0
+    for mark, n_bytes in BYTES_OF_VALUES.items():
+        of_values += n_bytes * text.count(mark, begin)
+    return 2 * per_character * size + of_values > LARGEST_MEMORY
+
+
+# What Python takes for a value that this begins or follows
+BYTES_OF_VALUES = {"[": 64, "{": 200, ",": 72}
+
+
+def too_many_values(where: str) -> str:
+    """What is told of such a record."""
+    megabytes = f"{LARGEST_MEMORY / 1e6:.0f} MB"
+    return f"{where} begins a record that would take more than {megabytes} of memory: {OTHER_WAYS}"
 
 
 def last_character_end(data: bytes) -> int:

@@ -15,6 +15,7 @@ from corpora import as_parquet, compressed, prepare, stored_documents, write
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lathe.corpus import archives
 from lathe.corpus.archives import COMPRESSIONS, ArchiveError, open_archive
 
 TEXT = b"".join(b"line %d of a text\n" % i for i in range(30))
@@ -193,3 +194,20 @@ def test_text_that_begins_as_an_archive_might_is_text(tmp_path):
 def test_compressed_parquet_is_refused(compression, fails):
     write(f"a.parquet{compression}", compressed(as_parquet(["a", "b"]), compression))
     fails(f"in/a.parquet{compression}: parquet files are read where they lie")
+
+
+def test_a_small_file_with_a_large_window_gets_no_memory_for_it(monkeypatch):
+    """Unless it needs none, as A_WINDOW_OF_2_GB above."""
+    monkeypatch.setattr(archives, "SMALL_WINDOW", 2**20)
+    text = TEXT * 6000  # 3 MB
+    archive = zstd(text, window_log=24)
+    assert open_archive(io.BytesIO(archive), ".zst", 2**20).read() == text  # of a larger file
+    with pytest.raises(ArchiveError, match="takes more than 1 MB of memory to decompress"):
+        open_archive(io.BytesIO(archive), ".zst", len(archive)).read()
+    small = zstd(TEXT, window_log=24)
+    assert open_archive(io.BytesIO(small), ".zst", len(small)).read() == TEXT
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**24}]
+    archive = lzma.compress(text, filters=filters)
+    assert open_archive(io.BytesIO(archive), ".xz", 2**20).read() == text
+    with pytest.raises(ArchiveError, match="takes more than 1 MB of memory to decompress"):
+        open_archive(io.BytesIO(archive), ".xz", len(archive)).read()

@@ -56,14 +56,14 @@ def parts_of(name: str) -> list[bytes]:
     [
         ("an open quote", "a.csv.gz", "a.csv.gz:3 begins a record of more than 12.0 MB"),
         ("an open quote", "a.csv", "a.csv:3 begins a record of more than 12.0 MB"),
-        ("one line", "a.jsonl.gz", "a.jsonl.gz:2 begins a record of more than 12.0 MB"),
+        ("one line", "a.jsonl.gz", "a.jsonl.gz:2 begins a record of more than 64.0 MB"),
         ("a text", "a.json.gz", "a.json.gz: element 2, line 1, begins a record of more than"),
-        ("many lists", "a.json.gz", "a.json.gz: element 1, line 1, begins a record of more than"),
+        ("many lists", "a.json.gz", "a.json.gz: element 1, line 1, begins a record that would"),
         ("many lists in a line", "a.jsonl.gz", "a.jsonl.gz:2 begins a record of more than"),
         ("a nest", "a.json.gz", "a.json.gz: element 2 is not JSON: it is nested too deep"),
-        ("a nest in a line", "a.jsonl.gz", "a.jsonl.gz:2 begins a record of more than 12.0 MB"),
+        ("a nest in a line", "a.jsonl.gz", "a.jsonl.gz:2 begins a record of more than 64.0 MB"),
         ("a header", "a.csv.gz", "a.csv.gz:1 begins a record of more than 12.0 MB"),
-        ("spaces", "a.jsonl.gz", "a.jsonl.gz:2 begins a record of more than 12.0 MB"),
+        ("spaces", "a.jsonl.gz", "a.jsonl.gz:2 begins a record of more than 64.0 MB"),
     ],
 )
 def test_a_bomb_is_named_with_file_and_place_below_600_megabytes(bomb, file, said, tmp_path):
@@ -85,10 +85,68 @@ def test_a_bomb_is_named_with_file_and_place_below_600_megabytes(bomb, file, sai
 @pytest.mark.slow
 def test_a_record_just_below_the_bound_is_read_below_600_megabytes(tmp_path):
     path = tmp_path / "a.jsonl"
-    lists = "[]," * ((units.LARGEST_RECORD - 100) // 3)
+    lists = "[]," * ((units.LARGEST_ROW - 100) // 3)
     path.write_text(json.dumps({"text": "a"}) + '\n{"text": "b", "x": [' + lists + "[]]}\n")
     code, _, peak = prepare_and_measure(path)
     assert code == 0 and peak < MOST_MEMORY
+
+
+@measured
+@pytest.mark.slow
+def test_a_parquet_file_that_repeats_a_large_value_is_named_below_600_megabytes(tmp_path):
+    path = tmp_path / "a.parquet"
+    once = pyarrow.array(["a", "x" * 20 * MB])
+    again = pyarrow.array([0] + [1] * 500, pyarrow.int32())
+    table = pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays(again, once)})
+    pyarrow.parquet.write_table(table, path, compression="zstd", dictionary_pagesize_limit=10**9)
+    assert path.stat().st_size < 100_000
+    code, last_line, peak = prepare_and_measure(path)
+    assert code == 1 and "a.parquet: row" in last_line and "use_dictionary=False" in last_line
+    assert peak < MOST_MEMORY
+
+
+SENTENCE = "The cat, who sat on a mat, saw seven sunny seas.\\n"
+BOOK = SENTENCE * (50 * MB // len(SENTENCE))
+EMOJI = "\U0001f389"  # with which each character takes four bytes
+BOOKS = {
+    "a line": ("a.jsonl", '{"text": "a"}\n{"text": "%s"}\n'),
+    "an element": ("a.json", '["a", "%s"]'),
+    "a line with an emoji": ("a.jsonl", '{"text": "a"}\n{"text": "%s' + EMOJI + '"}\n'),
+}
+
+
+@measured
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", BOOKS)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_book_of_50_megabytes_as_one_record_is_read_or_refused_below_600(
+    name, compressed, tmp_path
+):
+    """It is compressed a thousandfold, and all right."""
+    file, around = BOOKS[name]
+    path = tmp_path / (file + ".gz" * compressed)
+    with gzip.open(path, "wt") if compressed else open(path, "w") as stored:
+        stored.write(around % BOOK)
+    code, last_line, peak = prepare_and_measure(path)
+    assert peak < MOST_MEMORY
+    if EMOJI in around:
+        assert code == 1 and f"{file}" in last_line and "more than 420 MB of memory" in last_line
+    else:
+        assert code == 0, last_line
+
+
+@measured
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["a.jsonl.gz", "a.json.gz"])
+def test_lists_within_the_largest_record_are_refused_before_they_are_read(file, tmp_path):
+    path = tmp_path / file
+    begin, repeated, end = parts_of("many lists" if file == "a.json.gz" else "many lists in a line")
+    with gzip.open(path, "wb") as stored:
+        stored.write(begin + 60 * repeated + end)
+    code, last_line, peak = prepare_and_measure(path)
+    assert code == 1 and f"{file}:" in last_line and "more than 420 MB of memory" in last_line
+    assert peak < MOST_MEMORY
 
 
 @measured
@@ -117,6 +175,7 @@ def test_a_text_is_cut_after_its_last_word(size, end):
 
 def test_rows_of_any_file_are_bounded_alike(fails, unit_bytes, monkeypatch):
     monkeypatch.setattr(units, "LARGEST_RECORD", 1000)
+    monkeypatch.setattr(units, "LARGEST_ROW", 1000)
     large = "x" * 1500
     Path("in/a.jsonl").write_text('{"text": "a"}\n' * 40 + json.dumps({"text": large}) + "\n")
     Path("in/b.json").write_text(json.dumps([{"text": "a"}, {"text": large}, {"text": "b"}]))

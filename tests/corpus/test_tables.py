@@ -201,7 +201,7 @@ def test_a_row_that_grows_without_end_is_refused_before_the_memory_is_full(
     fails, unit_bytes, monkeypatch
 ):
     unit_bytes(100)
-    monkeypatch.setattr(units, "LARGEST_RECORD", 10_000)
+    monkeypatch.setattr(units, "LARGEST_ROW", 10_000)
     write("a.csv", "text\nb\n" + '"b\n' + "c\n" * 50_000)
     fails("in/a.csv:3 begins a record of more than 0.0 MB: .*is a quote or bracket never closed")
     monkeypatch.setattr(tables, "HEADER_BYTES", 100)

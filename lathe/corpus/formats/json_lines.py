@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from lathe.corpus import units
 from lathe.corpus.rules import Rules, decode
 from lathe.corpus.source import Source
-from lathe.corpus.units import Block, cut_records
+from lathe.corpus.units import Block, cut_records, takes_too_much, too_many_values
 from lathe.json_text import NotJSON, parse_json
 
 
@@ -17,7 +18,7 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
     def where() -> str:
         return f"{source.label}:{line}"
 
-    for offset, data in cut_records(file, _last_line_end, where):
+    for offset, data in cut_records(file, _last_line_end, where, units.LARGEST_RECORD):
         yield Block(source.label, source.format, data, offset, line)
         line += data.count(b"\n")
 
@@ -27,17 +28,24 @@ def _last_line_end(data: bytes) -> int:
 
 
 def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any]]:
-    text = decode(block.data, block.label, block.offset, rules, counts)
-    for number, line in enumerate(text.split("\n"), block.line):
-        if not line.strip():
+    lines = decode(block.data, block.label, block.offset, rules, counts).split("\n")
+    lines.reverse()
+    number = block.line - 1
+    while lines:
+        line = lines.pop()  # which may be large: it is held once
+        number += 1
+        if not line or line.isspace():
             continue
         where = f"{block.label}:{number}"
+        if takes_too_much(line):
+            raise ValueError(too_many_values(where))
         try:
             row = parse_json(line, where)
         except NotJSON as error:
             if _may_end_elsewhere(error.__cause__):
                 raise ValueError(f"{error}; {OTHER_FORMS}") from error
             raise
+        del line
         if isinstance(row, list):
             raise ValueError(f"{where} is a list, no row: {OTHER_FORMS}")
         yield where, row

@@ -13,7 +13,14 @@ from typing import Any, BinaryIO, NamedTuple
 from lathe.corpus import units
 from lathe.corpus.rules import Rules, decode, text_of
 from lathe.corpus.source import Source
-from lathe.corpus.units import Block, cut_stream, last_character_end, too_large
+from lathe.corpus.units import (
+    Block,
+    cut_stream,
+    last_character_end,
+    takes_too_much,
+    too_large,
+    too_many_values,
+)
 from lathe.json_text import DECODER, parse_json, what_is_wrong
 
 SPACE = re.compile(r"\s*")
@@ -37,6 +44,7 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
                 rows.append(text_of(_where(source.label, number), value, rules))
             size += end - begin
             if size >= units.UNIT_BYTES:
+                rest.forget()
                 yield Block(source.label, source.format, rows, line=first, counts=dict(counts))
                 counts.clear()
                 first += len(rows)
@@ -44,7 +52,12 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
                 size = 0
     except _TooLarge as error:
         where = _where(source.label, first + len(rows))
-        raise ValueError(too_large(f"{where}, line {rest.line},")) from error
+        where = f"{where}, line {rest.line},"
+        raise ValueError(
+            too_many_values(where)
+            if error.by_its_values
+            else too_large(where, units.LARGEST_RECORD)
+        ) from error
     except _Fault as error:
         where = _where(source.label, first + len(rows))
         raise ValueError(f"{where} is not JSON: {error} at line {rest.line}") from error
@@ -90,20 +103,25 @@ class _Rest:
     def grow(self) -> bool:
         """Read on, so that what is left is twice as long at least, or longer than a record may be.
         False at the end of the file."""
-        more = []
-        left = len(self.text) - self.position
-        missing = min(left, units.LARGEST_RECORD + LONGEST_PART - left)
-        for text in self._texts:
+        text = next(self._texts, "")
+        if not text:
+            return False
+        self.forget()
+        left = len(self.text)
+        missing = min(left, units.LARGEST_RECORD + LONGEST_PART - left) - len(text)
+        more = [self.text, text]
+        self.text = ""  # may be large
+        while missing > 0 and (text := next(self._texts, "")):
             more.append(text)
             missing -= len(text)
-            if missing <= 0:
-                break
-        if not more:
-            return False
-        self._lines_before = self.line - 1
-        self.text = self.text[self.position :] + "".join(more)
-        self.position = 0
+        self.text = "".join(more)
         return True
+
+    def forget(self):
+        """Let go of what is done."""
+        self._lines_before = self.line - 1
+        self.text = self.text[self.position :]
+        self.position = 0
 
     def next_character(self, skipped: re.Pattern = SPACE) -> str:
         """The next one after those, or "" at the end of the file."""
@@ -118,6 +136,8 @@ class _Rest:
         """The value that stands next."""
         while True:
             problem = None
+            if takes_too_much(self.text, self.position):
+                raise _TooLarge(by_its_values=True)
             try:
                 value, end = DECODER.raw_decode(self.text, self.position)
                 may_be_cut = end == len(self.text)  # as a number might
@@ -153,7 +173,11 @@ class _Fault(Exception):
 
 
 class _TooLarge(Exception):
-    """A value of more than LARGEST_RECORD characters."""
+    """A value of more than LARGEST_RECORD characters, or of too many values for the memory."""
+
+    def __init__(self, by_its_values: bool = False):
+        super().__init__()
+        self.by_its_values = by_its_values
 
 
 def _values(rest: _Rest) -> Iterator[_Value]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1000  # are in memory at a time, or fewer large ones
 BATCH_BYTES = 2**25
+# Of values that are stored once, in a dictionary, each row may be as large as all of them together.
+LARGEST_BATCH = 2**28
+MOST_TEXT = 100_000_000  # bytes of text in a block, which was meant to have units.UNIT_BYTES
 
 
 def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
@@ -87,11 +90,15 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
     wanted = block.data
     label = f"{block.label}: row group {wanted.group}"
     n_before = 0  # rows of the group in earlier batches
+    n_bytes = 0  # of text in the rows so far
     try:
         table = _open_table(wanted.path, wanted.file_size)
         about = table.metadata.row_group(wanted.group)
-        row_bytes = 1 + _size_of_what_is_read(about, rules) // max(1, about.num_rows)
+        size = _size_of_what_is_read(about, rules)
+        row_bytes = 1 + size // max(1, about.num_rows)
         batch_rows = min(BATCH_ROWS, wanted.end - wanted.first, BATCH_BYTES // row_bytes)
+        if any(column.has_dictionary_page for column in _columns_that_are_read(about, rules)):
+            batch_rows = min(batch_rows, LARGEST_BATCH // min(1 + size, units.LARGEST_RECORD))
         batches = table.iter_batches(
             max(1, batch_rows),
             row_groups=[wanted.group],
@@ -106,6 +113,9 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
                 row = {}
                 for name, column in columns.items():
                     row[name] = _value(where, name, column[i], rules, counts)
+                    n_bytes += len(row[name]) if isinstance(row[name], str) else 0
+                if n_bytes > max(MOST_TEXT, 2 * size):
+                    raise ValueError(same_values_again(where, n_bytes, size))
                 yield where, row
             n_before += len(batch)
             if n_before >= wanted.end:
@@ -113,6 +123,15 @@ def read(block: Block, rules: Rules, counts: Counter) -> Iterator[tuple[str, Any
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{label} is damaged: {_first_line(error)}") from error
     raise ValueError(f"{label} is damaged: it has {n_before} rows, not {wanted.end}")
+
+
+def same_values_again(where: str, n_bytes: int, size: int) -> str:
+    """What is told of rows that take more memory than their file says."""
+    return (
+        f"{where} is the last of {n_bytes / 1e6:,.0f} MB of text that the file stores in "
+        f"{size / 1e6:,.1f} MB, the same values again and again: write it without a dictionary "
+        "(pyarrow: use_dictionary=False), or as JSON lines"
+    )
 
 
 def _value(where: str, name: str, scalar: "Scalar", rules: Rules, counts: Counter) -> Any:
@@ -127,7 +146,7 @@ def _value(where: str, name: str, scalar: "Scalar", rules: Rules, counts: Counte
     except (ValueError, OverflowError) as error:  # dates that Python has not, and such
         raise ValueError(f"{where}: {name!r} is no text but {scalar.type}") from error
     if isinstance(value, str | bytes) and len(value) > units.LARGEST_RECORD:
-        raise ValueError(too_large(where))
+        raise ValueError(too_large(where, units.LARGEST_RECORD))
     if isinstance(value, bytes):
         return decode_utf8(value, where, 0, rules, counts)
     return value

@@ -116,7 +116,7 @@ def _rows_without_quotes(
 def _rows_with_quotes(
     text: str, table: Table, label: str, line: int
 ) -> Iterator[tuple[str, list[str]]]:
-    csv.field_size_limit(units.LARGEST_RECORD)
+    csv.field_size_limit(units.LARGEST_ROW)
     n_lone_returns = 0
     if "\r" in text:
         text, n_lone_returns = LONE_RETURNS[table.row_end].subn(LONE_RETURN, text)
@@ -157,7 +157,7 @@ def cut(source: Source, file: BinaryIO, rules: Rules) -> Iterator[Block]:
     def where() -> str:
         return f"{source.label}:{line}"
 
-    for offset, data in cut_records(file, last_cut, where):
+    for offset, data in cut_records(file, last_cut, where, units.LARGEST_ROW):
         yield Block(source.label, source.format, data, offset, line, table)
         line += data.count(table.row_end[-1].encode())
 
@@ -169,8 +169,8 @@ def table_of(source: Source, rules: Rules) -> Table:
     data = b""
     with open_source(source) as file:
         while True:
-            if len(data) > units.LARGEST_RECORD:
-                raise ValueError(too_large(f"{source.label}:1"))
+            if len(data) > units.LARGEST_ROW:
+                raise ValueError(too_large(f"{source.label}:1", units.LARGEST_ROW))
             chunk = file.content.read(max(HEADER_BYTES, len(data)))
             data += chunk
             begin = _begin(data)
