@@ -14,8 +14,10 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,7 +111,14 @@ class Tokenizer:
             return np.array(self.library.encode(text, add_special_tokens=False).ids, np.uint32)
         if self.brings_into_nfc:
             text = normalize_nfc(text)
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError:
+            parts = cut_long_gaps(text)
+            if len(parts) == 1:
+                raise
+        ids = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+        return np.concatenate(ids)
 
     def decode(self, ids: Iterable[int], specials: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Where the tokenizer puts a space
@@ -438,6 +447,17 @@ def _tiktoken_urls(name: str) -> list[str]:
         folder = f"{base}/gpt-2/encodings/main"
         return [f"{folder}/vocab.bpe", f"{folder}/encoder.json"]
     return [f"{base}/encodings/{name}.tiktoken"]
+
+
+LONG_GAP = re.compile(r"\s{10000}")
+
+
+def cut_long_gaps(text: str) -> list[str]:
+    """The text in parts, none of which has more white space in a row than tiktoken's engine bears:
+    it has no ids for a text with a million spaces (openai/tiktoken issue 15)."""
+    ends = [gap.end() for gap in LONG_GAP.finditer(text)]
+    parts = [text[begin:end] for begin, end in pairwise([0, *ends, len(text)])]
+    return [part for part in parts if part]
 
 
 def has_lone_surrogates(text: str) -> bool:

@@ -6,7 +6,8 @@ from own_bpe import CODE, OWN
 
 from lathe import ROOT
 from lathe.text.gpt2 import EOT
-from lathe.text.tokenizer import load_tokenizer, train_char
+from lathe.text.patterns import SAME_IN_TIKTOKEN
+from lathe.text.tokenizer import Tokenizer, load_tokenizer, train_char
 
 TIKTOKEN_FILES = ROOT.parent / "shared" / "data" / "tiktoken"
 
@@ -27,6 +28,14 @@ def test_bytes_and_own_bpe_decode_to_what_was_encoded(text):
         assert tokenizer.eot_id not in ids
         assert sum(tokenizer.token_byte_lengths()[ids]) == len(text.encode())
         assert tokenizer.encode_numpy(text).tolist() == ids
+
+
+@pytest.mark.parametrize("pattern", SAME_IN_TIKTOKEN.values())
+def test_a_million_characters_of_white_space_in_a_row_have_ids(pattern):
+    """tiktoken gives up there."""
+    tokenizer = Tokenizer("bpe", "own", OWN.pieces, OWN.specials, pattern)
+    for text in (" " * 10**6 + "a", "a\n" + "\t" * 10**6 + "b" + "\n" * 10**6, " " * 10**6):
+        assert tokenizer.decode(tokenizer.encode_numpy(text)) == text
 
 
 def test_end_of_text_in_a_text_is_ordinary_text(gpt2):
