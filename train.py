@@ -165,6 +165,8 @@ class Run:
     save_has_failed: bool = False  # the last one, which is made up for once
     row_tokens: int = 0  # since the last row of metrics
     row_began: float = 0.0
+    step_ended: float = 0.0  # the last one
+    step_seconds: float = 0.0  # how long it took
 
     @property
     def settings(self) -> Settings:
@@ -466,6 +468,7 @@ def begin(run: Run):
     if evaluation_is_due(run):
         evaluate(run)
     run.row_began = time.perf_counter()
+    run.step_ended = run.row_began
 
 
 def set_lr(run: Run) -> float:
@@ -564,7 +567,8 @@ def pause_for(work: Callable[[Run], None], run: Run):
     report(run, keep=0)
     began = time.perf_counter()
     work(run)
-    run.row_began += time.perf_counter() - began
+    run.step_ended = time.perf_counter()
+    run.row_began += run.step_ended - began
 
 
 # -----------------------------------------------------------------------------
@@ -584,11 +588,26 @@ def report(run: Run, keep: int):
         run.standstill.look(update.step, update.lr, numbers)
         count_skipped(run, update, numbers)
         run.row_tokens += run.plan.tokens_per_step
+        leave_out_pause(run)
         run.progress.step(update.step, numbers["loss"])
         if run.skipped_in_a_row >= s.max_skipped_steps:
             give_up(run, update)
         if update.step % s.log_interval == 0 or update.step in (1, s.max_steps):
             log_row(run, training_row(run, update, numbers), run.progress.train)
+
+
+def leave_out_pause(run: Run):
+    """A step in which the process was stopped (Ctrl-Z, SIGSTOP, a suspended job) counts in
+    tokens_per_second as long as the one before it took."""
+    now = time.perf_counter()
+    seconds = now - run.step_ended
+    run.step_ended = now
+    if not run.signals.continued:
+        run.step_seconds = seconds
+        return
+    run.signals.continued = False
+    if run.step_seconds:
+        run.row_began += max(0.0, seconds - run.step_seconds)
 
 
 def count_skipped(run: Run, update: Update, numbers: dict[str, float]):

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lathe.run.metrics import say_what_is_damaged
+from lathe.terminal import print_note
 from pages.render import render, write
 from pages.run_reader import RunReader
 
@@ -62,7 +64,11 @@ class Report:
 
 def run_page(folders: list[str | Path], max_mb: float = 5.0, most_points: int = MOST_POINTS) -> str:
     """One page about the runs in these folders. Raises FileNotFoundError or ValueError."""
-    runs = [RunReader(folder, most_points).read() for folder in folders]
+    readers = [RunReader(folder, most_points) for folder in folders]
+    runs = [reader.read() for reader in readers]
+    for reader in readers:
+        for file in (reader.metrics, reader.samples):
+            say_what_is_damaged(file.path, file.n_damaged, print_note)
     names = [run["name"] for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         if names.count(run["name"]) > 1:

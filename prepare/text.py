@@ -7,7 +7,7 @@ tokenizer's speed.
     zcat dump.gz | python prepare/text.py --input - --out data/dump
 
 Of tables, CSV may have quotes around its fields and TSV has none; --quotes says otherwise. A row
-(a line of JSON lines, an element of JSON) may have up to 12 MB; text files may have any size.
+may have up to 12 MB, a line of JSON lines or an element of JSON up to 64; text files any size.
 
 A folder gives its text, code and data files, those behind links, too. What it has that is not read
 is counted, by kind, on one line; a file with several names is read once, and one that --val_input

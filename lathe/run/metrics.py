@@ -49,21 +49,36 @@ def read_rows(path: str | Path) -> dict[tuple[str, int], Row]:
     return {(kind_of(row), row["step"]): row for row in each_row(path)}
 
 
-def each_row(path: str | Path) -> Iterator[Row]:
-    """The rows of a metrics file as they stand there."""
-    for rows in GrowingFile(Path(path)).new_rows():
+def each_row(path: str | Path, say: Callable[[str], None] | None = None) -> Iterator[Row]:
+    """The rows of a metrics file as they stand there. say: told how many lines are none."""
+    file = GrowingFile(Path(path))
+    n_without_step = 0
+    for rows in file.new_rows():
         for row in rows:
-            if isinstance(row.get("step"), int):
+            if is_of(row.get("step"), int):
                 yield row
+            else:
+                n_without_step += 1
+    say_what_is_damaged(file.path, file.n_damaged + n_without_step, say)
 
 
 def kind_of(row: Row) -> str:
     return "evaluation" if "val_loss" in row else "training"
 
 
-def read_lines(path: str | Path) -> list[dict]:
-    """The JSON objects of a file that may be missing, or half-written when the power went."""
-    return [row for rows in GrowingFile(Path(path)).new_rows() for row in rows]
+def read_lines(path: str | Path, say: Callable[[str], None] | None = None) -> list[dict]:
+    """The JSON objects of a file that may be missing, or half-written when the power went. say:
+    told how many lines are none."""
+    file = GrowingFile(Path(path))
+    objects = [row for rows in file.new_rows() for row in rows]
+    say_what_is_damaged(file.path, file.n_damaged, say)
+    return objects
+
+
+def say_what_is_damaged(path: Path, n_lines: int, say: Callable[[str], None] | None):
+    if n_lines and say is not None:
+        lines = "1 line is" if n_lines == 1 else f"{n_lines:,} lines are"
+        say(f"{path}: {lines} damaged and left out")
 
 
 BLOCK = 1 << 20  # bytes that are read at once
@@ -74,6 +89,7 @@ class GrowingFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.n_damaged = 0  # lines so far that are no objects, but for a last one that is torn
         self._read = 0  # bytes
         self._inode: int | None = None
 
@@ -91,6 +107,7 @@ class GrowingFile:
             if about.st_ino != self._inode or about.st_size < self._read:
                 self._inode = about.st_ino
                 self._read = 0
+                self.n_damaged = 0
                 if begins_anew is not None:
                     begins_anew()
             file.seek(self._read)
@@ -99,7 +116,11 @@ class GrowingFile:
                 if is_torn:
                     lines.pop()  # its rest may come
                 self._read += sum(map(len, lines))
-                yield parse_lines(lines)
+                rows = parse_lines(lines)
+                if len(rows) < len(lines):
+                    n_blank = sum(line.isspace() for line in lines)
+                    self.n_damaged += len(lines) - n_blank - len(rows)
+                yield rows
                 if is_torn:
                     return
 
@@ -138,7 +159,7 @@ class MetricsLog:
         self.path = Path(path)
         kept = {}  # lines, which take a third of the memory of rows
         if resume_step > 0:
-            for row in each_row(self.path):
+            for row in each_row(self.path, say):
                 if row["step"] <= resume_step:
                     kept[kind_of(row), row["step"]] = json_line(row)
         self._last_steps: dict[str, int] = {}  # by kind
@@ -178,7 +199,7 @@ def json_line(row: Row) -> str:
 
 def open_samples(path: Path, step: int, say: Callable[[str], None] = print_note) -> LineLog:
     """samples.jsonl of a run at `step`, without the lines of steps that it will reach again."""
-    rows = read_lines(path) if step else []
+    rows = read_lines(path, say) if step else []
     kept = []
     for row in rows:
         if is_of(row.get("step"), int) and row["step"] <= step:

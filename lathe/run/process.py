@@ -117,6 +117,7 @@ class StopSignals:
     def __init__(self, say: Callable[[str], None]):
         self.say = say
         self.received: signal.Signals | None = None
+        self.continued = False  # after having been stopped: Ctrl-Z, a batch system that suspends
         self._received_at = 0.0
         self._old_handlers = {}
 
@@ -135,11 +136,17 @@ class StopSignals:
             if number is None or is_ignored_for_good(number):
                 continue
             self._old_handlers[number] = signal.signal(number, self._handle)
+        if hasattr(signal, "SIGCONT"):
+            number = signal.SIGCONT
+            self._old_handlers[number] = signal.signal(number, self._remember_pause)
         return self
 
     def __exit__(self, *_: object):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+
+    def _remember_pause(self, _number: int, _frame: FrameType | None):
+        self.continued = True
 
     def _handle(self, number: int, _frame: FrameType | None):
         now = time.monotonic()

@@ -150,6 +150,29 @@ def test_tokens_per_second_leaves_out_evaluations_and_saves(dataset, tmp_path, m
     assert {row["tokens_per_second"] for row in rows(tmp_path)} == {128 / 2.0}
 
 
+def test_tokens_per_second_leaves_out_the_time_in_which_a_process_was_stopped(
+    dataset, tmp_path, monkeypatch
+):
+    clock = SimpleNamespace(
+        seconds=0.0, monotonic=time.monotonic, perf_counter=lambda: clock.seconds
+    )
+    step_of_training = train.train_step
+
+    def stopped_in_some(run: train.Run):
+        clock.seconds += 2.0
+        if run.state.step in (4, 7):
+            clock.seconds += 1000.0
+            os.kill(os.getpid(), signal.SIGCONT)
+        return step_of_training(run)
+
+    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(train, "train_step", stopped_in_some)
+    for log_interval in (1, 3):
+        out = tmp_path / str(log_interval)
+        assert train.train(settings(dataset, out, max_steps=9, log_interval=log_interval)) == 0
+        assert {row["tokens_per_second"] for row in rows(out)} == {128 / 2.0}
+
+
 def test_what_a_step_measures_is_in_the_log_and_on_the_line(dataset, tmp_path, monkeypatch, capsys):
     step = train.train_step
     more = {"half": torch.tensor(0.5)}

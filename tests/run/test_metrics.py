@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from metrics_rows import eval_row, train_row
 from tiny_run import command
 
-from lathe.run.metrics import MetricsLog, read_metrics
+from lathe.run.metrics import MetricsLog, open_samples, read_metrics
 
 
 def steps(rows: list[dict]) -> list[int]:
@@ -74,6 +74,24 @@ def test_a_resume_drops_the_rows_after_its_checkpoint_and_a_half_written_one(tmp
     assert steps(train) == [10, 20, 30] and steps(evaluation) == [10, 20]
     assert train[-1]["loss"] == 1.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_resume_says_how_many_lines_are_damaged(tmp_path):
+    """A last line that is half-written is none of them: its step is yet to come."""
+    rows = [json.dumps(train_row(step)) for step in (1, 2, 3)]
+    damaged = [rows[0], rows[1][:20], "\0\0\0", "", "[1]", '{"loss": 3}', rows[2], rows[0][:9]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(damaged))
+    samples = [json.dumps({"step": 1, "text": "a"}), "x", json.dumps({"step": 2, "text": "b"})]
+    (tmp_path / "samples.jsonl").write_text("\n".join(samples))
+    said = []
+    log = MetricsLog(tmp_path / "metrics.jsonl", resume_step=3, say=said.append)
+    log.close()
+    assert steps(read_metrics(log.path)[0]) == [1, 3]
+    open_samples(tmp_path / "samples.jsonl", 2, said.append).close()
+    assert [line.removeprefix(f"{tmp_path}/") for line in said] == [
+        "metrics.jsonl: 4 lines are damaged and left out",
+        "samples.jsonl: 1 line is damaged and left out",
+    ]
 
 
 def test_a_run_from_scratch_begins_with_an_empty_file(tmp_path):
