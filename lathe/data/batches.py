@@ -55,7 +55,8 @@ class TrainBatches:
     """The batches of optimizer steps: each step takes the next batch_size samples.
 
     batch_size counts sequences over all ranks and micro-steps; micro_batch_size those of one rank
-    in one forward pass. n_longer: prompts with completions that no window holds whole.
+    in one forward pass. shifted: see SampleOrder. n_longer: prompts with completions that no window
+    holds whole.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class TrainBatches:
         device: "str | torch.device",
         rank: int = 0,
         world_size: int = 1,
+        shifted: bool = False,
     ):
         import torch
 
@@ -82,7 +84,7 @@ class TrainBatches:
         self.n_longer = 0
         for stream, _ in dataset.parts:
             spans = stream.spans(block_size)
-            orders.append(SampleOrder(stream.n_tokens, block_size, seed, spans))
+            orders.append(SampleOrder(stream.n_tokens, block_size, seed, spans, shifted))
             if spans is not None:
                 self.n_longer += spans.n_longer
         weights = [weight for _, weight in dataset.parts]

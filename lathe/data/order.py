@@ -32,16 +32,32 @@ def refuse_too_few(n_tokens: int, block_size: int):
 class SampleOrder:
     """Which window of `n_tokens` tokens each sample number is, reshuffled each epoch.
 
-    spans: see Stream.spans. Raises ValueError where there is less than one window.
+    spans: see Stream.spans. shifted: from the second epoch on running text is cut at other places
+    in each, so that a token does not always stand at the same distance from the beginning of its
+    window. Raises ValueError where there is less than one window.
     """
 
-    def __init__(self, n_tokens: int, block_size: int, seed: int, spans: Spans | None = None):
+    def __init__(
+        self,
+        n_tokens: int,
+        block_size: int,
+        seed: int,
+        spans: Spans | None = None,
+        shifted: bool = False,
+    ):
         refuse_too_few(n_tokens, block_size if spans is None else 1)
         self.n_tokens = n_tokens
         self.block_size = block_size
         self.seed = seed
         self.spans = spans
-        self.n_windows = count_windows(n_tokens, block_size, spans)
+        self.n_windows = count_windows(n_tokens, block_size, spans)  # of the first epoch
+        self.shifted = shifted and spans is None
+        # Windows are as long as the text and `spare` tokens more: the grid may begin up to `spare`
+        # before the text, or, with a window more, between that and a whole window before it. What
+        # has more choices is taken, so that each epoch but the first has as many windows.
+        self.spare = self.n_windows * block_size - (n_tokens - 1)
+        self.one_more = self.shifted and 2 * self.spare < block_size - 1
+        self.n_later = self.n_windows + self.one_more  # windows of each later epoch
         self._kept = {}  # {epoch: its order}; a step across the border of two epochs needs both
 
     def epochs(self, n_samples: int) -> float:
@@ -50,26 +66,43 @@ class SampleOrder:
 
     def windows(self, samples: np.ndarray) -> Windows:
         """The windows of the samples with these numbers, int64."""
-        epochs, slots = np.divmod(samples, self.n_windows)
+        # As if the first epoch had as many as the others.
+        epochs, slots = np.divmod(samples + self.one_more, self.n_later)
+        slots -= np.where(epochs == 0, self.one_more, 0)
         index = np.empty_like(samples)
+        lead = np.zeros_like(samples)
         for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
             of_epoch = epochs == epoch
             index[of_epoch] = self._permuted(epoch, slots[of_epoch])
-        return window_bounds(index, self.n_tokens, self.block_size, self.spans)
+            lead[of_epoch] = self.lead(epoch)
+        return window_bounds(index, self.n_tokens, self.block_size, self.spans, lead=lead)
+
+    def lead(self, epoch: int) -> int:
+        """How many tokens before the text the first window of an epoch begins."""
+        if not self.shifted or epoch == 0:
+            return 0
+        draw = int(hashes(1, self.seed, epoch, 1)[0])
+        if self.one_more:
+            return self.spare + 1 + draw % (self.block_size - 1 - self.spare)
+        return draw % (self.spare + 1)
+
+    def windows_of(self, epoch: int) -> int:
+        return self.n_later if epoch else self.n_windows
 
     def _permuted(self, epoch: int, slots: np.ndarray) -> np.ndarray:
-        if self.n_windows > FEISTEL_ABOVE:
-            return feistel(slots, self.n_windows, self.seed, epoch)
+        n_windows = self.windows_of(epoch)
+        if n_windows > FEISTEL_ABOVE:
+            return feistel(slots, n_windows, self.seed, epoch)
         return self.epoch_order(epoch)[slots]
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """uint32 (n_windows,): the windows of an epoch. The last two asked for are kept."""
+        """uint32 (windows,): those of an epoch, in order. The last two asked for are kept."""
         if epoch not in self._kept:
             if len(self._kept) == 2:
                 oldest = next(iter(self._kept))
                 del self._kept[oldest]
             # All hashes differ, so the result does not depend on how the sort treats equals.
-            order = np.argsort(hashes(self.n_windows, self.seed, epoch))
+            order = np.argsort(hashes(self.windows_of(epoch), self.seed, epoch))
             self._kept[epoch] = order.astype(np.uint32)
         return self._kept[epoch]
 

@@ -49,12 +49,18 @@ def count_windows(n_tokens: int, block_size: int, spans: Spans | None, stride: i
 
 
 def window_bounds(
-    index: np.ndarray, n_tokens: int, block_size: int, spans: Spans | None, stride: int = 0
+    index: np.ndarray,
+    n_tokens: int,
+    block_size: int,
+    spans: Spans | None,
+    stride: int = 0,
+    lead: int | np.ndarray = 0,
 ) -> Windows:
     """The windows with these numbers.
 
     spans: None for running text. stride: there, windows begin so many tokens apart, and the targets
-    that the one before has are not a window's own; 0 = block_size.
+    that the one before has are not a window's own; 0 = block_size. lead: there, the first window
+    begins so many tokens before the text.
     """
     if spans is not None:
         first_inputs = spans.begins[index]
@@ -62,10 +68,10 @@ def window_bounds(
         own_ends = spans.ends[index]
     else:
         stride = stride or block_size
-        first_inputs = index * stride
-        own_begins = first_inputs
+        first_inputs = index * stride - lead
+        own_begins = np.maximum(first_inputs, 0)
         if stride != block_size:
-            own_begins = np.where(index > 0, first_inputs + block_size - stride, first_inputs)
+            own_begins = np.where(index > 0, first_inputs + block_size - stride, own_begins)
         own_ends = np.minimum(first_inputs + block_size, n_tokens - 1)
     # Windows that would read beyond the last token begin earlier.
     starts = np.maximum(np.minimum(first_inputs, n_tokens - 1 - block_size), 0)

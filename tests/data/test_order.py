@@ -36,6 +36,31 @@ def test_the_order_of_huge_corpora_is_a_permutation_that_is_not_stored(n_windows
     assert len(set(begins[:500].tolist())) == len(set(begins[500:].tolist())) == 500
 
 
+@settings(max_examples=60)
+@given(st.integers(2, 400), st.integers(1, 40), st.integers(0, 99))
+def test_a_shifted_grid_has_every_target_once_an_epoch(n_tokens, block_size, seed):
+    block_size = min(block_size, n_tokens - 1)
+    order = SampleOrder(n_tokens, block_size, seed, shifted=True)
+    sample = 0
+    for epoch in range(5):
+        n = order.windows_of(epoch)
+        windows = order.windows(np.arange(sample, sample + n))
+        sample += n
+        targets = []
+        for start, begin, end in zip(windows.starts, windows.begins, windows.ends, strict=True):
+            assert 0 <= begin < end <= block_size
+            assert 0 <= start and start + block_size < n_tokens
+            targets += range(start + begin + 1, start + end + 1)
+        assert sorted(targets) == list(range(1, n_tokens))
+
+
+def test_the_grid_moves_over_half_of_a_window_or_more():
+    for n_tokens in (2 + 37 * 16, 7 + 37 * 16, 16 + 37 * 16):
+        order = SampleOrder(n_tokens, 16, 3, shifted=True)
+        leads = {order.lead(epoch) for epoch in range(1, 300)}
+        assert len(leads) >= 8 and order.lead(0) == 0
+
+
 def test_the_order_never_changes_between_versions():
     """Runs that began with an older lathe resume in the same order: these figures stay as they are."""
     assert starts(SampleOrder(1005, 100, 7), 0, 22).tolist() == [
@@ -43,6 +68,11 @@ def test_the_order_never_changes_between_versions():
         *(700, 600, 904, 800, 500, 300, 100, 0, 200, 400, 900),
     ]
     assert SampleOrder(1005, 100, 7).windows(np.array([10, 13])).begins.tolist() == [96, 96]
+    shifted = SampleOrder(1005, 100, 7, shifted=True)
+    assert starts(shifted, 0, 13).tolist() == [
+        *(700, 600, 100, 200, 0, 300, 900, 500, 800, 400, 904),
+        *(690, 590),
+    ]
     assert feistel(np.arange(10), 1000, 7, 0).tolist() == [
         566,
         385,
