@@ -9,6 +9,7 @@ int, float, bool, Literal["a", "b"], list[str], list[int]. A wrong name, type or
 on stderr that names what was meant, and exit code 2.
 """
 
+import atexit
 import json
 import keyword
 import os
@@ -17,6 +18,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 import tomllib
 from collections.abc import Callable
@@ -514,7 +516,22 @@ def run(main: Callable[..., int | None], *arguments: object) -> NoReturn:
         finish_output()
         os._exit(code)
     finish_output()
+    if "torch" in sys.modules:
+        end_at_once(code or 0)
     sys.exit(code)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process, and do not take apart what it has imported: with torch up to half a second.
+    What was registered for the end is done, and threads are waited for, as ever."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, full, or never there
+            stream.flush()
+    os._exit(code)
 
 
 def command_name() -> str:
