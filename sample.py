@@ -122,9 +122,11 @@ import sys
 import time
 from collections import deque
 from dataclasses import fields, replace
+from pathlib import Path
 
 import torch
 
+from lathe.json_text import NotJSON
 from lathe.run import devices
 from lathe.run.progress import with_bar
 from lathe.terminal import edit_lines, print_note, print_result
@@ -220,7 +222,11 @@ def read_prompts(options: Options) -> list[dict]:
     """[{"prompt": text, ...}] as the options say. ValueError, naming the line, for wrong JSONL."""
     if options.prompts:
         rows = []
-        for where, row in read_json_lines(options.prompts):
+        try:
+            lines = read_json_lines(options.prompts)
+        except NotJSON as error:
+            raise ValueError(f'prompts: {error}; lines are {{"prompt": TEXT}}') from None
+        for where, row in lines:
             if not isinstance(row.get("prompt"), str):
                 raise ValueError(f'prompts: {where} is not {{"prompt": TEXT}}')
             if options.format == "jsonl":
@@ -230,6 +236,11 @@ def read_prompts(options: Options) -> list[dict]:
             raise ValueError(f"prompts: {options.prompts} holds no prompt")
         return rows
     if options.prompt_file:
+        if options.prompt_file != "-" and not Path(options.prompt_file).is_file():
+            raise FileNotFoundError(
+                f"prompt_file is {options.prompt_file}: there is no such file; a text itself is "
+                "given with --prompt"
+            )
         return [{"prompt": read_text(options.prompt_file)}]
     texts = options.prompt or [""]
     return [{"prompt": read_text("-") if text == "-" else text} for text in texts]

@@ -282,7 +282,8 @@ def meant_by_bare_word(word: str, types: dict[str, type]) -> str:
     if name in types and (equals or is_dashed):
         return f"; did you mean --{name}={shlex.quote(value) if value else 'VALUE'}?"
     if is_dashed:
-        return ""
+        initial = [name for name in types if len(spelled) == 2 and name[0] == spelled[1:]]
+        return f"; did you mean --{min(initial, key=len)}?" if initial else ""
     path = Path(word)
     for is_kind, setting in (
         (is_dataset, "dataset"),
@@ -293,6 +294,8 @@ def meant_by_bare_word(word: str, types: dict[str, type]) -> str:
             return f"; did you mean --{setting}={shlex.quote(word)}?"
     if (is_hugging_face(path) or is_hub_name(word)) and "model" in types:
         return f"; did you mean --model=hf:{word}?"
+    if "/" in word and "out_dir" in types:
+        return f"; a run is named with --out_dir{runs_here(word)}"
     if "prompt" in types and not path.exists():
         return "; did you mean --prompt='...'?"
     return ""

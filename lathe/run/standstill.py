@@ -7,6 +7,7 @@ import torch
 WATCHED = 100  # steps after the start of the process
 ZERO_GRADIENTS = 5  # in a row, each exactly zero
 EQUAL_LOSSES = 20  # in a row, equal to the last bit
+HIGHEST_RATE = 10.0  # with more, weights leave the numbers that can be computed with
 SMALLEST_RATE = 1e-6  # below that, weights may move less than a loss in float32 shows
 
 
@@ -41,16 +42,19 @@ class Standstill:
             steps = f"steps {step - ZERO_GRADIENTS + 1} to {step}"
             raise ValueError(
                 f"training does nothing: all gradients are exactly zero in {steps}, "
-                f"with a loss of {loss:.4f}; {self.likely_cause('takes part in the loss')}"
+                f"with a loss of {loss:.4f}; {self.likely_cause('takes part in the loss', lr)}"
             )
         if self.equal_losses == EQUAL_LOSSES:
             steps = f"steps {step - EQUAL_LOSSES} to {step}"
             raise ValueError(
                 f"training does nothing: the loss is {loss:.7g} in each of {steps}, "
-                f"with a gradient of {grad_norm:.4g}; {self.likely_cause('reaches the optimizer')}"
+                f"with a gradient of {grad_norm:.4g}; "
+                f"{self.likely_cause('reaches the optimizer', lr)}"
             )
 
-    def likely_cause(self, missing: str) -> str:
+    def likely_cause(self, missing: str, lr: float) -> str:
+        if lr > HIGHEST_RATE:
+            return f"the learning rate of {lr:.3g} is far too high: lower --learning_rate"
         if self.compiled:
             version = torch.__version__
             return f"likely torch.compile of torch {version} is wrong here: try --compile=false"

@@ -186,7 +186,12 @@ def read_items(spec: str, limit: int = 0) -> list[Item]:
     name, _, file = spec.partition(":")
     if name not in FORMATS:
         names = ", ".join(FORMATS)
-        raise ValueError(f"tasks: {name!r} is none of {names}; a file of your own is NAME:FILE")
+        several = ""
+        if "," in name and set(name.split(",")) <= set(FORMATS):
+            several = f"; several stand side by side: --tasks {name.replace(',', ' ')}"
+        raise ValueError(
+            f"tasks: {name!r} is none of {names}; a file of your own is NAME:FILE{several}"
+        )
     if not file:
         rows = fetch_rows(name)
     elif Path(file).is_file():
