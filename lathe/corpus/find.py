@@ -93,8 +93,14 @@ def _find(inputs: Iterable[str], option: str, search: Search) -> dict[tuple | st
             others = fresh.describe() or "it is empty"
             if is_pattern(name) and not fresh.counts:
                 others = "nothing matches it"
+            advice = ""
+            if os.path.isdir(name) and fresh.counts:
+                advice = (
+                    f"; files that are named one by one are read whatever their names: {name}/*"
+                )
             raise FileNotFoundError(
                 f"--{option} {name}: no documents found (no text or data files there: {others})"
+                f"{advice}"
             )
     return sources
 
