@@ -67,7 +67,7 @@ class LmEval:
     def generated(self, model: Any, prompt: str, n: int) -> str:
         from lm_eval.api.instance import Instance
 
-        settings = {"until": ["\0"], "max_gen_toks": n, "do_sample": False}
+        settings = {"until": [], "max_gen_toks": n, "do_sample": False}
         request = Instance("generate_until", {}, (prompt, settings), 0)
         return model.generate_until([request], disable_tqdm=True)[0]
 
@@ -141,7 +141,8 @@ class LlamaCpp:
         settings.warmup = False
         settings.cpuparams.n_threads = 1  # more spin where cores are shared
         settings.use_jinja = True
-        # In f16, as by default, equally likely tokens may change places.
+        # In f16, as by default, tokens that are equally likely to 0.003 change places.
+        settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
         settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         self.server = xllamacpp.Server(settings)
