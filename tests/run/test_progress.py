@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from metrics_rows import eval_row, train_row
-from tiny_run import ROOT, command, finished
+from tiny_run import ONE_THREAD, ROOT, arguments, command, finished
 
 from bench.screen import Screen, seen_on_terminal
 from lathe.run.progress import SHORTEST_BAR, eval_line, layout, train_line
@@ -163,3 +163,28 @@ def test_other_work_has_a_bar_on_a_terminal_only():
     assert "evaluating: " in (shown := on_terminal(script)) and "0/4" in shown
     assert on_terminal(script, TERM="dumb") == ""
     assert finished(command("-c", script, env={"FORCE_COLOR": "1"})) == (0, "", "")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_whole_run_on_a_terminal_wraps_nothing_and_ends_with_what_to_do_next(
+    columns, dataset, tmp_path
+):
+    (tmp_path / "data").symlink_to(dataset)
+    asked = {"out_dir": "out/run", "sample_tokens": 5, "sample_prompt": "the"}
+    words = [sys.executable, ROOT / "train.py", *arguments("data", **asked)]
+    code, written = seen_on_terminal(words, columns, tmp_path, ONE_THREAD)
+    assert code == 0, written
+    screen = Screen(columns)
+    screen.feed(written)
+    whole = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        str(ROOT / "evaluate.py"),
+        str(ROOT / "sample.py"),
+    ]
+    for line in screen.wrapped:  # a word that is longer than the terminal is wide
+        assert any(line.strip().startswith(path[: columns - 2]) for path in whole), line
+    text = screen.text()
+    assert text[-1].endswith("--max_steps=40") and "loss" in written.partition("step 1/20")[0]
