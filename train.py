@@ -5,7 +5,11 @@ Without a preset it trains config/quickstart.toml on the source of the Python st
 prepares that if it is missing.
 """
 
+import gc
 import time
+
+if __name__ == "__main__":
+    gc.disable()  # until all is imported and built, which lives to the end: see settle_collector
 
 STARTED = time.monotonic()  # here: importing torch takes seconds, too
 
@@ -18,7 +22,6 @@ if __name__ == "__main__":
     # Before torch is imported, which takes seconds: --help and mistakes need not wait for that.
     settings = cli.parse_before_imports(Settings, **PARSER)
 
-import gc
 import json
 import math
 import os
@@ -45,11 +48,12 @@ from lathe.optim.build import (
     optimizer_state,
 )
 from lathe.optim.optimizer import Optimizer, TorchOptimizer
-from lathe.optim.schedule import lr_factor, set_rates
+from lathe.optim.schedule import Leg, lr_factor, position, read_pace, set_rates
 from lathe.output import never_wait
 from lathe.reading import reading
 from lathe.run import checkpoint, devices, dry_run, ranks, sharded_save
 from lathe.run.background import BackgroundWriter
+from lathe.run.clock import Clock
 from lathe.run.farewell import farewell, resume_command
 from lathe.run.files import LineLog, write_atomically
 from lathe.run.gpus import peak_flops
@@ -108,6 +112,7 @@ class TrainState:
     evaluation: dict = field(default_factory=dict)  # the last: step, val_loss, val_bits_per_byte
     skipped: int = 0  # steps left out because their gradient was not finite, or a spike
     grad_norms: list = field(default_factory=list)  # of the last 100 updates: what is usual
+    spent: float = 0.0  # seconds of all processes, in a run by minutes
     wandb_run_id: str = ""
 
 
@@ -156,6 +161,7 @@ class Run:
     signals: StopSignals
     standstill: Standstill
     soundness: Soundness
+    clock: Clock | None  # of a run by minutes
 
     updates: deque[Update] = field(default_factory=deque)  # begun, and not looked at yet
     stopping: bool = False
@@ -211,7 +217,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     if settings.parallel == "fsdp":
         sharded_save.check_shared(settings.out_dir)
     start = open_start(find_start(settings, say), settings.block_size)
-    plan = plan_run(settings, runtime, dataset, start)
+    plan = plan_run(settings, runtime, dataset, start, spent=elapsed())
     refuse_what_no_memory_holds(plan)
     s = plan.settings
     state = TrainState(wandb_run_id=os.urandom(4).hex())
@@ -267,8 +273,23 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         signals=contexts.enter_context(StopSignals(say)),
         standstill=Standstill(plan.compiled),
         soundness=Soundness(batches, s.micro_batch_size * s.block_size, runtime.world_size),
+        clock=make_clock(plan, state, dataset),
         saved_step=state.step if plan.resumed else None,
     )
+
+
+def make_clock(plan: Plan, state: TrainState, dataset: Dataset) -> Clock | None:
+    """That of a run by minutes, of which earlier processes have spent a part."""
+    minutes = plan.settings.minutes
+    if not minutes or state.step >= plan.settings.max_steps:  # complete
+        return None
+    # A pass without gradients takes a third; both splits are read.
+    n_tokens = dataset.val.n_tokens
+    if plan.settings.eval_tokens:
+        n_tokens = min(n_tokens, plan.settings.eval_tokens)
+    n_tokens += min(n_tokens, plan.settings.eval_train_tokens)
+    evaluation_steps = n_tokens / plan.tokens_per_step / 3
+    return Clock(60 * minutes, state.spent, STARTED, state.step, evaluation_steps)
 
 
 def find_dataset(s: Settings) -> Dataset:
@@ -277,7 +298,9 @@ def find_dataset(s: Settings) -> Dataset:
     dataset = open_data(s)
     if s.init_from in ("scratch", *RESUMING):  # another model has a context of its own
         for stream, _ in dataset.parts:
-            refuse_too_few(stream.n_tokens, s.block_size if stream.mask is None else 1)
+            is_chosen = s.minutes and "block_size" not in s.given  # as fits the text
+            block_size = 1 if is_chosen or stream.mask is not None else s.block_size
+            refuse_too_few(stream.n_tokens, block_size)
     # What evaluations need is better missed now than then.
     dataset.tokenizer()
     next(val_windows(dataset.val, s.block_size, 1, 1))
@@ -329,6 +352,7 @@ def make_batches(plan: Plan, dataset: Dataset, runtime: devices.Runtime) -> Trai
         runtime.device,
         runtime.rank,
         runtime.world_size,
+        s.shift_windows,
     )
 
 
@@ -381,6 +405,8 @@ def say_what_to_expect(
 def expected_time(
     plan: Plan, dataset: Dataset, runtime: devices.Runtime, step: int, say: Callable[[str], None]
 ) -> str:
+    if plan.settings.minutes:
+        return f"{plan.settings.minutes:g} minutes in all; the clock says how many steps that is"
     target = dry_run.own_target(plan.settings)
     if target.gpu is not None:
         return dict(dry_run.describe(plan, target, dataset))["time"]
@@ -410,8 +436,7 @@ def open_logs(
         if kept:
             say(f"{out / 'checkpoints'} has what is not lathe's, which stays: {', '.join(kept)}")
     if state.step < s.max_steps:
-        preset = cli.to_toml(replace(s, overwrite=False))
-        write_atomically(out / "settings.toml", preset)
+        write_preset(s)
     metrics = contexts.enter_context(MetricsLog(out / "metrics.jsonl", state.step, say))
     mirrors = Mirrors(s, state.wandb_run_id, state.step, say)
     contexts.callback(mirrors.close)
@@ -430,6 +455,12 @@ def open_logs(
     return Logs(metrics, samples, mirrors, Report(out))
 
 
+def write_preset(s: Settings):
+    """What repeats the run: by the steps that it took, where it went by minutes."""
+    preset = cli.to_toml(replace(s, overwrite=False, minutes=0.0))
+    write_atomically(Path(s.out_dir) / "settings.toml", preset)
+
+
 # -----------------------------------------------------------------------------
 # The loop
 
@@ -444,6 +475,7 @@ def train(settings: Settings) -> int:
         state = run.state
         begin(run)
         while state.step < run.settings.max_steps and not run.stopping:
+            follow_clock(run)
             lr = set_lr(run)
             numbers = ranks.LaterByName(train_step(run))
             run.updates.append(Update(state.step, state.samples, lr, numbers))
@@ -469,14 +501,34 @@ def begin(run: Run):
         evaluate(run)
     run.row_began = time.perf_counter()
     run.step_ended = run.row_began
+    if run.clock is not None:
+        run.clock.begin(state.step)
+
+
+def follow_clock(run: Run):
+    """In a run by minutes, look now and then how many steps there is time for. Rank 0 decides."""
+    clock = run.clock
+    step = run.state.step
+    if clock is None or step < clock.next_look:
+        return
+    report(run, keep=0)  # no step is under way
+    s = run.settings
+    legs = read_pace(s.pace) or [Leg(0, 0.0, s.max_steps)]
+    (leg, *_) = ranks.gather(clock.look(step, s.eval_interval, legs[-1]))
+    clock.set_next_look(step, leg.last_step)
+    if leg != legs[-1]:
+        legs.append(leg)
+    settings = replace(s, max_steps=leg.last_step, pace=[str(leg) for leg in legs])
+    run.plan = replace(run.plan, settings=settings)
+    run.progress.set_last_step(leg.last_step)
 
 
 def set_lr(run: Run) -> float:
     """Give the optimizers their rates for the next update; returns the learning rate."""
     s = run.settings
-    step = run.state.step
+    at = position(run.state.step, s.max_steps, s.pace)
     factor = lr_factor(
-        step, s.max_steps, s.lr_schedule, s.warmup_steps, s.decay_fraction, s.min_lr_fraction
+        at.step, at.max_steps, s.lr_schedule, s.warmup_steps, s.decay_fraction, s.min_lr_fraction
     )
     set_rates(run.optimizers, factor)
     return factor * s.learning_rate
@@ -531,15 +583,22 @@ def train_step(run: Run) -> dict[str, Tensor]:
 
     state.step += 1
     state.samples += s.batch_size
-    if state.step == 1:  # what lives now lives to the end: the collector need not look at it again
-        gc.collect()
-        gc.freeze()
+    if state.step == 1:
+        settle_collector()
     return {
         **shared,
         "grad_norm": grad_norm,
         "skipped": skipped,
         "loss_of_rank": loss,
     }
+
+
+def settle_collector():
+    """What lives now lives to the end: the collector need not look at it again."""
+    if gc.isenabled():  # in a process that has done other things before, and left rubbish
+        gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def largest_norm(run: Run) -> float:
@@ -568,7 +627,10 @@ def pause_for(work: Callable[[Run], None], run: Run):
     began = time.perf_counter()
     work(run)
     run.step_ended = time.perf_counter()
-    run.row_began += run.step_ended - began
+    paused = run.step_ended - began
+    run.row_began += paused
+    if run.clock is not None:
+        run.clock.paused(paused, is_evaluation=work is evaluate)
 
 
 # -----------------------------------------------------------------------------
@@ -697,6 +759,7 @@ def evaluate(run: Run):
         run.stopping = True
         return
     is_best = scores["val_loss"] < state.best_val_loss
+    warn_where_validation_turns(run, scores["val_loss"])
     if is_best:
         state.best_val_loss = scores["val_loss"]
     state.evaluation = {"step": state.step, **scores}
@@ -710,6 +773,18 @@ def evaluate(run: Run):
     ranks.while_main_works(what, partial(write_for_people, run), run.watchdog.alive)
     if run.stop_asked():
         run.stopping = True
+
+
+def warn_where_validation_turns(run: Run, val_loss: float):
+    """Once a text is read again: what is learned by heart no longer helps with another one."""
+    state = run.state
+    epochs = state.samples * run.settings.block_size / run.dataset.train.n_tokens
+    if epochs > 1 and val_loss > 1.002 * state.best_val_loss:
+        run.progress.print(
+            f"validation loss turns: {val_loss:.4f}, it was {state.best_val_loss:.4f}; the text "
+            f"was read {epochs:.1f} times. The best checkpoint stays, and sampling uses it; "
+            "more text, --dropout or fewer steps help"
+        )
 
 
 def write_for_people(run: Run):
@@ -827,6 +902,7 @@ def draw_samples(run: Run, together: bool) -> list[str] | None:
     rows: list[list[int]] = [[] for _ in range(s.num_samples)]
     run.model.eval()
     stopped = False
+    is_late = False
     method = callable_by_method(run.model, "features")
     with run.runtime.autocast(), method, devices.in_any_order():
         drawn = generate(run.model, prompts, s.num_samples, s.sample_tokens, sampling, ends)
@@ -835,11 +911,14 @@ def draw_samples(run: Run, together: bool) -> list[str] | None:
                 rows[token.row].append(token.id)
             run.watchdog.alive(f"sampling at step {run.state.step}")
             stopped = run.stop_asked() if together else run.signals.asked
-            if stopped:
+            is_late = run.clock is not None and not together and run.clock.is_over()
+            if stopped or is_late:
                 break
     run.model.train()
     if stopped:
         return None
+    if is_late:
+        run.progress.print("the minutes are over: samples end early")
     return [tokenizer.decode(ids) for ids in rows]
 
 
@@ -869,6 +948,10 @@ def save(run: Run, best: bool = False):
     began = time.perf_counter()
     settle_last_save(run, again=False)  # this one makes up for it
     run.saving = True
+    if run.clock is not None:
+        state.spent = run.clock.spent()
+        if run.runtime.is_main:
+            write_preset(run.settings)
     copy = state.step < run.settings.max_steps  # after the last update nothing changes any more
     weights = run.model.state_dict()
     moments = optimizer_state(run.optimizers)
@@ -919,7 +1002,10 @@ def settle_last_save(run: Run, again: bool = True):
 
 def write_checkpoint(run: Run, write: Callable[[], Path], best: bool, waited: float):
     """What rank 0's writer does in its thread with the copies."""
+    began = time.perf_counter()
     line = checkpoint.publish(run.out, write, best, run.settings.keep_checkpoints)
+    if run.clock is not None:
+        run.clock.save = time.perf_counter() - began
     run.progress.print(f"{line}; training waited {waited:.2f} s")
 
 
@@ -1037,6 +1123,11 @@ def print_plan(settings: Settings) -> int:
         if start is not None:  # whose tokenizer it must share
             raise
     plan = plan_run(settings, target.runtime, dataset, start, target.absent_memory)
+    in_minutes = []
+    if settings.minutes and not plan.resumed:
+        for minutes in sorted({1.0, 5.0, 30.0, settings.minutes}):
+            other = plan_run(settings.but(minutes=minutes), target.runtime, dataset, start)
+            in_minutes.append(dry_run.in_minutes(other, dataset))
     if is_main:
         measured = None
         advice = ""
@@ -1045,7 +1136,8 @@ def print_plan(settings: Settings) -> int:
             if its_pace is not None:
                 measured = pace.expectation(plan, its_pace, dataset)
                 advice = pace.slow_step_advice(plan, its_pace)
-        for name, figure in dry_run.describe(plan, target, dataset, measured):
+        lines = dry_run.describe(plan, target, dataset, measured)
+        for name, figure in [*lines, *in_minutes]:
             print_result(f"{name:<16}{figure}")
         if advice:
             print_result(f"{'advice':<16}{advice}")

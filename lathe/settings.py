@@ -7,7 +7,7 @@ default hold everywhere, and the comment beside it, or above it, is its help.
 """
 
 import ast
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -58,6 +58,7 @@ class RunSettings:
     init_from: PathName = "scratch"
     overwrite: bool = False  # start over in an out_dir that already holds a run
     new_data: bool = False  # resume although dataset or seed changed: samples come in a new order
+    shift_windows: bool = True  # cut running text at other places in each epoch after the first
     seed: int = 1337  # of the weights, the order of samples, dropout and sampled text
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     # of the forward pass; weights stay float32
@@ -99,6 +100,8 @@ class Settings(ModelSettings):
     # --- optimization
     batch_size: int = 512  # sequences per optimizer step over all devices; 0 = by rule, see plan.py
     micro_batch_size: int = 0  # sequences per device per forward pass; 0 = auto
+    # time for all of the run, start-up to last save; decides what nobody set; 0 = by max_steps
+    minutes: float = 0.0
     max_steps: int = 5000  # optimizer updates; 0 = as many as 20 tokens per weight make
     tokens: int = 0  # train on this many, which decides max_steps; 0 = max_steps decides
     epochs: float = 0.0  # read the training text so often, which decides max_steps; 0 = tokens do
@@ -117,6 +120,8 @@ class Settings(ModelSettings):
     warmup_steps: int = 40  # steps over which the rates rise linearly
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
     min_lr_fraction: float = 0.05  # wsd and cosine: last rate as a share of the peak
+    # how steps went with the time in a run by minutes, so that it can be repeated; see schedule.py
+    pace: list[str] = field(default_factory=list)
 
     # --- adaptation
     lora_rank: int = 0  # rank of the corrections that alone are trained (LoRA); 0 = all weights
@@ -153,6 +158,13 @@ class Settings(ModelSettings):
     given = MappingProxyType({})
     # The preset that the rest comes from where none was named.
     preset = ""
+
+    def but(self, **values: object) -> "Settings":
+        """The settings with other values, which know what the user wrote all the same."""
+        other = replace(self, **values)
+        object.__setattr__(other, "given", self.given)
+        object.__setattr__(other, "preset", self.preset)
+        return other
 
     def __post_init__(self):
         sizes = ("block_size", "n_layer", "n_head", "n_embd")

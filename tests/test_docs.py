@@ -106,6 +106,10 @@ def small(command: str) -> str:
     }
     settings |= {name: value for name, value in {"dataset": "data/python_stdlib", "init_from": "scratch"}.items()
                  if f"--{name}=" not in command}  # fmt: skip
+    if "--minutes" in command and "--dry_run" in command:
+        settings.pop("max_steps")
+    else:  # two steps are as good as minutes
+        command = re.sub(r" --minutes=\S+", "", command)
     return " ".join([command, *(f"--{name}={value}" for name, value in settings.items())])
 
 

@@ -1,6 +1,7 @@
 """Learning rates as functions of the step, set before each update: a checkpoint needs none."""
 
 import math
+from dataclasses import dataclass
 
 from lathe.optim.optimizer import Optimizer, TorchOptimizer
 
@@ -12,8 +13,69 @@ def set_rates(optimizers: list[Optimizer | TorchOptimizer], factor: float):
             group["lr"] = group["base_lr"] * factor
 
 
+# -----------------------------------------------------------------------------
+# Where a run is on its schedule
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of a run by the clock: from `step` on, which is at `share` of the way, each step takes
+    an equal part of what is left up to `last_step`."""
+
+    step: int
+    share: float
+    last_step: int
+
+    def __str__(self) -> str:
+        return f"{self.step} {self.share!r} {self.last_step}"
+
+    def share_at(self, step: int) -> float:
+        """Of the way: 0 is before the first update, 1 after the last."""
+        steps = (step - self.step) / (self.last_step - self.step)
+        return self.share + (1 - self.share) * steps
+
+
+def read_pace(pace: list[str]) -> list[Leg]:
+    """The legs that str(leg) has written. Raises ValueError for what is none of a run."""
+    legs = []
+    for text in pace:
+        try:
+            step, share, last_step = text.split()
+            leg = Leg(int(step), float(share), int(last_step))
+        except ValueError:
+            raise ValueError(f"pace has {text!r}; a leg is 'STEP SHARE LAST_STEP'") from None
+        begins_well = leg.step > legs[-1].step if legs else leg.step == 0
+        if not (begins_well and 0 <= leg.share < 1 and leg.step < leg.last_step):
+            raise ValueError(f"pace has {text!r}, which does not continue what stands before it")
+        legs.append(leg)
+    return legs
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a step is on the schedule: as step `step` of `max_steps` is on a steady one."""
+
+    step: float
+    max_steps: int
+
+
+def position(step: int, max_steps: int, pace: list[str]) -> Position:
+    """Of update `step`. pace: the legs of a run by the clock, which end at max_steps; with another
+    max_steps it is as if there were none."""
+    legs = read_pace(pace)
+    if not legs or legs[-1].last_step != max_steps:
+        return Position(step, max_steps)
+    leg = max((leg for leg in legs if leg.step <= step), key=lambda leg: leg.step)
+    # By the leg alone, not by later ones: a repeat, which knows them all, computes the same bits.
+    return Position(leg.share_at(step) * leg.last_step, leg.last_step)
+
+
+# -----------------------------------------------------------------------------
+# The rate there
+
+
 def lr_factor(
-    step: int,
+    step: float,
     max_steps: int,
     schedule: str,
     warmup_steps: int,

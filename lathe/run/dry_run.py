@@ -149,6 +149,16 @@ def describe_epochs(plan: Plan, dataset: Dataset) -> str:
     return text
 
 
+def in_minutes(plan: Plan, dataset: Dataset) -> Line:
+    """What a run by minutes would come to."""
+    s = plan.settings
+    tokens = s.max_steps * plan.tokens_per_step
+    epochs = tokens / dataset.train.n_tokens
+    shape = f"{s.n_layer} layers of width {s.n_embd}, {plan.n_params:,} parameters"
+    read = f"{tokens:,} tokens in {s.max_steps:,} steps, the text {epochs:.3g} times"
+    return f"in {s.minutes:g} minutes", f"{shape}; {read}"
+
+
 def memory_lines(memory: StepMemory, target: Target) -> list[Line]:
     peak = f"{amount(memory.peak)} per device in a training step"
     if target.gpu is not None:

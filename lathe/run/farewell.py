@@ -45,12 +45,15 @@ def farewell(settings: Settings, evaluation: dict[str, Any], seconds: float) -> 
         loss += f", {evaluation['val_bits_per_byte']:.4f} bits per byte"
     out_dir = f"--out_dir={settings.out_dir}"
     prompt = [f"--prompt={settings.sample_prompt}"] if settings.sample_prompt else []
+    longer = f"--max_steps={2 * step}"
+    if settings.minutes:
+        longer = f"--minutes={2 * settings.minutes:g}"
     lines += [
         "---",
         f"done: {loss} at step {step}, {seconds:.0f} s; all of it is in {settings.out_dir}",
         "next:",
         f"  {command_line('sample.py', out_dir, '--num_samples=3', *prompt)}",
         f"  {command_line('evaluate.py', out_dir)}",
-        f"  {resume_command(settings, f'--max_steps={2 * step}')}",
+        f"  {resume_command(settings, longer)}",
     ]
     return "\n".join(lines)

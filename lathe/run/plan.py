@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from lathe.data.batches import even_split
+from lathe.optim.schedule import read_pace
 from lathe.run import devices, ranks
 from lathe.run.gpus import peak_flops
 from lathe.run.memory import StepMemory, step_memory
@@ -95,12 +96,17 @@ def resolve(
         steps_done = resumed["step"]
         was = resumed["settings"]
         kept = {name: was[name] for name in ["init_from", *SHAPE] if name in was}
+        if not s.new_data:  # a position means the same samples; before this setting, no grid moved
+            kept["shift_windows"] = was.get("shift_windows", False)
         s = replace(s, **kept)  # how it began; its shape is the same, in the words of then
     elif settings.init_from not in ("scratch", *RESUMING):
         s = replace(s, **{name: getattr(shapes.config, name) for name in SHAPE})
     if s.lora_rank:
         s = replace(s, optimizer="adamw")  # Muon is for whole matrices
     s, rules = follow_rules(s, shapes)
+    if "shift_windows" in settings.given and s.shift_windows != settings.shift_windows:
+        rules.append(f"shift_windows {str(s.shift_windows).lower()}: as the run began")
+    read_pace(s.pace)  # for what is none of a run
 
     choices = list(runtime.reasons)
     if s.deterministic:

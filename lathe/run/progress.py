@@ -59,6 +59,12 @@ class Progress:
             if is_first:  # however lately the bar was drawn without it
                 bar.refresh()
 
+    def set_last_step(self, max_steps: int):
+        """Where the run is to end from now on."""
+        self.max_steps = max_steps
+        if self.bar is not None:
+            self.bar.total = max_steps
+
     def train(self, row: dict[str, Any]):
         if self.on_terminal:
             bar = self._open_bar()

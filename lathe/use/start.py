@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,10 @@ from lathe import hints
 from lathe.data.batches import count_train_windows
 from lathe.data.dataset import Dataset
 from lathe.optim.optimizer import from_own_rows, like_parameter
+from lathe.optim.schedule import Leg, read_pace
+from lathe.reading import reading
 from lathe.run import checkpoint, devices, ranks
+from lathe.run.dial import LENGTHS, Text, settle_length, turn_dial
 from lathe.run.metrics import read_lines
 from lathe.run.plan import NETWORK, SHAPE, Plan, resolve
 from lathe.run.process import seed_everything
@@ -28,8 +32,9 @@ from model import GPT, GPTConfig
 
 
 def which_run(s: Settings, say: Callable[[str], None]) -> Settings:
-    """The settings, with the folder and the start that they mean in this place and this attempt."""
-    return go_on_after_restart(in_its_folder(s, say))
+    """The settings, with the folder, the start and the length that they mean in this place and this
+    attempt."""
+    return settle_length(go_on_after_restart(in_its_folder(s, say)), say)
 
 
 def in_its_folder(s: Settings, say: Callable[[str], None]) -> Settings:
@@ -43,7 +48,7 @@ def in_its_folder(s: Settings, say: Callable[[str], None]) -> Settings:
     if not (folder / "checkpoints").is_dir() or folder.resolve() == Path(s.out_dir).resolve():
         return s
     say(f"out_dir is {folder}, where {path} lies, not {s.out_dir}, as is written in it")
-    return changed(s, out_dir=str(folder))
+    return s.but(out_dir=str(folder))
 
 
 def go_on_after_restart(s: Settings) -> Settings:
@@ -56,15 +61,7 @@ def go_on_after_restart(s: Settings) -> Settings:
     starts = read_lines(Path(s.out_dir) / "starts.jsonl")
     if not starts or starts[-1].get("job") != job or not checkpoint.list_checkpoints(s.out_dir):
         return s
-    return changed(s, init_from="resume", overwrite=False)
-
-
-def changed(s: Settings, **values: str | bool | int | float) -> Settings:
-    """The settings with other values, which know what the user wrote all the same."""
-    other = replace(s, **values)
-    object.__setattr__(other, "given", s.given)
-    object.__setattr__(other, "preset", s.preset)
-    return other
+    return s.but(init_from="resume", overwrite=False)
 
 
 # -----------------------------------------------------------------------------
@@ -143,11 +140,13 @@ def plan_run(
     dataset: Dataset | None,
     start: FoundModel | None,
     device_memory: float = 0.0,
+    spent: float = 0.0,
 ) -> Plan:
     """Decide all that the settings leave open. Both a run and its dry run begin with this.
 
-    dataset: None if it is not prepared, for a dry run. device_memory: see resolve. Raises
-    ValueError for settings, data and weights that do not go together.
+    dataset: None if it is not prepared, for a dry run. device_memory: see resolve. spent: seconds
+    since the process began. Raises ValueError for settings, data and weights that do not go
+    together.
     """
     if dataset is None:
         vocab_size = assumed_vocab_size(s.dataset)
@@ -157,9 +156,17 @@ def plan_run(
         eot_id = dataset.tokenizer().eot_id
         if start is not None:
             check_tokenizer(dataset, start)
-    config = choose_network(s, vocab_size, eot_id, start)
     notes = said_without_effect(s)
-    if s.given and s.preset:
+    if start is not None and s.init_from in RESUMING:
+        s = as_it_went(s, start)
+        config = choose_network(s, vocab_size, eot_id, start)
+    elif s.minutes:
+        network_of = partial(choose_network, vocab_size=vocab_size, eot_id=eot_id, start=start)
+        s, config, lines = dial(s, runtime, dataset, network_of, start is not None, spent)
+        notes += lines
+    else:
+        config = choose_network(s, vocab_size, eot_id, start)
+    if s.given and s.preset and not s.minutes:
         notes.append(f"no preset is named: what the command line leaves open is as in {s.preset}")
     if start is not None and s.init_from not in RESUMING:
         notes += shapes_without_effect(s, start)
@@ -179,6 +186,80 @@ def plan_run(
     if plan.resumed:
         refuse_another_optimizer(plan.settings, start)
     return replace(plan, notes=tuple(notes))
+
+
+def dial(
+    s: Settings,
+    runtime: devices.Runtime,
+    dataset: Dataset | None,
+    network_of: Callable[[Settings], GPTConfig],
+    has_weights: bool,
+    spent: float,
+) -> tuple[Settings, GPTConfig, list[str]]:
+    """Settings, network and a line about each choice, for a run of so many minutes."""
+    if dataset is None and "minutes" in s.given:
+        raise FileNotFoundError(
+            f"minutes is {s.minutes:g}, which needs the text: prepare {s.dataset} first"
+        )
+    if dataset is None:
+        s = s.but(minutes=0.0)
+        return s, network_of(s), ["a run by minutes is planned once the dataset is prepared"]
+    text = Text(
+        dataset.train.n_tokens,
+        min(stream.n_tokens for stream, _ in dataset.parts),
+        dataset.val.n_tokens,
+    )
+    dialled = turn_dial(s, runtime, network_of, text, spent, has_weights)
+    return dialled.settings, dialled.config, dialled.lines
+
+
+# Of a run by minutes these are decided anew by each process, or say where and how it goes on.
+ANEW = ("out_dir", "dataset", "init_from", "overwrite", "new_data", "device", "dtype", "compile")
+ANEW += ("micro_batch_size", "parallel", "rank_timeout", "dry_run", "minutes", *LENGTHS)
+
+
+def as_it_went(s: Settings, start: FoundModel) -> Settings:
+    """The settings with which a run is gone on with: by minutes, those that it was given or chose.
+
+    Raises ValueError where a run by steps is to go on by minutes, or none are left.
+    """
+    was = start.state["settings"]
+    with reading(start.folder, "is damaged: state.json does not say how the run went"):
+        budget = float(was.get("minutes", 0.0))
+        legs = read_pace(was.get("pace", [])) or [Leg(0, 0.0, int(was["max_steps"]))]
+        spent = float(start.state["train"].get("spent", 0.0))
+    if not budget:
+        if s.minutes and "minutes" in s.given:
+            raise ValueError(
+                f"minutes is {s.minutes:g}, but the run in {s.out_dir} goes by steps: --max_steps=N"
+            )
+        return s.but(minutes=0.0)
+    kept = {"pace": [str(leg) for leg in legs], "max_steps": legs[-1].last_step}
+    for name, value in was.items():
+        if name not in s.given and name not in ANEW and hasattr(s, name):
+            kept[name] = value
+    by_steps = [name for name in LENGTHS if s.given.get(name, "").startswith("--")]
+    if by_steps:
+        kept |= {name: getattr(s, name) for name in by_steps}
+        return s.but(**kept | {"minutes": 0.0})
+    asked = s.minutes if "minutes" in s.given and s.minutes else budget
+    if asked != budget and 60 * asked <= spent:
+        raise ValueError(
+            f"minutes is {asked:g}, but the run in {s.out_dir} has spent {spent / 60:.1f}: ask for "
+            "more than these"
+        )
+    if asked != budget:
+        kept |= another_budget(start.state["step"], legs, asked / budget)
+    return s.but(**kept, minutes=asked, tokens=0, epochs=0.0)
+
+
+def another_budget(step: int, legs: list[Leg], ratio: float) -> dict:
+    """max_steps and pace of a run that goes on from `step` with `ratio` times the minutes."""
+    share = min(legs[-1].share_at(step) / ratio, 0.999)
+    last_step = max(step + 1, round(legs[-1].last_step * ratio))  # the clock will correct it
+    legs = [leg for leg in legs if leg.step < step]
+    legs.append(Leg(step, share, last_step))
+    return {"max_steps": last_step, "pace": [str(leg) for leg in legs]}
 
 
 # Settings that act only where another has such a value: {setting: (the other, whether it does)}
@@ -248,7 +329,7 @@ def with_tokens_for_epochs(s: Settings, dataset: Dataset | None) -> tuple[Settin
     n_windows = math.ceil(s.epochs * count_train_windows(dataset, s.block_size))
     tokens = n_windows * s.block_size
     note = f"tokens {tokens:,}: {s.epochs:g} epochs of {dataset.train.n_tokens:,} training tokens"
-    return changed(s, tokens=tokens, epochs=0.0), note
+    return s.but(tokens=tokens, epochs=0.0), note
 
 
 def assumed_vocab_size(dataset: str) -> int:

@@ -1,0 +1,464 @@
+"""The dial: what to train, and how, in so many minutes on this machine.
+
+`turn_dial` times a few steps of the networks in question, takes the largest one that still reads
+enough of the text in the time there is, and sets batch, steps and rates by rules. bench/LOG.md has
+the runs that the rules come from ("By minutes"). What a user has set stays.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from lathe.optim.build import build_optimizers
+from lathe.run import ranks
+from lathe.run.devices import Runtime
+from lathe.run.files import write_atomically
+from lathe.run.provenance import cpu_name
+from lathe.settings import Settings
+from model import GPT, GPTConfig
+
+LEAST_MINUTES = 0.1
+
+# -----------------------------------------------------------------------------
+# What is asked for
+
+LENGTHS = ("max_steps", "tokens", "epochs")  # other settings that say how long a run is
+
+
+def settle_length(s: Settings, say: Callable[[str], None]) -> Settings:
+    """The settings with one word on how long the run is: the command line's before a preset's.
+
+    Raises ValueError where two are in one place.
+    """
+    if not s.minutes:
+        return s
+    if s.minutes < LEAST_MINUTES:
+        raise ValueError(f"minutes is {s.minutes:g}; start-up alone takes {LEAST_MINUTES:g}")
+    asked = s.given.get("minutes", "")
+    if s.gpus and asked:
+        raise ValueError("minutes are measured on this machine, gpus are another: drop one of them")
+    if s.gpus:
+        return s.but(minutes=0.0)
+    for name in LENGTHS:
+        source = s.given.get(name, "")
+        if not source or not getattr(s, name):
+            continue
+        if source.startswith("--") and not asked.startswith("--"):
+            return s.but(minutes=0.0)
+        if source.startswith("--") or not asked.startswith("--"):
+            raise ValueError(f"minutes and {name} both say how long the run is: drop one of them")
+        say(f"{source} = {getattr(s, name)} gives way to --minutes={s.minutes:g}")
+    return s
+
+
+# -----------------------------------------------------------------------------
+# What a step takes here
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a training step are tokens * token + update."""
+
+    token: float  # forward and backward, of one token
+    update: float  # of the optimizers
+
+    def step(self, tokens: int) -> float:
+        return tokens * self.token + self.update
+
+
+MEASURED_SECONDS = 0.3  # at least, of each network
+MEASURED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}  # of a pass
+
+
+def time_network(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
+    """What its steps take on this device, now."""
+    model = GPT(config).to(runtime.device).train()
+    optimizers = build_optimizers(
+        model.named_parameters(), s.optimizer, 1e-6, 1e-6, 0.1, (0.8, 0.95), 0.9, model.fused_rows()
+    )
+    n_tokens = MEASURED_TOKENS[runtime.device.type]
+    n_sequences = max(1, n_tokens // config.block_size)
+    shape = (n_sequences, config.block_size)
+    x = torch.randint(config.vocab_size, shape, device=runtime.device)
+    skipped = torch.tensor(False, device=runtime.device)
+
+    def read():
+        with runtime.autocast():
+            loss = model(x, x)
+        loss.backward()
+
+    def update():
+        for optimizer in optimizers:
+            optimizer.step(skipped)
+            optimizer.zero_grad()
+
+    passes = []
+    updates = []
+    began = time.perf_counter()
+    while len(passes) < 3 or time.perf_counter() - began < MEASURED_SECONDS:
+        passes.append(seconds_of(read, runtime))
+        updates.append(seconds_of(update, runtime))
+    # The first is slow. The least of the others is what a busy machine can do when it is not.
+    return Timing(min(passes[1:]) / x.numel(), min(updates[1:]))
+
+
+def seconds_of(work: Callable[[], None], runtime: Runtime) -> float:
+    began = time.perf_counter()
+    work()
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    elif runtime.device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - began
+
+
+def timing(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
+    """The same, as rank 0 sees it while all ranks work; remembered for this machine for a week."""
+    file = speeds_file()
+    key = speed_key(config, s, runtime)
+    known = ranks.on_main(lambda: read_speeds(file).get(key))
+    if known is not None:
+        return Timing(known["token"], known["update"])
+    measured = ranks.gather(time_network(config, s, runtime))[0]
+    if runtime.is_main:
+        keep_speed(file, key, measured)
+    return measured
+
+
+WEEK = 7 * 24 * 3600
+MOST_SPEEDS = 500
+
+
+def speeds_file() -> Path:
+    """In the user's folder for what can be made again."""
+    if os.name == "nt":
+        home = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        home = "~/Library/Caches"
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "lathe" / "speeds.json"
+
+
+def speed_key(config: GPTConfig, s: Settings, runtime: Runtime) -> str:
+    device = cpu_name() if runtime.device.type == "cpu" else runtime.device_name
+    about = [device, runtime.world_size, torch.get_num_threads(), torch.__version__]
+    about += [str(runtime.dtype), s.optimizer, asdict(config)]
+    return json.dumps(about)
+
+
+def read_speeds(file: Path) -> dict[str, dict[str, float]]:
+    """What is remembered and not too old; nothing where that cannot be read."""
+    try:
+        speeds = json.loads(file.read_text(encoding="utf-8"))
+        newest = time.time() - WEEK
+        return {
+            key: {name: float(speed[name]) for name in ("token", "update", "time")}
+            for key, speed in speeds.items()
+            if speed["time"] > newest and 0 < speed["token"] < 1 and 0 < speed["update"] < 1e3
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def keep_speed(file: Path, key: str, measured: Timing):
+    speeds = read_speeds(file)
+    speeds[key] = {**asdict(measured), "time": time.time()}
+    newest = sorted(speeds.items(), key=lambda item: item[1]["time"])[-MOST_SPEEDS:]
+    with suppress(OSError):  # a home that cannot be written to: measured again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(dict(newest)))
+
+
+# -----------------------------------------------------------------------------
+# Which network
+
+
+Network = Callable[[Settings], GPTConfig]  # the network of such settings
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a run reads, in tokens."""
+
+    n_tokens: int  # of the training split
+    of_smallest: int  # of the smallest dataset in it
+    n_val_tokens: int
+
+
+@dataclass(frozen=True)
+class Size:
+    n_layer: int
+    n_embd: int
+
+
+SIZES = [Size(2, 64), Size(2, 96), Size(3, 96), Size(3, 128), Size(4, 160), Size(4, 192)]
+SIZES += [Size(5, 256), Size(6, 384), Size(8, 512), Size(12, 768), Size(16, 1024), Size(20, 1280)]
+# The best network is the largest one that reads so many tokens for each weight of its blocks.
+TOKENS_PER_WEIGHT = 8.0
+# Where it would read a small text more often than this, a larger one with fewer tokens is better.
+MANY_EPOCHS = 8.0
+TOKENS_PER_WEIGHT_THEN = 2.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network, and what it would do in the time there is."""
+
+    config: GPTConfig
+    timing: Timing
+    batch_size: int
+    n_steps: int
+    block_weights: int
+    text_tokens: int
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_steps * self.batch_size * self.config.block_size
+
+    @property
+    def tokens_per_weight(self) -> float:
+        return self.n_tokens / self.block_weights
+
+    @property
+    def n_epochs(self) -> float:
+        return self.n_tokens / self.text_tokens
+
+    def __str__(self) -> str:
+        return f"{self.config.n_layer} x {self.config.n_embd}"
+
+
+def candidate(
+    config: GPTConfig, s: Settings, runtime: Runtime, text_tokens: int, seconds: float
+) -> Candidate:
+    """What the network would do in so many seconds of training."""
+    speed = timing(config, s, runtime)
+    with torch.device("meta"):
+        blocks = GPT(config).transformer.h
+    weights = sum(p.numel() for p in blocks.parameters())
+    batch_size = s.batch_size
+    if is_free(s, "batch_size"):
+        batch_size = batch_by_tokens(seconds / speed.token, config.block_size, runtime.world_size)
+    step_tokens = batch_size * config.block_size // runtime.world_size  # of a rank
+    n_steps = max(1, round(seconds / speed.step(step_tokens)))
+    return Candidate(config, speed, batch_size, n_steps, weights, text_tokens)
+
+
+def batch_by_tokens(n_tokens: float, block_size: int, world_size: int) -> int:
+    """Sequences of a step: about 1,000 tokens in a run of 300,000, and ~ tokens^0.383 beyond."""
+    step_tokens = 1024 * (n_tokens * world_size / 300_000) ** 0.383
+    n = max(1, round(step_tokens / block_size / world_size))
+    step = 2 ** max(0, math.floor(math.log2(n)) - 2)  # 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...
+    return world_size * step * round(n / step)
+
+
+def sized(s: Settings, size: Size, text: Text) -> Settings:
+    """The settings with a network of this size, where the user has not said otherwise."""
+    n_embd = size.n_embd
+    if not is_free(s, "n_embd"):
+        n_embd = s.n_embd
+    elif not is_free(s, "n_head"):  # whose heads are to be as wide as one another
+        n_embd = max(1, round(n_embd / s.n_head / 16)) * 16 * s.n_head
+    heads = [n for n in range(1, n_embd + 1) if n_embd % n == 0 and n_embd // n % 2 == 0]
+    wanted = {"n_layer": size.n_layer, "n_embd": n_embd}
+    # Heads of 64, or a little more where that does not come out even
+    wanted["n_head"] = max((n for n in heads if n_embd // n >= 64), default=1)
+    wanted["block_size"] = min(context_of(n_embd), text.of_smallest - 1)
+    # In small networks it costs more than it helps once they are trained for a while.
+    wanted["qk_norm"] = n_embd >= 256
+    return s.but(**{name: value for name, value in wanted.items() if is_free(s, name)})
+
+
+def context_of(n_embd: int) -> int:
+    if n_embd <= 64:
+        return 64
+    if n_embd <= 256:
+        return 128
+    return 256 if n_embd <= 512 else 1024
+
+
+def is_free(s: Settings, name: str) -> bool:
+    """Whether the user has left it to the dial."""
+    return name not in s.given
+
+
+def choose_network(
+    s: Settings, runtime: Runtime, network: Network, text: Text, seconds: float
+) -> tuple[Candidate, str]:
+    """The network that learns most in the time, and why; only what is in question is timed."""
+    timed: dict[int, Candidate] = {}
+
+    def at(i: int) -> Candidate:
+        if i not in timed:
+            config = network(sized(s, SIZES[i], text))
+            timed[i] = candidate(config, s, runtime, text.n_tokens, seconds)
+        return timed[i]
+
+    def reads_enough(i: int, least: float) -> bool:
+        return i < len(SIZES) and at(i).tokens_per_weight >= least
+
+    i = first_guess(s, runtime, network, text, seconds)
+    while i > 0 and not reads_enough(i, TOKENS_PER_WEIGHT):
+        i -= 1
+    while reads_enough(i + 1, TOKENS_PER_WEIGHT):
+        i += 1
+    least = TOKENS_PER_WEIGHT
+    if at(i).n_epochs > MANY_EPOCHS:
+        least = TOKENS_PER_WEIGHT_THEN
+        while at(i).n_epochs > MANY_EPOCHS and reads_enough(i + 1, least):
+            i += 1
+    one = at(i)
+    why = f"{one.tokens_per_weight:.3g} tokens for each weight of its blocks"
+    following = timed.get(i + 1, one)
+    if following.config != one.config:
+        why += f"; {following} would read {following.tokens_per_weight:.2g}, "
+        why += f"at least {least:g} are good"
+    return one, why
+
+
+ASSUMED_FLOPS = {"cpu": 5e10, "mps": 2e12, "cuda": 1e14}  # a second, where timing begins
+
+
+def first_guess(s: Settings, runtime: Runtime, network: Network, text: Text, seconds: float) -> int:
+    """The number of the size that is timed first."""
+    flops = ASSUMED_FLOPS[runtime.device.type] * seconds * runtime.world_size
+    for i, size in enumerate(SIZES):
+        with torch.device("meta"):
+            model = GPT(network(sized(s, size, text)))
+        weights = sum(p.numel() for p in model.transformer.h.parameters())
+        if flops / model.flops_per_token() / weights < TOKENS_PER_WEIGHT:
+            return max(0, i - 1)
+    return len(SIZES) - 1
+
+
+# -----------------------------------------------------------------------------
+# How it is trained
+
+
+def rates(n_steps: int, n_embd: int) -> dict[str, float]:
+    """Peak rates: ~ steps^-0.3, AdamW's ~ width^-0.5, too."""
+    slower = (300 / max(n_steps, 100)) ** 0.3
+    return {
+        "learning_rate": float(f"{0.03 * slower * math.sqrt(64 / n_embd):.3g}"),
+        "muon_learning_rate": float(f"{0.04 * slower:.3g}"),
+    }
+
+
+def momentum(n_steps: int) -> float:
+    """Of Muon: a longer average never catches up in a short run."""
+    if n_steps < 250:
+        return 0.8
+    return 0.9 if n_steps < 4000 else 0.95
+
+
+def dropout_of(n_epochs: float) -> float:
+    """None in the first epochs, more the more often the text is read."""
+    if n_epochs < 2:
+        return 0.0
+    return 0.1 if n_epochs < 8 else 0.2
+
+
+N_EVALUATIONS = {0.0: 2, 2.0: 4, 15.0: 8}  # from so many minutes on
+EVALUATION_SHARE = 0.01  # of the budget, for the losses of one, on each of two texts
+
+
+def evaluations(minutes: float) -> int:
+    return max(n for least, n in N_EVALUATIONS.items() if minutes >= least)
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """What the dial has chosen."""
+
+    settings: Settings
+    config: GPTConfig
+    lines: list[str]  # a line about each choice, with its reason
+    timing: Timing
+    n_epochs: float
+
+
+def turn_dial(
+    s: Settings,
+    runtime: Runtime,
+    network: Network,
+    text: Text,
+    spent: float,
+    network_is_given: bool,
+) -> Dialled:
+    """Choose all that the user has not.
+
+    spent: seconds since the process began; network_is_given: by weights that the run begins with.
+    Every rank calls it and gets the same.
+    """
+    budget = 60 * s.minutes
+    n_evaluations = evaluations(s.minutes)
+    # Losses, samples, saves, start-up so far, timing the networks, the end of the process
+    beside = n_evaluations * (2 * EVALUATION_SHARE * budget + 0.3) + spent + 1.5
+    seconds = max(0.3 * budget, budget - beside)
+
+    if network_is_given:
+        one = candidate(network(s), s, runtime, text.n_tokens, seconds)
+        why = "of the weights that it begins with"
+    else:
+        one, why = choose_network(s, runtime, network, text, seconds)
+    n_steps = one.n_steps
+    n_epochs = one.n_epochs
+    step_seconds = one.timing.step(one.n_tokens // n_steps // runtime.world_size)
+
+    interval = math.ceil(1.06 * n_steps / n_evaluations)  # no evaluation just before the last one
+    n_eval = int(EVALUATION_SHARE * budget / one.timing.token * 2 * runtime.world_size)
+    by_steps = f"for {n_steps:,} steps"
+    by_epochs = f"the text is read {n_epochs:.3g} times"
+    shape = {name: getattr(one.config, name) for name in ("n_layer", "n_embd", "n_head")}
+    reasons = {
+        **dict.fromkeys(shape, ""),
+        "block_size": "the context that suits the width",
+        "qk_norm": "on from a width of 256 on",
+        "batch_size": "~ tokens^0.383",
+        "max_steps": f"{1e3 * step_seconds:.3g} ms a step, timed here; the clock corrects it",
+        "learning_rate": f"~ steps^-0.3 / sqrt(width), {by_steps}",
+        "muon_learning_rate": f"~ steps^-0.3, {by_steps}",
+        "muon_momentum": by_steps,
+        "beta1": by_steps,
+        "warmup_steps": by_steps,
+        "weight_decay": by_epochs,
+        "dropout": by_epochs,
+        "eval_interval": f"{n_evaluations} evaluations",
+        "eval_tokens": f"{EVALUATION_SHARE:.0%} of the time each",
+        "log_interval": "",
+    }
+    values = {
+        **shape,
+        "block_size": one.config.block_size,
+        "qk_norm": one.config.qk_norm,
+        "batch_size": one.batch_size,
+        "max_steps": n_steps,
+        **rates(n_steps, one.config.n_embd),
+        "muon_momentum": momentum(n_steps),
+        "beta1": 0.8 if n_steps < 4000 else 0.9,
+        "warmup_steps": n_steps // 200 if n_steps >= 4000 else 0,
+        "weight_decay": 0.1,
+        "dropout": dropout_of(n_epochs),
+        "eval_interval": interval,
+        "eval_tokens": 0 if n_eval >= text.n_val_tokens else n_eval,
+        "log_interval": max(1, n_steps // 40),
+    }
+    free = {name: v for name, v in values.items() if is_free(s, name) or name == "max_steps"}
+    if network_is_given:
+        free = {name: v for name, v in free.items() if name not in (*shape, "qk_norm")}
+    lines = [f"minutes {s.minutes:g}: {seconds:.0f} s of training beside start-up and evaluations"]
+    lines.append(f"network {one}: {why}")
+    for name, value in values.items():
+        if name not in free:
+            lines.append(f"{name} {getattr(s, name)}: as given")
+        elif reasons[name]:
+            lines.append(f"{name} {value}: {reasons[name]}")
+    return Dialled(s.but(**free), one.config, lines, one.timing, n_epochs)

@@ -1,0 +1,118 @@
+"""What the dial promises of its choices, on machines of many speeds that the tests imagine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lathe.run import devices, dial
+from lathe.settings import Settings
+from model import GPT, GPTConfig
+
+many = settings(max_examples=5, derandomize=True, deadline=None)
+
+
+def machine(flops: float):
+    """How long a pass takes where so many operations a second are done."""
+
+    def timing(config: GPTConfig, s: Settings, runtime: devices.Runtime) -> dial.Timing:
+        with torch.device("meta"):
+            model = GPT(config)
+        return dial.Timing(model.flops_per_token() / flops, 40 * model.n_params() / flops)
+
+    return timing
+
+
+def turned(minutes: float, flops: float = 5e10, n_tokens: int = 4_000_000, **given) -> dial.Dialled:
+    s = Settings(minutes=minutes, **given)
+    object.__setattr__(s, "given", {name: f"--{name}" for name in given})
+    runtime = devices.Runtime(torch.device("cpu"), torch.float32)
+
+    def network(s: Settings) -> GPTConfig:
+        return GPTConfig(vocab_size=512, **{name: getattr(s, name) for name in SHAPE})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dial, "timing", machine(flops))
+        text = dial.Text(n_tokens, n_tokens, n_tokens // 10)
+        return dial.turn_dial(s, runtime, network, text, 2.0, False)
+
+
+SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "qk_norm", "dropout")
+BY_HAND = {
+    "n_layer": 3,
+    "n_embd": 80,
+    "n_head": 5,
+    "block_size": 48,
+    "qk_norm": True,
+    "dropout": 0.3,
+    "batch_size": 7,
+    "learning_rate": 0.005,
+    "muon_learning_rate": 0.01,
+    "muon_momentum": 0.7,
+    "beta1": 0.7,
+    "weight_decay": 0.5,
+    "warmup_steps": 3,
+    "eval_interval": 11,
+    "eval_tokens": 1000,
+    "log_interval": 5,
+}
+
+
+@many
+@given(st.sets(st.sampled_from(sorted(BY_HAND))), st.floats(0.2, 60), st.floats(1e9, 1e12))
+def test_what_is_given_by_hand_stays(names, minutes, flops):
+    given = {name: BY_HAND[name] for name in names}
+    dialled = turned(minutes, flops, **given)
+    for name, value in given.items():
+        assert getattr(dialled.settings, name) == value
+        assert f"{name} {value}: as given" in dialled.lines
+    for name in set(BY_HAND) - set(given) - {"n_layer", "n_embd", "n_head", "log_interval"}:
+        assert any(line.startswith(f"{name} ") for line in dialled.lines), name
+
+
+@many
+@given(st.floats(0.2, 100), st.floats(1.2, 4), st.floats(1e9, 1e12), st.integers(1000, 10**9))
+def test_more_minutes_never_make_a_smaller_network(minutes, factor, flops, n_tokens):
+    less = turned(minutes, flops, n_tokens)
+    more = turned(factor * minutes, flops, n_tokens)
+    n_embd, n_layer = more.config.n_embd, more.config.n_layer
+    assert (n_embd, n_layer) >= (less.config.n_embd, less.config.n_layer)
+
+
+@many
+@given(st.floats(0.2, 60), st.floats(1e9, 3e11), st.integers(3, 5000))
+def test_a_text_may_be_as_small_as_it_likes(minutes, flops, n_tokens):
+    dialled = turned(minutes, flops, n_tokens)
+    assert dialled.config.block_size < n_tokens
+    assert dialled.settings.max_steps >= 1
+
+
+@many
+@given(st.floats(0.5, 60), st.floats(1e9, 3e11))
+def test_the_plan_fits_into_the_budget(minutes, flops):
+    dialled = turned(minutes, flops)
+    s = dialled.settings
+    seconds = s.max_steps * dialled.timing.step(s.batch_size * dialled.config.block_size)
+    assert 0.5 * 60 * minutes < seconds < 60 * minutes or s.max_steps == 1
+
+
+def test_a_network_is_timed_as_it_trains(monkeypatch):
+    monkeypatch.setattr(dial, "MEASURED_SECONDS", 0.0)
+    runtime = devices.Runtime(torch.device("cpu"), torch.float32)
+    config = GPTConfig(vocab_size=32, block_size=16, n_layer=1, n_head=1, n_embd=16)
+    speed = dial.time_network(config, Settings(), runtime)
+    assert 0 < speed.token < 1 and 0 < speed.update < 10
+
+
+def test_what_is_measured_is_remembered_and_rubbish_is_not(tmp_path: Path):
+    file = tmp_path / "cache" / "speeds.json"
+    measured = dial.Timing(1e-5, 1e-3)
+    dial.keep_speed(file, "a", measured)
+    known = dial.read_speeds(file)
+    assert dial.Timing(known["a"]["token"], known["a"]["update"]) == measured
+    for rubbish in ("", "{", "[]", '{"a": 3}', '{"a": {"token": "x"}}', "[" * 10**5):
+        file.write_text(rubbish)
+        assert dial.read_speeds(file) == {}
+    dial.keep_speed(file / "no" / "folder", "a", measured)  # said nothing, kept nothing
