@@ -203,7 +203,7 @@ class Size:
 SIZES = [Size(2, 64), Size(2, 96), Size(3, 96), Size(3, 128), Size(4, 160), Size(4, 192)]
 SIZES += [Size(5, 256), Size(6, 384), Size(8, 512), Size(12, 768), Size(16, 1024), Size(20, 1280)]
 # The best network is the largest one that reads so many tokens for each weight of its blocks.
-TOKENS_PER_WEIGHT = 8.0
+TOKENS_PER_WEIGHT = 4.0
 # Where it would read a small text more often than this, a larger one with fewer tokens is better.
 MANY_EPOCHS = 8.0
 TOKENS_PER_WEIGHT_THEN = 2.5
