@@ -175,6 +175,7 @@ def shortened(command: str) -> str:
     where it begins, stays. A run that goes on keeps its network."""
     if "--help" in command or "--dry_run" in command:
         return command
+    command = re.sub(r" --minutes=\S+", "", command)
     sizes = {**SMALL, "block_size": 64, "eval_tokens": 64, "sample_tokens": 4}
     if "--init_from=resume" in command:
         steps = {"max_steps": 4}
