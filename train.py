@@ -1124,7 +1124,7 @@ def print_plan(settings: Settings) -> int:
             raise
     plan = plan_run(settings, target.runtime, dataset, start, target.absent_memory)
     in_minutes = []
-    if settings.minutes and not plan.resumed:
+    if plan.settings.minutes and not plan.resumed:
         for minutes in sorted({1.0, 5.0, 30.0, settings.minutes}):
             other = plan_run(settings.but(minutes=minutes), target.runtime, dataset, start)
             in_minutes.append(dry_run.in_minutes(other, dataset))
