@@ -24,7 +24,27 @@ def open_archive(stored: BinaryIO, compression: str, size: int = 2**63) -> Binar
     window = max(SMALL_WINDOW, min(LARGEST_WINDOW, WINDOW_PER_BYTE * size))
     if compression == ".zst":
         return io.BufferedReader(_ZstdContent(stored, window))
-    return io.BufferedReader(_StreamContent(stored, DECOMPRESSORS[compression], window))
+    return io.BufferedReader(_StreamContent(stored, compression, window))
+
+
+MAGIC = {
+    ".gz": rb"\x1f\x8b",
+    ".bz2": rb"BZh[1-9]",
+    ".xz": rb"\xfd7zXZ\0",
+    ".zst": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+}
+
+
+def refuse_other_content(begin: bytes, compression: str):
+    """ArchiveError if a file that begins so is no archive of the kind that its name says."""
+    if len(begin) < 6 or re.match(MAGIC[compression], begin):
+        return  # what is cut short so soon is for its decompressor
+    what = what_instead_of_text(begin)
+    advice = f"it is {what}" if what else f"leave {compression} out of its name if it is text"
+    raise ArchiveError(
+        f"is damaged or cut short, or never was compressed: it does not begin as {compression} "
+        f"does; {advice}"
+    )
 
 
 # How far back a compressed file refers, which whoever reads it holds in memory: 2 GB are what
@@ -88,11 +108,13 @@ class _StreamContent(io.RawIOBase):
     """The content of all streams of a file. The library's own readers take what comes after the
     first stream and is damaged for the end of the file."""
 
-    def __init__(self, stored: BinaryIO, new_decompressor: Callable[[int], Any], window: int):
+    def __init__(self, stored: BinaryIO, compression: str, window: int):
         self._stored = stored
-        self._new_decompressor = new_decompressor
+        self._compression = compression
+        self._new_decompressor: Callable[[int], Any] = DECOMPRESSORS[compression]
         self._window = window
-        self._decompressor = new_decompressor(window)
+        self._decompressor = self._new_decompressor(window)
+        self._is_begun = False
         self._unread = b""  # of what was taken from the file
 
     def readable(self) -> bool:
@@ -109,6 +131,9 @@ class _StreamContent(io.RawIOBase):
                 self._unread = b""
                 if not data:
                     raise ArchiveError("is damaged or cut short: its end is missing")
+                if not self._is_begun:
+                    refuse_other_content(data, self._compression)
+                    self._is_begun = True
             try:
                 content = self._decompressor.decompress(data, len(buffer))
             except (zlib.error, lzma.LZMAError, OSError) as error:
@@ -185,6 +210,8 @@ class _WholeFrames:
     def read(self, size: int) -> bytes:
         data = self._stored.read(size)
         if data:
+            if self._is_empty:
+                refuse_other_content(data, ".zst")
             self._is_empty = False
             self._follow(data)
         elif self._is_empty or not self._part.begins_frame or self._seen:

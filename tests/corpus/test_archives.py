@@ -77,7 +77,9 @@ def test_a_file_cut_short_or_empty_is_named(compression, fails):
         write(f"a.txt{compression}", archive[:length])
         fails(f"in/a.txt{compression} is damaged or cut short")
     write(f"a.txt{compression}", b"no archive at all")
-    fails(f"in/a.txt{compression} is damaged or cut short")
+    fails(f"in/a.txt{compression} is damaged or cut short.*leave {compression} out of its name")
+    write(f"a.txt{compression}", compressed(TEXT, ".xz" if compression == ".gz" else ".gz"))
+    fails(f"in/a.txt{compression} is damaged or cut short.*it is compressed: .* end its name in")
     write(f"a.txt{compression}", archive + b"and more")
     fails(f"in/a.txt{compression} is damaged or cut short")
 
