@@ -7,7 +7,7 @@ million files may come before the one that cannot be opened.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -113,14 +113,15 @@ class Search:
     # Patterns
 
     def matches(self, pattern: str) -> list[str]:
-        """Files that a pattern of *, ?, [...] and ** matches, sorted: of any kind, also hidden."""
+        """Files that a pattern of *, ?, [...] and ** matches, sorted: of any kind, also hidden; and
+        of folders that it matches what is read of folders, as if a shell had written their names.
+        """
         paths = sorted(_expanded(pattern), key=Path)
         files = []
         for path in paths:
             folder, name = os.path.split(path)
             if os.path.isdir(path):
-                if "**" not in pattern:  # which matches what is in them, too
-                    self.left_out.add(left_out.MATCHED_FOLDER, path)
+                files += self._of_matched_folder(path, pattern)
             elif is_file_of_dataset(name) and is_prepared(folder):
                 self.left_out.add(left_out.DATASET_FILE, path)
             elif reason := why_not_opened(path):
@@ -128,6 +129,16 @@ class Search:
             else:
                 files.append(path)
         return files
+
+    def _of_matched_folder(self, path: str, pattern: str) -> Iterable[str]:
+        """Its files, where the pattern does not match them, too, or say why it is not read."""
+        if "**" in pattern:
+            return []
+        reason = why_folder_is_left_out(os.path.basename(path))
+        if reason and not os.path.basename(pattern).startswith("."):  # .* asks for hidden ones
+            self.left_out.add(reason, path)
+            return []
+        return self.files_below(path)
 
 
 def _expanded(pattern: str) -> set[str]:

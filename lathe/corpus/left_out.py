@@ -26,7 +26,6 @@ DEVICE = "device"
 SAME_FILE = "other name of a file that is read"
 SAME_FOLDER = "other name of a folder that is read"
 FOLDER_ABOVE = "link to a folder above the input"
-MATCHED_FOLDER = "folder that a pattern matches"
 VALIDATION_FILE = "file of --val_input, which is for validation alone"
 SEVERAL = {
     NO_SUFFIX: "files without a suffix",
@@ -46,7 +45,6 @@ SEVERAL = {
     SAME_FILE: "other names of files that are read",
     SAME_FOLDER: "other names of folders that are read",
     FOLDER_ABOVE: "links to folders above the input",
-    MATCHED_FOLDER: "folders that a pattern matches",
     VALIDATION_FILE: "files of --val_input, which are for validation alone",
 }
 

@@ -154,10 +154,14 @@ def test_kinds_that_are_not_read_are_counted(folder, capsys):
     assert why_folder_is_left_out(".git") and not why_folder_is_left_out("src")
 
 
-def test_folders_that_a_pattern_matches_are_said(folder):
-    assert paths("c/*") == ALL[:2]
-    assert what_is_left_out("c/*") == {left_out.MATCHED_FOLDER: 1}
+def test_folders_that_a_pattern_matches_are_read_as_if_a_shell_had_named_them(folder):
+    assert paths("c/*") == paths("c/a.txt", "c/b.md", "c/deep") == ALL
+    assert paths("c/d*") == ALL[2:] and not what_is_left_out("c/*")
     assert sorted(paths("c/**")) == ALL and not what_is_left_out("c/**")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a.txt").write_text("hidden")
+    assert paths("c/*") == ALL and what_is_left_out("c/*") == {left_out.HIDDEN_FOLDER: 1}
+    assert paths("c/.h*") == ["c/.hidden/a.txt"]
 
 
 # -----------------------------------------------------------------------------
