@@ -1,6 +1,7 @@
 """What a preparation tells people, on stderr."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -88,10 +89,16 @@ def summarize(out: Path, meta: dict, tokenizer: str, seconds: float):
     for split, use in (("train", "training reads"), ("val", "training is judged by")):
         if not meta["totals"][split]["tokens"]:
             share = "a lower" if split == "train" else "a higher"
-            files = " or --val_input FILE" if split == "val" else ""
+            advice = f"prepare it again with {share} --val_fraction"
+            if split == "val":
+                advice += " or --val_input FILE"
+            val_input = meta["options"]["val_input"]
+            if split == "val" and val_input:
+                names = shlex.join(val_input)
+                advice = f"--val_input {names} has no text: prepare it again with other files there"
             say(
                 f"{out} is written in {seconds:.1f} s, but has no {split} split, which {use}: "
-                f"prepare it again with {share} --val_fraction{files}, and --overwrite"
+                f"{advice}, and --overwrite"
             )
             return
     say(f"{out} is ready in {seconds:.1f} s (tokenizer {name}, {ids:,} ids)")

@@ -60,9 +60,12 @@ def test_one_text_is_split_by_position_in_whole_characters(tmp_path, unit_bytes)
 
 def test_an_empty_part_is_told(tmp_path, capsys):
     prepare(write_jsonl(tmp_path / "a.jsonl", SENTENCES), tmp_path / "out", val_fraction=0)
-    assert "no validation text: add --val_fraction or --val_input" in capsys.readouterr().err
+    assert "has no val split, which training is judged by" in capsys.readouterr().err
+    (tmp_path / "nothing.txt").write_text("")
+    prepare(tmp_path / "a.jsonl", tmp_path / "given", val_input=[str(tmp_path / "nothing.txt")])
+    assert "nothing.txt has no text: prepare it again with other files there" in capsys.readouterr().err
     prepare(tmp_path / "a.jsonl", tmp_path / "both", val_fraction=0.3)
-    assert "no validation text" not in capsys.readouterr().err
+    assert "has no val split" not in capsys.readouterr().err
 
 
 def test_validation_begins_in_one_unit_and_all_later_ones_are_of_it():
