@@ -217,6 +217,19 @@ def open_dataset(path: str | Path, verify: bool = False) -> Dataset:
     return _open_alone(alone, verify)
 
 
+def unprepared_parts(path: str) -> list[str]:
+    """The datasets of `path`, as open_dataset takes it, that are not there. ValueError for one that
+    is damaged."""
+    missing = []
+    for part in _parts_of_mixture(path):
+        name, _ = _path_and_weight(part)
+        try:
+            _open_alone(name, verify=False)
+        except FileNotFoundError:
+            missing.append(name)
+    return missing
+
+
 def _open_alone(path: str, verify: bool) -> Dataset:
     if path.startswith("raw:") and not os.path.isdir(path):
         return _open_raw(path, verify)

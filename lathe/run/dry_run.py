@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lathe.data.batches import count_train_windows
-from lathe.data.dataset import Dataset
+from lathe.data.dataset import Dataset, unprepared_parts
 from lathe.run import bounds, devices
 from lathe.run.gpus import GPUS, Gpu, known_gpu, peak_tflops
 from lathe.run.memory import StepMemory, step_memory
@@ -124,7 +124,8 @@ def describe_vocabulary(plan: Plan, dataset: Dataset | None) -> str:
     s = plan.settings
     size = f"{plan.config.vocab_size:,}"
     if dataset is None:
-        return f"{size}, assumed: dataset {s.dataset} is not prepared"
+        missing = ", ".join(unprepared_parts(s.dataset))
+        return f"{size}, assumed: dataset {missing} is not prepared"
     return f"{size}; {dataset.train.n_tokens:,} training tokens"
 
 

@@ -62,6 +62,12 @@ def test_a_dry_run_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_names_the_part_of_a_mixture_that_is_not_prepared(dataset, tmp_path, capsys):
+    mixture = f"{dataset}:0.7,{tmp_path / 'data'}:0.3"
+    found = dry_run(capsys, *arguments(mixture, tmp_path / "run"))
+    assert found["vocabulary"].endswith(f"assumed: dataset {tmp_path / 'data'} is not prepared")
+
+
 @pytest.mark.parametrize(
     ("epochs", "said"), [(0.5, "once at most"), (2, "read 2"), (300, "by heart")]
 )
