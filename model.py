@@ -56,6 +56,8 @@ class GPTConfig:
     # how a token's position is encoded
     position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
     rope_theta: float = 10000.0  # base of the rotary wavelengths
+    # longer wavelengths for longer contexts: linear:4 or, as Llama 3.1, llama3:8:1:4:8192
+    rope_scaling: str = ""
     # normalisation before attention, MLP and head
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_weight: bool = False  # learned gains in the norms
@@ -105,6 +107,9 @@ class GPTConfig:
             check(self.n_embd % 2 == 0, "n_embd", "be even with position=sinusoidal")
         check(self.norm_eps > 0, "norm_eps", "be above 0")
         check(self.rope_theta > 0, "rope_theta", "be above 0")
+        if self.rope_scaling:
+            rule = "be linear:FACTOR or llama3:FACTOR:LOW:HIGH:LENGTH, with LOW below HIGH"
+            check(is_rope_scaling(self.rope_scaling), "rope_scaling", rule)
         check(0 <= self.dropout < 1, "dropout", "be at least 0 and below 1")
         check(0 <= self.logit_softcap < math.inf, "logit_softcap", "be 0 (off) or more")
         check(self.bigram_rows >= 0, "bigram_rows", "be 0 (off) or more")
@@ -120,6 +125,20 @@ class GPTConfig:
 # More is a mistake, which would fill the memory before it shows.
 MOST = dict(vocab_size=2**32, block_size=2**24, n_layer=10_000, n_head=2**16, n_embd=2**20)
 CHOICES = {f.name: get_args(f.type) for f in fields(GPTConfig) if get_args(f.type)}
+
+
+def is_rope_scaling(scaling: str) -> bool:
+    """Whether it is one of the two forms of rope_frequencies."""
+    kind, *words = scaling.split(":")
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        return False
+    if not all(0 < number < math.inf for number in numbers):
+        return False
+    if kind == "llama3" and len(numbers) == 4:
+        return numbers[1] < numbers[2]
+    return kind == "linear" and len(numbers) == 1
 
 
 # -----------------------------------------------------------------------------
@@ -175,22 +194,47 @@ def make_norm(c: GPTConfig) -> nn.Module:
 # Positions: sinusoidal and rope. Tables are computed on a CPU in float64, alike for every device.
 
 
-def angles(length: int, width: int, theta: float) -> Tensor:
-    """(length, width / 2): pos / theta^(2i / width), by which feature pair i is turned at pos."""
+def frequencies(width: int, theta: float) -> Tensor:
+    """(width / 2,): theta^(-2i / width), by which feature pair i turns at each position."""
     even = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")  # 2i
+    return theta ** -(even / width)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: str) -> Tensor:
+    """(hd / 2,): those of rope, slower where weights were trained so for longer contexts.
+
+    "linear:FACTOR" divides all by FACTOR (arXiv 2306.15595). "llama3:FACTOR:LOW:HIGH:LENGTH", as in
+    Llama 3.1 (2407.21783), divides those of pairs that go round less than LOW times in LENGTH
+    positions, keeps those of more than HIGH times, and goes over from one to the other between.
+    """
+    frequency = frequencies(head_dim, theta)
+    kind, *words = scaling.split(":")
+    if kind == "linear":
+        return frequency / float(words[0])
+    if kind == "llama3":
+        factor, low, high, length = map(float, words)
+        rounds = length * frequency / (2 * math.pi)
+        kept = ((rounds - low) / (high - low)).clamp(0, 1)
+        return kept * frequency + (1 - kept) * frequency / factor
+    return frequency
+
+
+def angles(length: int, frequency: Tensor) -> Tensor:
+    """(length, width / 2): by how much each pair of features is turned at each position."""
     pos = torch.arange(length, dtype=torch.float64, device="cpu")
-    return torch.outer(pos, theta ** -(even / width))
+    return torch.outer(pos, frequency)
 
 
 def sinusoidal_table(length: int, n_embd: int) -> Tensor:
     """(length, C): sin(pos / 10000^(2i/C)) in feature 2i, and the cosine in feature 2i + 1."""
-    angle = angles(length, n_embd, 10000.0)
+    angle = angles(length, frequencies(n_embd, 10000.0))
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1).float()
 
 
-def rope_table(length: int, head_dim: int, theta: float) -> Tensor:
+def rope_table(length: int, head_dim: int, theta: float, scaling: str = "") -> Tensor:
     """(2, length, 1, hd): cosines and signed sines for rotate, the same for every head."""
-    angle = angles(length, head_dim, theta).unsqueeze(1)  # (length, 1, hd / 2)
+    frequency = rope_frequencies(head_dim, theta, scaling)
+    angle = angles(length, frequency).unsqueeze(1)  # (length, 1, hd / 2)
     cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
     sin = torch.cat((-angle.sin(), angle.sin()), dim=-1)
     return torch.stack((cos, sin)).float()
@@ -493,7 +537,8 @@ class GPT(nn.Module):
             table = sinusoidal_table(config.block_size, config.n_embd)
             self.register_buffer("sinusoids", table, persistent=False)
         if config.position == "rope":
-            table = rope_table(config.block_size, config.head_dim, config.rope_theta)
+            theta = config.rope_theta
+            table = rope_table(config.block_size, config.head_dim, theta, config.rope_scaling)
             self.register_buffer("rope", table, persistent=False)
         self.init_weights()
         self.fast_loss = loss_is_as_derived(self)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
-from model import GPT, GPTConfig, KVCache
+from model import GPT, GPTConfig, KVCache, rope_frequencies
 from pages.options import ModelOptions
 
 
@@ -387,8 +387,8 @@ def positions(model: GPT, T: int) -> tuple[dict, dict[str, np.ndarray]]:
         cosines, sines = model.rope[:, chosen, 0, c.head_dim // 2 :].float()  # (positions, hd / 2)
         picture = cosines
         vectors = torch.cat((cosines, sines), dim=-1)
-        frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2) / c.head_dim)
-        about["wavelengths"] = (2 * np.pi / frequency.double()).tolist()  # tokens per full turn
+        frequency = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        about["wavelengths"] = (2 * np.pi / frequency).tolist()  # tokens per full turn
     else:
         table = model.transformer.wpe.weight if c.position == "learned" else model.sinusoids
         vectors = table.detach()[chosen].float()
@@ -457,11 +457,12 @@ def descriptions(model: GPT) -> dict[str, str]:
         head = "the embedding table again"
     if c.logit_softcap:
         head += f", capped at {c.logit_softcap:g}"
+    rope_scaling = f", {c.rope_scaling}" if c.rope_scaling else ""
     return {
         "Token embedding": f"{c.vocab_size:,} x {c.n_embd}",
         "Pairs of tokens": f"{min(c.bigram_rows, c.vocab_size**2):,} x {c.n_embd}",
         "Positions": {
-            "rope": f"rotary, in attention (theta {c.rope_theta:g})",
+            "rope": f"rotary, in attention (theta {c.rope_theta:g}{rope_scaling})",
             "none": "none",
             "learned": f"learned, {c.block_size} x {c.n_embd}, added",
             "sinusoidal": "sinusoidal, fixed, added",

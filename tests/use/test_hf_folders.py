@@ -132,7 +132,11 @@ LLAMA_WITHOUT_WIDTH = {
         (configured(num_hidden_layers=3), "lack model.layers.2"),
         (configured(num_hidden_layers=1), "no place for"),
         # QK-norm's weights would be lost
-        (configured(architectures=["LlamaForCausalLM"]), "no place for"),
+        (configured(architectures=["LlamaForCausalLM"], model_type="llama"), "no place for"),
+        (
+            configured(architectures=["LlamaForCausalLM"]),
+            "architectures is .*, and model_type qwen3",
+        ),
     ],
 )
 def test_damaged_and_foreign_folders_are_refused(change, message, tmp_path):

@@ -1,9 +1,14 @@
 """config.json, both ways."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lathe.reading import KINDS, is_of
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.hf.families import FAMILIES, GPT2
+from lathe.use.hf.families import FAMILIES, GPT2, Family
+from lathe.use.hf.foreign import biased_modules, refuse_another_type, refuse_foreign_fields
+from lathe.use.hf.rope import our_rope, their_rope, their_scaling
 from model import GPTConfig
 
 # {their key: our setting}
@@ -27,7 +32,6 @@ LLAMA_KEYS = {
     "head_dim": "head_dim",
     "hidden_size": "n_embd",
     "intermediate_size": "n_hidden",
-    "rope_theta": "rope_theta",
 }
 NORM_EPS_KEYS = {"layernorm": "norm_epsilon", "rmsnorm": "rms_norm_eps"}  # where GPT-2's is not
 
@@ -41,6 +45,8 @@ ACTIVATIONS = {
 OUR_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python": "gelu",
     "swish": "swiglu",
 }
 
@@ -74,8 +80,9 @@ def their_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokeniz
         "model_type": architecture.removesuffix("ForCausalLM").lower(),
         "hidden_act": ACTIVATIONS[c.activation],
         NORM_EPS_KEYS[c.norm]: c.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
-        "rope_scaling": None,  # transformers 4.57 would take the usual one of a family
+        "rope_theta": c.rope_theta,
+        "rope_parameters": their_rope(c),
+        "rope_scaling": their_scaling(c),
         "attention_bias": c.bias,
         "mlp_bias": c.bias,
         "use_bias": c.bias,
@@ -89,116 +96,90 @@ def their_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokeniz
 # Reading
 
 
-def our_config(theirs: dict, path: Path) -> tuple[str, GPTConfig]:
-    """(architecture, configuration) of a config.json.
+@dataclass(frozen=True)
+class Described:
+    """What a config.json says."""
 
-    It says nothing sure of biases and gains of norms: here they are there. ValueError names what
-    our network does not compute, or what cannot be.
+    architecture: str
+    config: GPTConfig  # as if there were biases, and gains of norms: the weights tell
+    biased: set[str]  # the linear layers of a block that have biases, by our names
+
+
+def our_config(theirs: dict, path: Path) -> Described:
+    """The network that a config.json describes.
+
+    ValueError names what our network does not compute, or what cannot be.
     """
     try:
         return _our_config(theirs, path)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(f"{path} describes no network: {error}") from error
 
 
-def _our_config(theirs: dict, path: Path) -> tuple[str, GPTConfig]:
+def _our_config(theirs: dict, path: Path) -> Described:
     architecture = read_architecture(theirs, path)
-    numbers = read_numbers(theirs, architecture, path)
-    refuse_what_we_do_not_compute(theirs, architecture, path)
     family = FAMILIES[architecture]
+    keys = GPT2_KEYS if architecture == GPT2 else LLAMA_KEYS
+    activation_key = "activation_function" if architecture == GPT2 else "hidden_act"
+    activation = theirs.get(activation_key, family.defaults[activation_key])
+    if OUR_ACTIVATIONS.get(activation) not in family.settings["activation"]:
+        raise ValueError(
+            f"{path}: activation is {activation} ({activation_key}), which lathe's network does "
+            "not compute"
+        )
+    numbers = read_numbers(theirs, keys, family, path)
+    read = {*keys, activation_key}
+    (norm,) = family.settings["norm"]
+    if architecture != GPT2:
+        eps_key = NORM_EPS_KEYS[norm]
+        read.add(eps_key)
+        numbers["norm_eps"] = theirs.get(eps_key, family.defaults[eps_key])
+        numbers["rope_theta"], numbers["rope_scaling"] = our_rope(theirs, family, path)
+    refuse_foreign_fields(theirs, family, read, path)
+    refuse_another_type(theirs, architecture, family, path)
     config = GPTConfig(
         **numbers,
         position=family.settings["position"][0],
-        norm=family.settings["norm"][0],
+        norm=norm,
         norm_weight=True,
         bias=True,
         zero_init=False,
-        activation=OUR_ACTIVATIONS[their_activation(theirs, architecture)],
+        activation=OUR_ACTIVATIONS[activation],
         qk_norm="attn.q_norm" in family.block,
     )
-    return architecture, config
+    return Described(architecture, config, biased_modules(theirs, family))
 
 
 def read_architecture(theirs: dict, path: Path) -> str:
-    names = theirs.get("architectures")
-    if names:
-        name = names[0]
-    elif theirs.get("model_type") == "gpt2":
-        name = GPT2
+    """Its name in FAMILIES, told by model_type where `architectures` is left out."""
+    if theirs.get("architectures") is not None:
+        name = theirs["architectures"][0]
     else:
-        name = "none"
+        of_type = {family.model_type: name for name, family in FAMILIES.items()}
+        name = of_type.get(theirs.get("model_type"), "none")
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ValueError(f"{path}: architecture {name} is not one that lathe reads: {known}")
     return name
 
 
-def read_numbers(theirs: dict, architecture: str, path: Path) -> dict[str, int | float]:
+def read_numbers(theirs: dict, keys: dict[str, str], family: Family, path: Path) -> dict[str, Any]:
     """{our setting: value} of sizes and other numbers; those left out are as in transformers."""
-    (norm,) = FAMILIES[architecture].settings["norm"]
-    rope = theirs.get("rope_parameters") or {}
-    defaults = {
-        "n_positions": 1024,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": norm == "layernorm",
-        "n_inner": 0,  # 0: as our network derives them
-        "num_key_value_heads": 0,
-        "head_dim": 0,
-        "rope_theta": rope.get("rope_theta") or 10000.0,
-    }
+    may_be_missing = [
+        "n_inner",
+        "num_key_value_heads",
+        "head_dim",
+    ]  # 0: as our network derives them
+    defaults = dict.fromkeys(may_be_missing, 0) | family.defaults
     numbers = {}
-    keys = GPT2_KEYS if architecture == GPT2 else LLAMA_KEYS
     for key, setting in keys.items():
-        value = theirs.get(key)
-        if value is None:
-            value = defaults.get(key)
-        may_be_fraction = setting in ("norm_eps", "rope_theta")
-        if not isinstance(value, (int, float) if may_be_fraction else int):
-            kind = "number" if may_be_fraction else "whole number"
-            raise ValueError(f"{path}: {key} is {theirs.get(key, 'missing')}, not a {kind}")
+        value = theirs[key] if key in theirs else defaults.get(key)
+        if value is None and key in may_be_missing:
+            value = 0
+        kind = {"norm_eps": float, "tie_weights": bool}.get(setting, int)
+        if not is_of(value, kind):
+            raise ValueError(f"{path}: {key} is {theirs.get(key, 'missing')}, not {KINDS[kind]}")
         numbers[setting] = value
-    if architecture != GPT2:
-        numbers["norm_eps"] = theirs.get(NORM_EPS_KEYS[norm], 1e-6)
     return numbers
-
-
-def their_activation(theirs: dict, architecture: str) -> str:
-    if architecture == GPT2:
-        return theirs.get("activation_function", "gelu_new")
-    return theirs.get("hidden_act", "silu")
-
-
-def refuse_what_we_do_not_compute(theirs: dict, architecture: str, path: Path):
-    """ValueError for the first value that changes what their network computes, and not ours."""
-
-    def refuse(setting: str, value: object):
-        raise ValueError(f"{path}: {setting} is {value}, which lathe's network does not compute")
-
-    rope = theirs.get("rope_parameters") or {}
-    scaling = theirs.get("rope_scaling") or rope
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        refuse("rope_scaling", scaling)
-
-    activation = their_activation(theirs, architecture)
-    if OUR_ACTIVATIONS.get(activation) not in FAMILIES[architecture].settings["activation"]:
-        refuse("activation", activation)
-
-    layer_types = theirs.get("layer_types") or []
-    if not set(layer_types) <= {"full_attention"}:
-        refuse("layer_types", layer_types)
-
-    uses_window = theirs.get("use_sliding_window", architecture == "Starcoder2ForCausalLM")
-    window = theirs.get("sliding_window")
-    if uses_window and window and window < theirs.get("max_position_embeddings", 0):
-        refuse("sliding_window", window)
-
-    if not theirs.get("scale_attn_weights", True):
-        refuse("scale_attn_weights", False)
-    if theirs.get("scale_attn_by_inverse_layer_idx"):
-        refuse("scale_attn_by_inverse_layer_idx", True)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        refuse("partial_rotary_factor", rope["partial_rotary_factor"])
-    if theirs.get("pretraining_tp", 1) != 1:
-        refuse("pretraining_tp", theirs["pretraining_tp"])

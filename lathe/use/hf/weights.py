@@ -1,5 +1,6 @@
 """Tensors, both ways."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lathe.run.tensor_file import read_tensor, tensor_names
+from lathe.terminal import print_note
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.hf.config import our_config
+from lathe.use.hf.config import Described, our_config
 from lathe.use.hf.families import FAMILIES, GPT2, architecture_of
 from lathe.use.hf.find import read_file
 from lathe.use.hf.tokenizers import find_tokenizer
@@ -62,6 +64,8 @@ def tensor_pairs(config: GPTConfig, architecture: str) -> Iterator[TensorPair]:
             ]
     if not config.tie_weights:
         modules["lm_head"] = ["lm_head"]
+    if family.settings.get("norm_weight") == [False]:
+        modules = {ours: theirs for ours, theirs in modules.items() if not is_norm(ours)}
 
     query_rows = config.n_head * config.head_dim
     kv_rows = config.n_kv_head * config.head_dim
@@ -148,14 +152,18 @@ def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
     without them, and are not taken over. Rows of the vocabulary beyond the tokenizer's ids are
     padding. Raises ValueError or OSError.
     """
-    architecture, config = our_config(read_file(folder / "config.json"), folder / "config.json")
+    described = our_config(read_file(folder / "config.json"), folder / "config.json")
+    config = described.config
     if tokenizer is not None:
+        refuse_ids_without_rows(config, tokenizer, folder)
         config.vocab_size = min(config.vocab_size, tokenizer.vocab_size)
     files = tensor_files(folder)
     refuse_fewer_layers(config, len(files), folder)
+    if config.tie_weights:
+        config.tie_weights = is_tied(files, described.architecture, folder)
     has_bias = False
     has_gains = False
-    for pair in tensor_pairs(config, architecture):
+    for pair in stored_pairs(described, config):
         if not pair.is_bias and not pair.is_of_norm:
             continue
         neutral = 0.0 if pair.is_bias else 1.0
@@ -170,6 +178,42 @@ def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
     return config
 
 
+def refuse_ids_without_rows(config: GPTConfig, tokenizer: Tokenizer, folder: Path):
+    """ValueError if a text may get ids of which the network knows nothing."""
+    of_text = [i for i, piece in enumerate(tokenizer.pieces) if piece]
+    if of_text and of_text[-1] >= config.vocab_size:
+        raise ValueError(
+            f"{folder}: vocab_size is {config.vocab_size} in config.json, and the tokenizer has "
+            f"ids up to {of_text[-1]}: it is another model's"
+        )
+
+
+def stored_pairs(described: Described, config: GPTConfig) -> Iterator[TensorPair]:
+    """Those that a file has by its config.json; of biases no others. config: ours of the network,
+    which tells whether embedding and head are one."""
+    for pair in tensor_pairs(replace(config, bias=True), described.architecture):
+        in_block = re.sub(r"^transformer\.h\.\d+\.|\.bias$", "", pair.ours)
+        if not pair.is_bias or pair.is_of_norm or in_block in described.biased:
+            yield pair
+
+
+def is_tied(files: dict[str, Path], architecture: str, folder: Path) -> bool:
+    """Whether the head of a file is its embedding, as config.json says. transformers uses another
+    head that is there all the same, and so do we, and say so."""
+    embedding = FAMILIES[architecture].outside["wte"] + ".weight"
+    (name,) = names_in_file([embedding], files)
+    head = "lm_head.weight"
+    if head not in files or name is None:
+        return True
+    if torch.equal(read_tensor(files[head], head), read_tensor(files[name], name)):
+        return True
+    print_note(
+        f"{folder}: tie_word_embeddings is true, and {head} is another matrix than {name}: it is "
+        "used, as in transformers 5"
+    )
+    return False
+
+
 def read_weights(
     folder: Path, config: GPTConfig, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
@@ -179,14 +223,14 @@ def read_weights(
     Positions are as many as in the file, even where the configuration has fewer. Raises ValueError
     or OSError.
     """
-    architecture, as_stored = our_config(read_file(folder / "config.json"), folder / "config.json")
-    config = replace(config, block_size=as_stored.block_size)
+    described = our_config(read_file(folder / "config.json"), folder / "config.json")
+    config = replace(config, block_size=described.config.block_size)
     files = tensor_files(folder)
     unread = {name for name in files if not name.endswith(BUFFERS)}
     if config.tie_weights:
         unread.discard("lm_head.weight")
     state = {}
-    for pair in tensor_pairs(replace(config, bias=True), architecture):
+    for pair in stored_pairs(described, config):
         names = names_in_file(pair.theirs, files)
         if pair.is_bias and not any(names):
             continue
@@ -198,11 +242,7 @@ def read_weights(
             missing_rows = config.padded_vocab_size - len(tensor)
             tensor = torch.nn.functional.pad(tensor, (0, 0, 0, missing_rows))
         state[pair.ours] = tensor if dtype is None else tensor.to(dtype)
-    if unread:
-        names = ", ".join(sorted(unread)[:3])
-        raise ValueError(
-            f"{folder}: {architecture} has no place for {names} ({len(unread)} tensors)"
-        )
+    refuse_unread(unread, described, folder)
 
     weights = {}  # gains of one and biases of zero, of a network without them, are left out here
     for name, like in without_weights(config).state_dict().items():
@@ -216,6 +256,21 @@ def read_weights(
             )
         weights[name] = tensor
     return weights
+
+
+def refuse_unread(unread: set[str], described: Described, folder: Path):
+    """ValueError for tensors of the file that the network which config.json describes lacks."""
+    if not unread:
+        return
+    names = sorted(unread)
+    settings = [setting for setting in FAMILIES[described.architecture].biases if setting]
+    why = ""
+    if names[0].endswith(".bias") and settings:
+        why = f", by {' and '.join(settings)} in config.json"
+    raise ValueError(
+        f"{folder}: {described.architecture} has no place for {', '.join(names[:3])} "
+        f"({len(unread)} tensors){why}"
+    )
 
 
 def files_of_index(index: Path) -> list[str]:
