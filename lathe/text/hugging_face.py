@@ -7,10 +7,8 @@ several times as fast. All others are run by the library itself, see library.py.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
-from lathe.json_text import read_json
 from lathe.text.gpt2 import EOT, GPT2_PATTERN, printable_bytes
 from lathe.text.patterns import SAME_IN_TIKTOKEN, in_oniguruma
 
@@ -250,44 +248,6 @@ def steps_of(content: dict, part: str) -> list[dict]:
         step.setdefault("use_regex", True)
         step.setdefault("add_prefix_space", True)
     return [step]
-
-
-def read_vocab_and_merges(folder: Path) -> dict:
-    """What a tokenizer.json would hold of a GPT-2 folder that has vocab.json and merges.txt alone.
-    ValueError for another model's, whose rules these two do not tell."""
-    config = read_if_there(folder / "config.json")
-    about = read_if_there(folder / "tokenizer_config.json")
-    whose = about.get("tokenizer_class") or config.get("model_type") or "gpt2"
-    added = read_if_there(folder / "added_tokens.json")
-    if whose not in ("gpt2", "GPT2Tokenizer", "GPT2TokenizerFast") or added:
-        reason = f"added_tokens.json ({', '.join(added)})" if added else whose
-        raise ValueError(
-            f"{folder} has no tokenizer.json, and vocab.json and merges.txt do not tell the rules "
-            f"of {reason}: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of "
-            "transformers writes it"
-        )
-    vocab = read_json(folder / "vocab.json")
-    try:
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{folder / 'merges.txt'} is not UTF-8 at byte {error.start}") from error
-    merges = [line for line in lines if line and not line.startswith("#version")]
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": about.get("add_prefix_space", False),
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    return {
-        "added_tokens": [special_token(EOT, vocab[EOT])] if EOT in vocab else [],
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-    }
-
-
-def read_if_there(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}
 
 
 def pair_of(merge: str | list[str]) -> list[str]:

@@ -26,8 +26,9 @@ import numpy as np
 from lathe.json_text import read_json
 from lathe.reading import FAULTS, check_kinds, is_of, what_went_wrong
 from lathe.terminal import printable
+from lathe.text.beside import complete, read_vocab_and_merges
 from lathe.text.gpt2 import EOT
-from lathe.text.hugging_face import Rules, read_ours, read_vocab_and_merges, steps_of
+from lathe.text.hugging_face import Rules, read_ours, steps_of
 from lathe.text.library import (
     NASTY,
     normalize_nfc,
@@ -361,6 +362,7 @@ def _read_hugging_face(content: dict, path: Path) -> Tokenizer:
     """Run by tiktoken where all its rules have an equal there, else by the tokenizers library."""
     if "model" not in content:
         raise ValueError(f"{path} is not a tokenizer that lathe can read: it has no model")
+    content = complete(content, path)
     for i in all_ids(content):
         refuse_large_id(i, path)
     say_what_is_left_out(content, path)
