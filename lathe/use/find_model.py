@@ -16,6 +16,7 @@ from lathe.terminal import print_note
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use import nanogpt, network
 from lathe.use.hf import find as hf_find
+from lathe.use.hf import framing
 from lathe.use.hf import tokenizers as hf_tokenizers
 from lathe.use.hf import weights as hf_weights
 from model import GPT, GPTConfig
@@ -43,14 +44,8 @@ class FoundModel:
         return shlex.quote(str(self.folder)) if has_files else self.tokenizer.name
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt and of what comes before it. Raises ValueError where there are none."""
-        ids = [*self.begin, *self.tokenizer.encode(text)]
-        if not ids:
-            raise ValueError(
-                "the prompt is empty and this model has no token that begins a text: "
-                "give a --prompt"
-            )
-        return ids
+        """Ids of a prompt and of what comes before it. End-of-text stands for an empty one."""
+        return [*self.begin, *self.tokenizer.encode(text)] or [self.tokenizer.eot_id]
 
     def with_context(self, block_size: int) -> "FoundModel":
         """The same model, its context cut to block_size tokens if it is longer."""
@@ -162,6 +157,7 @@ def _of_hugging_face(name: str) -> FoundModel:
     with reading(folder):
         tokenizer, begin, ends = hf_tokenizers.load_hf_tokenizer(folder)
         config = hf_weights.read_config(folder, tokenizer)
+        template = framing.template_of(folder, begin)
     return FoundModel(
         name=name,
         folder=folder,
@@ -169,6 +165,6 @@ def _of_hugging_face(name: str) -> FoundModel:
         tokenizer=tokenizer,
         begin=tuple(begin),
         ends=ends,
-        template="",
+        template=template,
         state={},
     )

@@ -15,6 +15,8 @@ WANTED_FILES = [
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
 ]
 
 

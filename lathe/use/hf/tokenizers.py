@@ -8,6 +8,7 @@ from lathe.text.gpt2 import EOT
 from lathe.text.hugging_face import their_file
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use.hf.find import read_file
+from lathe.use.hf.framing import PROMPTS_BEGIN, ids_before_text
 
 # -----------------------------------------------------------------------------
 # Writing
@@ -30,6 +31,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int, templat
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": False,
+        PROMPTS_BEGIN: end,
     }
     if template in TEMPLATES:
         config["chat_template"] = their_template(template, tokenizer)
@@ -116,10 +118,14 @@ def answers_begin_with_a_space(template: str, tokenizer: Tokenizer) -> bool:
 # -----------------------------------------------------------------------------
 # Reading
 
+UNREAD = ("tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.txt")
+UNREAD += ("merges.txt", "added_tokens.json")
+
 
 def load_hf_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ...]]:
-    """(tokenizer, ids that begin a text, ids that end one) of a folder. FileNotFoundError where
-    there is no tokenizer."""
+    """(tokenizer, ids that begin a text, ids that end one) of a folder: what its tokenizer puts
+    before texts, not what config.json calls its bos. FileNotFoundError where there is no
+    tokenizer."""
     tokenizer = find_tokenizer(folder)
     if tokenizer is None:
         raise FileNotFoundError(
@@ -130,8 +136,7 @@ def load_hf_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ..
     if (folder / "generation_config.json").is_file():
         generation = read_file(folder / "generation_config.json")
 
-    bos = config.get("bos_token_id")
-    begin = [bos] if bos in tokenizer.specials.values() else []
+    begin = ids_before_text(folder, tokenizer)
 
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     if eos is None:
@@ -149,11 +154,18 @@ def load_hf_tokenizer(folder: Path) -> tuple[Tokenizer, list[int], tuple[int, ..
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; for a GPT-2 without its files the gpt2 encoding; None if there is
-    none."""
+    """The folder's tokenizer; for a GPT-2 without any file of one the gpt2 encoding; None if there
+    is none. ValueError for one in files that lathe does not read."""
     names = ("tokenizer.json", "vocab.json")
     if any((folder / name).is_file() for name in names):
         return load_tokenizer(folder)
+    others = [name for name in UNREAD if (folder / name).is_file()]
+    if others:
+        raise ValueError(
+            f"{folder} has its tokenizer in {', '.join(others)}, which lathe does not read: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes "
+            "tokenizer.json"
+        )
     config = read_file(folder / "config.json")
     is_gpt2 = config.get("model_type") == "gpt2" and config.get("vocab_size", 50257) >= 50257
     return load_tokenizer("gpt2") if is_gpt2 else None

@@ -1,0 +1,163 @@
+"""What stands around a text: the ids that a folder's tokenizer puts before one, and the form of its
+chats.
+
+A chat template is a program in Jinja. One that has the words of ours is run, in Jinja's sandbox, to
+see whether it writes what ours do; no other is run at all.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lathe.terminal import print_note
+from lathe.text.beside import read_if_there, text_of
+from lathe.text.chat import TEMPLATES, chat_prompt
+from lathe.text.tokenizer import Tokenizer
+from lathe.use.hf.find import read_file
+
+# Our exports say in tokenizer_config.json that prompts begin with this token, which their
+# tokenizer, for the sake of other clients, does not put there.
+PROMPTS_BEGIN = "prompts_begin_with"
+OUR_CARD = "tags: [lathe]"  # on the card of those exports that did not yet say so
+TEXT_ID = 2**31  # stands for a text among the ids around it
+
+
+def ids_before_text(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """The ids that the folder's tokenizer puts before a text, as in transformers. ValueError where
+    it names a token that is not there."""
+    about = read_if_there(folder / "tokenizer_config.json")
+    if PROMPTS_BEGIN in about or is_earlier_export(folder):
+        return [tokenizer.eot_id]
+    path = folder / "tokenizer.json"
+    content = read_file(path) if path.is_file() else {}
+    processor = content.get("post_processor")
+    if "add_bos_token" not in about and "add_eos_token" not in about and processor:
+        before, after = ids_around(processor, path)
+    else:
+        before, after = [], []
+        if about.get("add_bos_token") and about.get("bos_token"):
+            before = [id_of(text_of(about["bos_token"]), content, folder)]
+        if about.get("add_eos_token") and about.get("eos_token"):
+            after = [id_of(text_of(about["eos_token"]), content, folder)]
+    if after:
+        print_note(
+            f"{folder}: its tokenizer ends every text with token {after[-1]}, which is left out "
+            "here: a prompt is to go on"
+        )
+    return before
+
+
+def is_earlier_export(folder: Path) -> bool:
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    return OUR_CARD in card.read_text(encoding="utf-8", errors="replace")[:500]
+
+
+def ids_around(processor: dict, path: Path) -> tuple[list[int], list[int]]:
+    """(ids before a text, ids after it) by the post_processor of a tokenizer.json."""
+    import tokenizers
+
+    model = {"type": "BPE", "vocab": {"a": TEXT_ID}, "merges": []}
+    content = {"version": "1.0", "added_tokens": [], "model": model, "post_processor": processor}
+    try:
+        ids = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("a").ids
+    except Exception as error:  # the library has no class of its own for them
+        raise ValueError(
+            f"{path}: the tokenizers library cannot read post_processor: {error}"
+        ) from error
+    cut = ids.index(TEXT_ID)
+    return ids[:cut], ids[cut + 1 :]
+
+
+def id_of(token: str | None, content: dict, folder: Path) -> int:
+    """Of a token by its text. content: a tokenizer.json's, or {} where there is vocab.json."""
+    for added in content.get("added_tokens") or []:
+        if added["content"] == token:
+            return added["id"]
+    vocab = content["model"]["vocab"] if content else read_file(folder / "vocab.json")
+    if isinstance(vocab, dict) and token in vocab:
+        return vocab[token]
+    raise ValueError(
+        f"{folder}: tokenizer_config.json has {token!r} put beside texts, which is no token"
+    )
+
+
+# -----------------------------------------------------------------------------
+# Chats
+
+
+PROBES = [
+    [("user", "A b?")],
+    [("system", "Be c."), ("user", "D")],
+    [("user", "E"), ("assistant", "F g."), ("user", " H\n")],
+]
+
+
+def template_of(folder: Path, begin: list[int]) -> str:
+    """The name of our chat template that the folder's is, "" if it has none; "" and a note if it is
+    another. begin: the ids before a text."""
+    source = chat_template(folder)
+    if not source:
+        return ""
+    about = read_if_there(folder / "tokenizer_config.json")
+    bos = (text_of(about.get("bos_token")) or "") if begin else ""
+    for name in TEMPLATES:
+        if not has_words_of(name, source):
+            continue
+        if all(rendered(source, probe, about) == our_text(name, probe, bos) for probe in PROBES):
+            return name
+    print_note(
+        f"{folder}: its chat template is none of lathe's ({', '.join(TEMPLATES)}): prompts are "
+        "given to the model as they are"
+    )
+    return ""
+
+
+def chat_template(folder: Path) -> str:
+    """In Jinja, from the place where any version of transformers has it; "" for none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    template = read_if_there(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {each.get("name"): each.get("template") for each in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else ""
+
+
+def has_words_of(name: str, source: str) -> bool:
+    """Whether all that our template of that name writes around messages stands in `source`."""
+    words = [part.strip() for form in TEMPLATES[name].values() for part in form.split("{}")]
+    return all(word in source for word in words)
+
+
+def our_text(name: str, probe: list[tuple[str, str]], bos: str) -> str:
+    messages = [{"role": role, "content": content} for role, content in probe]
+    return bos + chat_prompt(messages, name)[0].rstrip(" ")
+
+
+def rendered(source: str, probe: list[tuple[str, str]], about: dict) -> str | None:
+    """What a template makes of messages, up to where the answer begins, without the space before
+    its first word; None where it cannot be run."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: Any):
+        raise TemplateError(str(message))
+
+    # The marks of transformers around what the model says are no part of Jinja.
+    source = re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", source)
+    source = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", source)
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    messages = [{"role": role, "content": content} for role, content in probe]
+    tokens = {role: text_of(about.get(role)) or "" for role in ("bos_token", "eos_token")}
+    try:
+        text = environment.from_string(source).render(
+            messages=messages, add_generation_prompt=True, **tokens
+        )
+    except Exception:  # whatever a stranger's program does
+        return None
+    return text.rstrip(" ")
