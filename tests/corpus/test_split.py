@@ -63,7 +63,10 @@ def test_an_empty_part_is_told(tmp_path, capsys):
     assert "has no val split, which training is judged by" in capsys.readouterr().err
     (tmp_path / "nothing.txt").write_text("")
     prepare(tmp_path / "a.jsonl", tmp_path / "given", val_input=[str(tmp_path / "nothing.txt")])
-    assert "nothing.txt has no text: prepare it again with other files there" in capsys.readouterr().err
+    assert (
+        "nothing.txt has no text: prepare it again with other files there"
+        in capsys.readouterr().err
+    )
     prepare(tmp_path / "a.jsonl", tmp_path / "both", val_fraction=0.3)
     assert "has no val split" not in capsys.readouterr().err
 
