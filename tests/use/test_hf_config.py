@@ -65,7 +65,7 @@ def test_what_a_config_leaves_out_is_as_in_transformers(architecture):
         else:
             assert getattr(theirs, name) == default, name
     for name in (*family.neutral, *filter(None, family.biases)):
-        assert hasattr(theirs, name) or architecture == "OlmoForCausalLM", name
+        assert hasattr(theirs, name) or name in ("norm_epsilon", "mlp_type", "norm_type"), name
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,48 @@ def test_what_is_not_computed_here_is_refused_by_its_name(name, settings, words)
 )
 def test_what_changes_nothing_is_passed_over(name, settings):
     assert described(name, **settings).rope_theta == 5000.0
+
+
+# As they lie on the Hub, but for their sizes
+PUBLISHED = {
+    "SmolLM2-135M": """{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "silu", "initializer_range": 0.041666666666666664,
+        "is_llama_config": true, "model_type": "llama", "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": true}""",
+    "Llama-3.2-1B": """{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 128000, "eos_token_id": [128001, 128008], "head_dim": 8, "hidden_act": "silu",
+        "initializer_range": 0.02, "mlp_bias": false, "model_type": "llama", "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16", "transformers_version": "4.45.0", "use_cache": true}""",
+    "deepseek-coder-1.3b": """{"architectures": ["LlamaForCausalLM"], "bos_token_id": 32013, "hidden_act": "silu",
+        "model_type": "llama", "pretraining_tp": 1, "rms_norm_eps": 1e-06, "rope_scaling": {"factor": 4.0,
+        "type": "linear"}, "rope_theta": 100000, "tie_word_embeddings": false, "use_cache": true}""",
+    "Qwen2.5-0.5B": """{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "hidden_act": "silu",
+        "max_window_layers": 24, "model_type": "qwen2", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+        "sliding_window": 32768, "tie_word_embeddings": true, "use_mrope": false, "use_sliding_window": false}""",
+    "Mistral-7B-v0.3": """{"architectures": ["MistralForCausalLM"], "attention_dropout": 0.0, "hidden_act": "silu",
+        "model_type": "mistral", "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": null,
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true}""",
+    "phi-4": """{"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "embd_pdrop": 0.0, "hidden_act": "silu", "model_type": "phi3", "original_max_position_embeddings": 32,
+        "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 250000,
+        "sliding_window": null, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true}""",
+    "gpt2-medium": """{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+        "bos_token_id": 50256, "embd_pdrop": 0.1, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
+        "model_type": "gpt2", "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 32,
+        "n_special": 0, "predict_special_tokens": true, "resid_pdrop": 0.1, "summary_activation": null,
+        "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
+        "summary_use_proj": true, "task_specific_params": {"text-generation": {"do_sample": true}}}""",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_published_is_read(name):
+    sizes = {"vocab_size": 97} if name.startswith("gpt2") else SIZES
+    config = our_config(json.loads(PUBLISHED[name]) | sizes, PATH).config
+    assert (config.n_embd, config.n_layer, config.n_head) == (32, 2, 4)
 
 
 @pytest.mark.parametrize(

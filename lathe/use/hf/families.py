@@ -139,6 +139,10 @@ FAMILIES = {
         block=LLAMA_BLOCK | STARCODER2_MLP,
         settings=LLAMA_LIKE | {"norm": ["layernorm"]} | PLAIN_ACTIVATION | {"qk_norm": [False]},
         biases={"use_bias": [*IN_ATTENTION, *IN_MLP]},
+        neutral={
+            "mlp_type": "default",
+            "norm_type": "layer_norm",
+        },  # of the first that were published
         defaults=DEFAULTS
         | {
             "hidden_act": "gelu_pytorch_tanh",

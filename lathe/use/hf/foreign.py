@@ -19,7 +19,9 @@ IGNORED = set(
     prefix is_llama_config transformers.js_config unsloth_fixed unsloth_version model_max_length
     attn_implementation use_cache use_bfloat16 torchscript tf_legacy_loss return_dict
     return_dict_in_generate output_attentions output_hidden_states output_scores is_decoder
-    chunk_size_feed_forward gradient_checkpointing reorder_and_upcast_attn n_ctx
+    chunk_size_feed_forward gradient_checkpointing reorder_and_upcast_attn n_ctx n_special
+    predict_special_tokens output_past max_sequence_length attention_softmax_in_fp32
+    scale_attention_softmax_in_fp32
 
     initializer_range attn_pdrop embd_pdrop resid_pdrop attention_dropout residual_dropout
     embedding_dropout hidden_dropout classifier_dropout summary_type summary_use_proj
