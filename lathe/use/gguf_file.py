@@ -68,6 +68,8 @@ def faults_for_llama_cpp(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
         for name, values in family.settings.items()
         if getattr(config, name) not in values
     ]
+    if config.rope_scaling:
+        faults.append(f"rope_scaling={config.rope_scaling} (no file of ours says it yet)")
     if family.name == "starcoder2" and config.n_head * config.head_dim != config.n_embd:
         faults.append(f"head_dim={config.head_dim}")
     if tokenizer.kind == "hf":

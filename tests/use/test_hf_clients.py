@@ -32,6 +32,9 @@ LLAMA = config_of(**MAPPED[3][0])
         ("mlx-lm", MAPPED[1][0], "activation=gelu"),
         ("mlx-lm", MAPPED[11][0], "activation=gelu_tanh"),
         ("llama.cpp", MAPPED[8][0], "activation=gelu, bias=True"),
+        ("llama.cpp", dict(MAPPED[3][0], rope_scaling="linear:2"), "rope_scaling=linear:2"),
+        ("ctranslate2", dict(MAPPED[3][0], rope_scaling="linear:2"), "rope_scaling=linear:2"),
+        ("mlx-lm", dict(MAPPED[3][0], rope_scaling="linear:2"), "rope_scaling=linear:2"),
     ],
 )
 def test_a_client_that_cannot_hold_a_model_is_named_with_the_setting(client, settings, fault):

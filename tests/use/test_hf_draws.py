@@ -80,6 +80,7 @@ def named_in(folder: Path) -> list[str]:
         "vocab.json",
         "end-of-text",
         "the weights lack",
+        "by config.json",
     }
     return sorted(names)
 

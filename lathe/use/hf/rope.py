@@ -37,7 +37,7 @@ def their_rope(c: GPTConfig) -> dict[str, Any]:
 
 
 def their_scaling(c: GPTConfig) -> dict[str, Any] | None:
-    """rope_scaling, where transformers before 5 looks. Without one it takes a family's usual one."""
+    """rope_scaling, where transformers before 5 looks; without it a family's usual one counts."""
     if not c.rope_scaling:
         return None
     return {name: value for name, value in their_rope(c).items() if name != "rope_theta"}
