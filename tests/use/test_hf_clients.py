@@ -61,9 +61,7 @@ def test_calls_are_those_of_clients_that_hold_the_model_and_of_what_was_written(
 def test_the_command_line_and_the_docs_know_every_client():
     assert list(CLIENTS) == list(ClientName.__args__)
     docs = (ROOT / "docs" / "export.md").read_text(encoding="utf-8").replace("\\|", "|")
-    calls = calls_of_export(
-        GPT2_AS_PUBLISHED, CHARACTERS, "out/exported", "out/quickstart.gguf", False
-    )
+    calls = calls_of_export(GPT2_AS_PUBLISHED, CHARACTERS, "out/hf", "out/quickstart.gguf", False)
     assert list(calls) == list(CLIENTS)
     for client, call in calls.items():
         row = re.search(rf"^\| {client}\b.*", docs, re.M | re.I)[0]
