@@ -36,11 +36,11 @@ KINDS = {
     ),
     "pairs and a mask": Kind(dict(document_mask=True, dropout=0.1, bigram_rows=300), "pairs"),
     "a mixture": Kind(data="text:0.7,other:0.3"),
-    "epochs": Kind(dict(batch_size=64, micro_batch_size=32)),  # 24 steps read the text four times
+    "epochs": Kind(dict(batch_size=198, micro_batch_size=99)),  # of two steps each
     "LoRA": Kind(dict(lora_rank=2, init_from="base", learning_rate=0.01)),
     "an early best": Kind(dict(learning_rate=0.5, muon_learning_rate=1.0, warmup_steps=8)),
     "samples": Kind(dict(sample_tokens=6, num_samples=2, sample_prompt="the ", dropout=0.1)),
-    "skipped steps": Kind(dict(skip_spikes=1.05, beta2=0.99)),
+    "skipped steps": Kind(dict(skip_spikes=1.05, max_skipped_steps=1000)),
     "two ranks": Kind(dict(dropout=0.1), n_ranks=2),
     "two ranks, adamw": Kind(dict(optimizer="adamw"), n_ranks=2),
     "sharded": Kind(dict(parallel="fsdp", dropout=0.1), n_ranks=2),
