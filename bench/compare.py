@@ -186,7 +186,11 @@ class Runs:
         if arm.first_seed != self.a.first_seed:
             say(f"{arm.name}: seeds from {arm.first_seed}: a pair does not share its samples")
         if self.options.equal == "minutes":
-            self.pace[arm.name] = self.train(arm, PROBE_STEPS, arm.first_seed)
+            probe = self.train(arm, PROBE_STEPS, arm.first_seed)
+            if probe.loss is None:
+                why = f"{PROBE_STEPS} steps, by which its speed is measured"
+                raise ValueError(f"{arm.name} ({arm.text}) diverges within {why} {probe.gave_up}")
+            self.pace[arm.name] = probe
             steps = self.steps_of(arm)
             say(f"{arm.name}: {steps:,} steps fit into {self.options.run_minutes:g} minutes")
         elif self.steps_of(arm) != arm.steps:

@@ -136,6 +136,8 @@ def test_arms_get_equal_steps_flops_or_minutes():
     assert v.a.seconds == pytest.approx(30, rel=0.02)
     with pytest.raises(ValueError, match="run_minutes is 0.01: A takes"):
         verdict(means, a, b, equal="minutes", run_minutes=0.01)
+    with pytest.raises(ValueError, match="B .* diverges within 20 steps"):
+        verdict(means, a, b, equal="minutes", diverges="B")
 
 
 def test_runs_side_by_side_make_the_same_pairs():
