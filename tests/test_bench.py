@@ -478,7 +478,7 @@ def test_figures_told_one_by_one_become_one_entry(capsys, tmp_path, monkeypatch)
     assert entry.endswith("  \nA note.\n")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_client_makes_of_an_export_what_we_do(monkeypatch, capsys):
     assert clients.main(["--only=transformers", "--rows=Llama, head"]) == 0
     out = capsys.readouterr().out
