@@ -245,6 +245,8 @@ def build(cls: type[Options], given: dict[str, Given]) -> Options:
                 (text,) = setting.values
                 values[name] = convert(text, types[name])
         except ValueError as error:
+            if is_list(types[name]) and "," in setting.values[-1]:
+                error = f"{error}; several values stand side by side, without commas"
             help = read_comments(cls)[name].help
             raise ValueError(f"{setting.source}: {error} (help: {help})") from None
     try:

@@ -149,6 +149,10 @@ def test_a_documented_command_runs(path, command, workplace):
             pytest.skip(reason)
     if "train.py" in command:
         command = small(command)
+    # Pages begin anew: what another one has exported is gone.
+    for folder in re.findall(r"--to[= ](\S+)", command):
+        if "--overwrite" not in command:
+            shutil.rmtree(folder, ignore_errors=True)
     # What earlier lines of a text have made is there, be it only a copy.
     written = set(re.findall(r"--(?:out|to)[= ](\S+)", command))
     written |= (

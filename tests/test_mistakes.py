@@ -133,6 +133,7 @@ MISTAKES = [
     ("prepare/text.py texts/en.txt --tokenizer hf:gpt2 --out data/x", "--tokenizer=gpt2"),
     # numbers and ids
     ("sample.py --out_dir=out/en --stop_ids=99999", "the ids 0 to 256"),
+    ("sample.py --stop_ids 5,6", "side by side, without commas"),
     ("sample.py --out_dir=out/en --stop_ids=-3", "ids are numbers from 0"),
     ("sample.py --out_dir=out/en --logprobs=999 --format=jsonl", "257 ids"),
     ("train.py --batch_size=1e11", "16,777,216 at most"),
@@ -198,6 +199,15 @@ def test_quickstarts_prompt_is_for_its_own_dataset(hour, monkeypatch, capsys):
     monkeypatch.chdir(hour)
     run("train.py", *sizes(), "--dataset=data/zh", "--out_dir=out/zh", "--sample_tokens=3")
     assert "class" not in capsys.readouterr().err
+
+
+def test_what_a_preparation_leaves_without_effect_is_said(hour, monkeypatch, capsys):
+    monkeypatch.chdir(hour)
+    idle = ("--field=body", "--quotes=true", "--bpe_sample=5")
+    run("prepare/text.py", "texts/en.txt", "--out=data/idle", "--tokenizer=byte", *idle)
+    said = capsys.readouterr().err
+    for name in ("field (", "quotes (", "bpe_sample ("):
+        assert name in said.partition("without effect: ")[2].partition("\n")[0]
 
 
 def test_help_has_the_values_in_force_and_where_they_come_from(capsys):

@@ -25,7 +25,7 @@ from lathe.corpus.duplicates import DUPLICATES_FILE, Duplicates, in_both_splits
 from lathe.corpus.find import find_inputs, make_source
 from lathe.corpus.journal import JOURNAL_FILE, NOTHING_DONE, Journal, UnitRecord, read_journal
 from lathe.corpus.learn import make_tokenizer
-from lathe.corpus.options import Options, Plan, make_plan
+from lathe.corpus.options import Options, Plan, make_plan, options_without_effect
 from lathe.corpus.report import Progress, say, say_next, summarize
 from lathe.corpus.room import check_room, estimate_text
 from lathe.corpus.source import Source
@@ -133,6 +133,9 @@ def _build(plan: Plan) -> dict:
         say_next(plan.out, finished, plan.tokenizer)
         return finished
 
+    idle = options_without_effect(plan)
+    if idle:
+        say(f"without effect: {', '.join(idle)}")
     tokenizer, journal = _begin_or_continue(plan)
     writers = _tokenize(plan, tokenizer, journal)
     if _are_all_in_one_part(plan, journal, writers):

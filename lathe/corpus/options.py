@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -117,6 +117,24 @@ def make_plan(options: Options, out: Path, inputs: Inputs) -> Plan:
         rules=options.rules(needs_hashes=options.dedup or not by_position),
         signature=signature,
     )
+
+
+def options_without_effect(plan: Plan) -> list[str]:
+    """What was asked for and changes nothing for these inputs, with the reason."""
+    options = plan.options
+    formats = {source.format for source in plan.sources}
+    acts = {
+        "field": ("there are no rows", bool(formats - {"text"})),
+        "quotes": ("there are no tables", bool(formats & set(TABLES))),
+        "bpe_sample": ("the tokenizer is not learned", plan.tokenizer.startswith("bpe:")),
+        "val_fraction": ("validation comes from val_input", not options.val_input),
+    }
+    idle = []
+    for option in fields(options):
+        why, has_effect = acts.get(option.name, ("", True))
+        if not has_effect and getattr(options, option.name) != option.default:
+            idle.append(f"{option.name} (since {why})")
+    return idle
 
 
 def _fingerprint(sources: Iterable[Source]) -> str:

@@ -166,6 +166,8 @@ def plan_run(
         notes += lines
     else:
         config = choose_network(s, vocab_size, eot_id, start)
+    if r"\n" in s.sample_prompt:
+        notes.append(r"sample_prompt has a backslash and an n, not a line's end")
     if s.given and s.preset and not s.minutes:
         notes.append(f"no preset is named: what the command line leaves open is as in {s.preset}")
     if start is not None and s.init_from not in RESUMING:

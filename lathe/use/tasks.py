@@ -34,7 +34,8 @@ def open_tasks(
     limit: int = 0,
     template: str = "",
 ) -> dict[str, "Task"]:
-    """{name: Task}, by its whole NAME:FILE where a name comes twice."""
+    """{name: Task}, by its whole NAME:FILE where a name comes twice. The same one twice is one."""
+    specs = list(dict.fromkeys(specs))
     names = [spec.partition(":")[0] for spec in specs]
     tasks = {}
     for name, spec in zip(names, specs, strict=True):
