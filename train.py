@@ -218,7 +218,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         sharded_save.check_shared(settings.out_dir)
     start = open_start(find_start(settings, say), settings.block_size)
     plan = plan_run(settings, runtime, dataset, start, spent=elapsed())
-    refuse_what_no_memory_holds(plan)
+    refuse_what_no_memory_holds(plan.settings, plan.shapes, plan.world_size)
     s = plan.settings
     state = TrainState(wandb_run_id=os.urandom(4).hex())
     if plan.resumed:

@@ -135,22 +135,23 @@ def resolve(
     )
 
 
-def refuse_what_no_memory_holds(plan: Plan):
+def refuse_what_no_memory_holds(s: Settings, shapes: GPT, world_size: int):
     """ValueError, before anything is made, for a step on a CPU that needs twice this machine's
     memory: the system would kill the process without a word.
 
-    What a GPU does not hold is seen in a dry pass, which ends with a message.
+    What a GPU does not hold is seen in a dry pass, which ends with a message. Where the
+    micro-batch is not decided yet, it is one sequence.
     """
-    s = plan.settings
     memory = physical_memory()
     if s.device != "cpu" or not memory:
         return
-    needed = step_memory(s, plan.shapes, plan.world_size).peak
+    size = s.micro_batch_size or 1
+    needed = step_memory(replace(s, micro_batch_size=size), shapes, world_size).peak
     if needed > 2 * memory:
         raise ValueError(
             f"a step needs about {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f}: "
             f"lower n_layer ({s.n_layer}), n_embd ({s.n_embd}), block_size ({s.block_size}) or "
-            f"micro_batch_size ({s.micro_batch_size}); --dry_run shows what takes how much"
+            f"micro_batch_size ({size}); --dry_run shows what takes how much"
         )
 
 

@@ -19,7 +19,7 @@ from lathe.reading import reading
 from lathe.run import checkpoint, devices, ranks
 from lathe.run.dial import LENGTHS, Text, settle_length, turn_dial
 from lathe.run.metrics import read_lines
-from lathe.run.plan import NETWORK, SHAPE, Plan, resolve
+from lathe.run.plan import NETWORK, SHAPE, Plan, refuse_what_no_memory_holds, resolve
 from lathe.run.process import seed_everything
 from lathe.settings import RESUMING, Settings
 from lathe.use import lora, nanogpt, network
@@ -206,6 +206,10 @@ def dial(
     if dataset is None:
         s = s.but(minutes=0.0)
         return s, network_of(s), ["a run by minutes is planned once the dataset is prepared"]
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    resolved = s.but(device=runtime.device.type, dtype=dtype)
+    shapes = network.without_weights(network_of(s))
+    refuse_what_no_memory_holds(resolved, shapes, runtime.world_size)
     text = Text(
         dataset.train.n_tokens,
         min(stream.n_tokens for stream, _ in dataset.parts),
