@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -1  # a target with this id is not scored
@@ -279,6 +280,46 @@ def document_mask(begins: Tensor) -> Tensor:
     return (same & causal_mask(T, T, begins.device)).unsqueeze(1)
 
 
+BLOCK = 128  # positions whose queries and keys a kernel takes together
+
+
+def document_blocks(begins: Tensor) -> BlockMask:
+    """document_mask for flex_attention, which computes it position by position where it must, and
+    leaves out whole blocks: no (T, T) is in memory. All from numbers that stay on the device.
+
+    begins never falls along a row, so the first and the last query of a block tell of all its own.
+    """
+    T = begins.shape[1]
+    block = torch.arange(math.ceil(T / BLOCK), device=begins.device)  # (n,)
+    last = (block * BLOCK + BLOCK - 1).clamp(max=T - 1)
+    first_begin = begins[:, block * BLOCK].unsqueeze(-1)  # (B, n, 1)
+    last_begin = begins[:, last].unsqueeze(-1)
+    queries = block.unsqueeze(-1)  # (n, 1); keys are (n,)
+    seen = (block <= queries) & (block >= first_begin // BLOCK)  # (B, n, n), by some query
+    full = (block < queries) & (block * BLOCK >= last_begin)  # all keys by all queries
+    partial = seen & ~full
+
+    def may_look(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= begins[b, query])
+
+    lists = [listed(blocks) for blocks in (partial, full, partial.mT, full.mT)]
+    counts_and_indices = [t for pair in lists for t in pair]
+    return BlockMask((T, T), *counts_and_indices, (BLOCK, BLOCK), may_look)
+
+
+def fits_blocks(c: GPTConfig, dropout: float) -> bool:
+    """Whether flex_attention can: it has no dropout, and its products are 16 numbers wide."""
+    return dropout == 0 and c.head_dim >= 16
+
+
+def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, n, n) booleans -> (B, 1, n), how many of a row are true, and (B, 1, n, n), which: those
+    first."""
+    count = blocks.sum(dim=-1, dtype=torch.int32)
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return count.unsqueeze(1), order.int().unsqueeze(1)
+
+
 # -----------------------------------------------------------------------------
 # Cache
 
@@ -390,8 +431,8 @@ class CausalSelfAttention(nn.Module):
             self.k_norm = nn.Parameter(torch.ones(config.head_dim))
 
     def forward(
-        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None,
-        layer: int, steps: dict | None,
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | BlockMask | None,
+        cache: KVCache | None, layer: int, steps: dict | None,
     ) -> Tensor:  # fmt: skip
         c = self.config
         nh = c.n_head
@@ -458,8 +499,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, cache: KVCache | None,
-        layer: int, steps: dict | None,
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | BlockMask | None,
+        cache: KVCache | None, layer: int, steps: dict | None,
     ) -> Tensor:  # fmt: skip
         x = x + self.attn(self.ln_1(x), rope, mask, cache, layer, steps)
         return x + self.mlp(self.ln_2(x))
@@ -586,6 +627,13 @@ class GPT(nn.Module):
             return before * c.vocab_size + idx  # a row for each pair
         return (before * 0x9E3779B1 + idx) % rows  # pairs share rows; the factor is a prime
 
+    def masks_documents_in_blocks(self, idx: Tensor) -> bool:
+        """Whether document_blocks have a kernel: where all of this, or each block alone (as in
+        FSDP), is compiled for a GPU."""
+        compiled = torch.compiler.is_compiling() or self.transformer.h[0]._compiled_call_impl
+        dropout = self.config.dropout if self.training else 0.0
+        return bool(idx.is_cuda and compiled) and fits_blocks(self.config, dropout)
+
     def features(
         self, idx: Tensor, cache: KVCache | None = None, trace: list[dict] | None = None
     ) -> Tensor:
@@ -608,7 +656,8 @@ class GPT(nn.Module):
             if c.document_token >= 0:
                 begins = document_begins(idx, c.document_token)
                 positions = positions - begins
-                mask = document_mask(begins)
+                in_blocks = trace is None and self.masks_documents_in_blocks(idx)
+                mask = document_blocks(begins) if in_blocks else document_mask(begins)
         x = self.transformer.wte(idx)
         if c.bigram_rows:
             x = x + self.transformer.bigram(self.pairs(idx, cache))
@@ -620,7 +669,7 @@ class GPT(nn.Module):
         elif c.position == "rope":  # in attention
             rope = self.rope[:, positions]  # (2, T, 1, hd) or (2, B, T, 1, hd)
         x = self.transformer.drop(x.to(residual_dtype(x)))
-        if mask is not None and trace is None and (x.is_cuda or cache is not None):
+        if isinstance(mask, Tensor) and trace is None and (x.is_cuda or cache is not None):
             mask = as_bias(mask, autocast_dtype(x))
         for layer, block in enumerate(self.transformer.h):
             steps = None if trace is None else {}
@@ -766,14 +815,20 @@ def fused_attention_wins(q: Tensor, v: Tensor) -> bool:
     return not plain_wins
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, dropout: float
+) -> Tensor:
     """Plain form: attention. One kernel, which never holds the products, (B, nh, T, S).
 
-    The mask may be booleans, or as_bias of them. Without one T must be S or 1: torch's causal mask
-    is of the first T positions, not the last.
+    The mask may be booleans, as_bias of them, or document_blocks, which the compiler makes a kernel
+    for. Without one T must be S or 1: torch's causal mask is of the first T positions, not the
+    last.
     """
     causal = mask is None and q.shape[2] > 1  # a token alone may look at all before it
     grouped = q.shape[1] != k.shape[1]
+    if isinstance(mask, BlockMask):  # which autocast does not know
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
 
 

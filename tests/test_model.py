@@ -1110,6 +1110,27 @@ def test_chunked_loss_on_a_gpu_in_bfloat16_stays_within_a_hundredth_of_float64(c
 @gpu
 @needs_cuda
 @pytest.mark.slow
+@pytest.mark.parametrize("n_kv_head", (4, 1))
+def test_on_a_gpu_compiled_documents_are_masked_in_blocks_as_by_a_mask(n_kv_head):
+    torch._dynamo.reset()
+    shape = dict(n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=128, block_size=400)
+    model = randomized(GPT(GPTConfig(V, document_token=7, **shape))).cuda()
+    compiled = torch.compile(model, fullgraph=True)
+    for n_documents in (1, 5, 100):
+        idx = torch.randint(8, V, (3, 400)).cuda()
+        idx[:, torch.randperm(400)[:n_documents]] = 7
+        with torch.autocast("cuda", torch.bfloat16):
+            plain, fast = model(idx, idx), compiled(idx, idx)
+        assert abs(plain.item() - fast.item()) < 0.03
+        a, b = gradients(model, plain), gradients(model, fast)
+        for name in a:
+            assert (a[name] - b[name]).norm() <= 0.05 * a[name].norm() + 1e-3, name
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
 @pytest.mark.parametrize("family", (MODERN, dict(SMALL, **GPT2)), ids=("modern", "gpt2"))
 def test_a_compiled_training_step_on_a_gpu_has_no_breaks_and_the_plain_loss(family, monkeypatch):
     monkeypatch.setattr("model.LOGIT_BYTES_ON_GPU", 200 * V)

@@ -1,8 +1,9 @@
 """Bytes that training holds on a device, counted from shapes: nothing is run.
 
-These are the tensors of an uncompiled step; what a compiled one keeps is the compiler's choice, and
-was not counted. What comes beside them is left out: an allocator's reserves, CUDA's context; on a
-CPU the interpreter with its libraries, and gaps between tensors.
+These are the tensors of an uncompiled step. A compiled one on a GPU keeps less for its backward
+pass, and has no mask of documents: that is counted, by tests/cuda/test_lowered.py; what it holds
+beside is taken to be as much. What comes beside tensors is left out: an allocator's reserves,
+CUDA's context; on a CPU the interpreter with its libraries, and gaps between tensors.
 """
 
 import math
@@ -15,7 +16,14 @@ from lathe.data.batches import windows_per_pass
 from lathe.optim.build import build_optimizers
 from lathe.optim.muon import Muon
 from lathe.settings import Settings
-from model import GPT, LOGIT_BYTES_ON_GPU, LOGITS_AT_ONCE, SHORT_CONTEXT, GPTConfig
+from model import (
+    GPT,
+    LOGIT_BYTES_ON_GPU,
+    LOGITS_AT_ONCE,
+    SHORT_CONTEXT,
+    GPTConfig,
+    fits_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,13 @@ class OnGpu:
     def masked(self) -> bool:
         return self.config.document_token >= 0
 
+    def mask_bytes(self, tokens: int, dropout: float) -> float:
+        """Of the mask of documents, one for all blocks; compiled there is none."""
+        compiled = self.s.compile == "true" and fits_blocks(self.config, dropout)
+        if not self.masked or compiled:
+            return 0.0
+        return tokens * self.product * self.s.block_size
+
     @property
     def head(self) -> int:
         """Numbers of the head that learn."""
@@ -280,8 +295,8 @@ def kept_for_backward(gpu: OnGpu) -> float:
     block = block_activations_on_gpu(gpu, recomputed)
     root = 2 * gpu.stream * c.n_embd + 4 * 8
     kept = gpu.tokens * (c.n_layer * block + root)
-    if gpu.masked:  # one mask for all blocks, and rows of the table of positions
-        kept += gpu.tokens * gpu.product * gpu.s.block_size
+    if gpu.masked:  # and rows of the table of positions
+        kept += gpu.mask_bytes(gpu.tokens, c.dropout)
         kept += gpu.tokens * (2 * 8 + 8 * c.head_dim * (c.position == "rope"))
     if recomputed == "none":
         kept += gpu.casts
@@ -343,9 +358,7 @@ def in_an_evaluation(gpu: OnGpu) -> float:
     c = gpu.config
     tokens = windows_per_pass(gpu.s.micro_batch_size, gpu.s.block_size) * gpu.s.block_size
     _, n_logits = logit_pieces(gpu, tokens)
-    in_block = gpu.product * tokens * 2 * c_fc_width(c)
-    if gpu.masked:
-        in_block += gpu.product * tokens * gpu.s.block_size
+    in_block = gpu.product * tokens * 2 * c_fc_width(c) + gpu.mask_bytes(tokens, dropout=0.0)
     in_loss = 2 * 4 * n_logits + gpu.head_copy
     if c.logit_softcap:
         in_loss += 4 * n_logits
@@ -381,7 +394,9 @@ def block_activations_on_gpu(gpu: OnGpu, recomputed: str) -> float:
         attention += 2 * 2 * c.head_dim  # cosines and sines of each token's position
 
     mlp = gpu.product * 2 * c_fc
-    if c.activation == "relu2" and gpu.product == 2:
+    if gpu.s.compile == "true":  # what the products give and read, and nothing between
+        mlp = gpu.product * (c_fc + c.n_hidden)
+    elif c.activation == "relu2" and gpu.product == 2:
         mlp += 4 * c_fc  # autocast squares in float32
     masks = 2 * C if c.dropout else 0
     low = 4 * gpu.s.lora_rank * gpu.product  # of four matrices

@@ -119,6 +119,7 @@ def checkpoint_activations(blocks: list[nn.Module], mode: str):
     options = {"use_reentrant": False}
     if mode == "selective":
         kept = [getattr(torch.ops.aten, name).default for name in KEPT_OPERATIONS]
+        kept.append(torch.ops.higher_order.flex_attention)  # of documents, compiled
         options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
     for block in blocks:
         block.forward = partial(recomputed_in_training, block, block.forward, options)

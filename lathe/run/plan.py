@@ -111,17 +111,18 @@ def resolve(
     choices = list(runtime.reasons)
     if s.deterministic:
         choices.append(devices.describe_determinism(runtime.device))
+    # Memory depends on it, and so on that micro-batches do.
+    tokens_left = (s.max_steps - steps_done) * s.batch_size * s.block_size
+    compiled, why_compiled = decide_compile(s, runtime, tokens_left * training_flops(shapes, s))
+    s = replace(s, compile=str(compiled).lower())
     if not s.micro_batch_size:
         size, reason = choose_micro_batch(s, shapes, runtime, device_memory)
         s = replace(s, micro_batch_size=size)
         choices.append(reason)
     micro_steps = even_split(s.batch_size, s.micro_batch_size, runtime.world_size)
 
-    tokens_left = (s.max_steps - steps_done) * s.batch_size * s.block_size
-    compiled, reason = decide_compile(s, runtime, tokens_left * training_flops(shapes, s))
-    s = replace(s, compile=str(compiled).lower())
-    if reason:
-        choices.append(reason)
+    if why_compiled:
+        choices.append(why_compiled)
 
     return Plan(
         settings=s,
@@ -171,9 +172,10 @@ def training_flops(model: GPT, s: Settings) -> int:
 
 
 def decide_compile(s: Settings, runtime: devices.Runtime, flops_left: float) -> tuple[bool, str]:
-    """Whether to compile, and why."""
-    if s.dry_run:  # no word on it: whether a compiler works is tried where it is used
-        return s.compile == "true", ""
+    """Whether to compile, and why. A dry run has no word on it: whether a compiler works, and
+    whether a run is too short for it, is seen where it runs."""
+    if s.dry_run:
+        return s.compile == "true" or (s.compile == "auto" and runtime.device.type == "cuda"), ""
     seconds = 0.0  # not known
     peak = peak_flops(runtime.device, runtime.dtype)
     if peak:

@@ -1,7 +1,8 @@
 """Training runs on the imaginary device: python cases.py LIBRARY FOLDER CASES.json
 
-CASES.json: {name: {setting: value}}; a run's folder is FOLDER/name, its data FOLDER/data. `fault`
-among the settings is one of faults.py. Prints {name: what became of it} as JSON.
+CASES.json: {name: {setting: value}}; a run's folder is FOLDER/name, its data FOLDER/data. Among the
+settings are, too, `fault`, one of faults.py, and `as_compiled`: the code is what the compiler would
+take. Prints {name: what became of it} as JSON.
 """
 
 import sys
@@ -15,8 +16,10 @@ import json
 import os
 import traceback
 from collections import Counter
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import imaginary
 import torch
@@ -27,19 +30,33 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import faults
 from tiny_run import settings
 
+import model
 import train
+
+
+@contextmanager
+def code_for_a_compiler() -> Iterator[None]:
+    """Inside, model.py believes that it is compiled; blocks of a mask are so small that there are
+    several."""
+    with (
+        mock.patch.object(torch.compiler, "is_compiling", lambda: True),
+        mock.patch.object(model, "flex_attention", imaginary.attention_in_blocks),
+        mock.patch.object(model, "BLOCK", 4),
+    ):
+        yield
 
 
 def run_case(folder: Path, name: str, changed: dict) -> dict:
     DEVICE.__init__()
     fault = changed.pop("fault", "")
+    code_taken = code_for_a_compiler() if changed.pop("as_compiled", False) else nullcontext()
     if changed.get("init_from") in os.listdir(folder):  # another case's run
         changed["init_from"] = str(folder / changed["init_from"])
     s = settings(str(folder / "data"), folder / name, **{"device": "cuda", **changed})
     error = ""
     code = None
     try:
-        with faults.planted(fault), imaginary.Imaginary():
+        with code_taken, faults.planted(fault), imaginary.Imaginary():
             code = train.train(s)
     except Exception as caught:
         error = f"{type(caught).__name__}: {caught}"

@@ -20,12 +20,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 import torch.cuda.amp.common
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -386,6 +388,44 @@ def attention_of_a_gpu(
     return operation(query, key, value, attn_mask, grad, dropout_p, is_causal, False, scale=scale)[
         0
     ]
+
+
+def attention_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, enable_gqa: bool
+) -> Tensor:
+    """flex_attention, as its kernel goes by the lists of a BlockMask, with no mask on the device:
+    blocks in neither list are left out, in full ones nothing is asked of mask_mod."""
+    bias = CudaTensor(torch.where(seen_by_lists(block_mask), 0.0, -math.inf).to(query.dtype))
+    operation = torch.ops.aten._scaled_dot_product_efficient_attention
+    return operation(query, key, value, bias, torch.is_grad_enabled(), 0.0, False)[0]
+
+
+def seen_by_lists(mask: BlockMask) -> Tensor:
+    """(B, 1, T, T) booleans of the CPU. The lists of the backward pass must be those of the forward
+    one, by keys."""
+    partial = listed_blocks(mask.kv_num_blocks, mask.kv_indices)  # (B, 1, n, n)
+    full = listed_blocks(mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert partial.equal(listed_blocks(mask.q_num_blocks, mask.q_indices).mT)
+    assert full.equal(listed_blocks(mask.full_q_num_blocks, mask.full_q_indices).mT)
+    T = mask.seq_lengths[0]
+    cells = tuple(CellType(host_of(cell.cell_contents)) for cell in mask.mask_mod.__closure__)
+    mask_mod = FunctionType(mask.mask_mod.__code__, mask.mask_mod.__globals__, closure=cells)
+    row = torch.arange(len(partial)).view(-1, 1, 1, 1)
+    position = torch.arange(T)
+    may_look = mask_mod(row, 0, position.view(-1, 1), position)  # (B, 1, T, T)
+    size = mask.BLOCK_SIZE[0]
+
+    def by_position(blocks: Tensor) -> Tensor:
+        return blocks.repeat_interleave(size, 2).repeat_interleave(size, 3)[:, :, :T, :T]
+
+    return by_position(full) | (by_position(partial) & may_look)
+
+
+def listed_blocks(count: Tensor, indices: Tensor) -> Tensor:
+    """(B, 1, n) and (B, 1, n, n) -> (B, 1, n, n) booleans, on the CPU."""
+    count, indices = host_of(count), host_of(indices)
+    is_listed = torch.arange(indices.shape[-1]) < count.unsqueeze(-1)
+    return torch.zeros_like(is_listed).scatter(-1, indices.long(), is_listed)
 
 
 # -----------------------------------------------------------------------------

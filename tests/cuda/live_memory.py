@@ -1,7 +1,7 @@
 """Memory of a step on CUDA, without a GPU: python live_memory.py LIBRARY CASES.json
 
 CASES.json: {name: {setting: value}}, beside settings also `world`, `vocab_size` and a `fault` of
-faults.py. Fake tensors, which have shapes and no numbers, go through the real train_step and a pass
+faults.py; compile="true": documents are masked as in what is compiled. Fake tensors, which have shapes and no numbers, go through the real train_step and a pass
 of an evaluation on the imaginary device, where a process group that sends nothing stands for other
 ranks. Prints {name: {"planned": bytes, "counted": {phase: bytes}}} as JSON: the most that lived at once, in
 blocks of 512 bytes, as CUDA's allocator rounds them up.
@@ -16,17 +16,20 @@ if __name__ == "__main__":
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import imaginary
 import torch
 import torch._subclasses.fake_tensor as fake_tensor
 import torch.distributed as dist
+from blocks import attention_in_graph
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import device_mesh
@@ -42,6 +45,7 @@ sys.path[:0] = [str(imaginary.ROOT)]
 
 import faults
 
+import model as model_file
 import train
 from lathe.data.batches import windows_per_pass
 from lathe.optim.schedule import set_rates
@@ -64,6 +68,8 @@ STEPS = 3  # the third is like all others: state is there, and DDP has ordered i
 
 class Live(TorchDispatchMode):
     """Bytes of the device's storages that are alive, and the most of them in each phase."""
+
+    supports_higher_order_operators = True
 
     def __init__(self):
         super().__init__()
@@ -245,6 +251,24 @@ def go_through_phases(run: train.Run):
         run.model(x, x, reduction="none")
 
 
+def fits_blocks(model: GPT, _: Tensor) -> bool:
+    dropout = model.config.dropout if model.training else 0.0
+    return model_file.fits_blocks(model.config, dropout)
+
+
+@contextmanager
+def masked_as_compiled(s: Settings) -> Iterator[None]:
+    """Inside, documents are masked as in what is compiled, if this is to be."""
+    if s.compile != "true":
+        yield
+        return
+    with (
+        mock.patch.object(GPT, "masks_documents_in_blocks", fits_blocks),
+        mock.patch.object(model_file, "flex_attention", attention_in_graph),
+    ):
+        yield
+
+
 def run_case(changed: dict) -> dict:
     fault = changed.pop("fault", "")
     world = changed.pop("world", 1)
@@ -255,7 +279,7 @@ def run_case(changed: dict) -> dict:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     model = shapes_of(s, vocab_size)
     planned = step_memory(s, model, world).peak
-    with faults.planted(fault), FakeTensorMode(), LIVE:
+    with faults.planted(fault), masked_as_compiled(s), FakeTensorMode(), LIVE:
         run = build_run(s, model, world)
         go_through_phases(run)
         del run, model

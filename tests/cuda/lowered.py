@@ -1,8 +1,8 @@
 """What Inductor makes of a pass for an H100, without one: python lowered.py LIBRARY JOBS.json [show]
 
-JOBS.json: {name: {"preset": ..., "rows": B, "evaluate": true, "update": true, "settings": {name:
-value}, "fault": one of FAULTS}}, all but preset and rows optional. Prints {name: {graph: a Count}}
-as JSON; `show` prints what each kernel moves, too, to stderr.
+JOBS.json: {name: {"preset": ..., "rows": B, "evaluate": true, "update": true, "documents": true,
+"settings": {name: value}, "fault": one of FAULTS}}, all but preset and rows optional. Prints {name:
+{graph: a Count}} as JSON; `show` prints what each kernel moves, too, to stderr.
 
 AOTAutograd traces the network, its loss and the backward pass on fake CUDA tensors, in bfloat16
 autocast; Inductor lowers both graphs by an H100's properties. The code is counted, never run: of
@@ -42,6 +42,7 @@ import torch._inductor.utils
 import torch._subclasses.fake_tensor as fake_tensor
 import torch.cuda.amp.common
 import torch.utils._triton
+from blocks import attention_in_graph
 from functorch.compile import aot_function, make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
 from torch._inductor.decomposition import select_decomp_table
@@ -88,6 +89,9 @@ class Count:
     gigabytes: float  # that they read and write
     products: int  # matrix products and attention, which libraries do
     logits: int  # pieces of them, or of their gradient, that exist at a time
+    kept: float  # gigabytes that a forward pass makes for the backward one
+    attention: int  # different kernels of it that are made from a template
+    masks: int  # tensors that hold a number for each query and key
 
 
 class NoGuard:
@@ -138,6 +142,7 @@ def pretend():
     inductor.shape_padding = False
     torch.compiler.is_compiling = lambda: True  # what aot_function does, is done in compiling
     F.scaled_dot_product_attention = attention_of_cudnn
+    model.flex_attention = attention_in_graph
 
 
 def attention_of_cudnn(
@@ -152,7 +157,19 @@ def attention_of_cudnn(
     return operation(q, k, v, attn_mask, grad, dropout_p, is_causal, scale=scale)[0]
 
 
-def count(lowering: torch._inductor.graph.GraphLowering, code: str, nodes: int) -> Count:
+def bytes_made(graph: torch.fx.Graph) -> int:
+    """Of what a graph returns, but for what it was given or has views of."""
+    (returned,) = graph.output_node().args
+    given = {n.meta["val"].untyped_storage()._cdata for n in graph.find_nodes(op="placeholder")}
+    made = {}
+    for node in returned:
+        if isinstance(node, torch.fx.Node) and isinstance(node.meta["val"], Tensor):
+            storage = node.meta["val"].untyped_storage()
+            made[storage._cdata] = storage.nbytes()
+    return sum(n for key, n in made.items() if key not in given)
+
+
+def count(lowering: torch._inductor.graph.GraphLowering, code: str, graph: torch.fx.Graph) -> Count:
     moved: list[tuple[float, str]] = []  # gigabytes, what is computed
     products = 0
     _, per_node, _ = lowering.count_bytes()
@@ -167,14 +184,18 @@ def count(lowering: torch._inductor.graph.GraphLowering, code: str, nodes: int) 
         lines = [f"{gigabytes:7.3f} GB  {names[:100]}" for gigabytes, names in moved]
         print("\n".join(lines), file=sys.stderr)
     width = model.GPTConfig(VOCABULARY).padded_vocab_size
+    T = model.GPTConfig.block_size
     return Count(
-        nodes=nodes,
+        nodes=len(graph.nodes),
         kernels=len(re.findall(r"^triton_\w+ = async_compile", code, re.M)),
         launches=len(re.findall(r"^\s+triton_\w+\.run\(", code, re.M)),
         atomics=code.count("tl.atomic_add"),
         gigabytes=round(sum(gigabytes for gigabytes, _ in moved), 2),
         products=products,
+        kept=round(bytes_made(graph) / 1e9, 2),
         logits=len(re.findall(rf"= empty_strided_cuda\(\(\d{{3,}}, {width}\)", code)),
+        attention=len(re.findall(r"^triton_tem_\w+ = async_compile", code, re.M)),
+        masks=len(re.findall(rf"= empty_strided_cuda\(\([\d, ]*\b{T}, {T}\),", code)),
     )
 
 
@@ -200,7 +221,7 @@ def lowered(function: Callable, mode: FakeTensorMode, counts: dict[str, Count]) 
                 with context, V.set_graph_handler(lowering), V.set_extern_kernel_nodes([]):
                     lowering.run(*inputs)
                     code = lowering.codegen()[0].value
-                    counts[phase] = count(lowering, code, len(graph.graph.nodes))
+                    counts[phase] = count(lowering, code, graph.graph)
             return make_boxed_func(as_traced)
 
         return compile_graph
@@ -277,21 +298,24 @@ FAULTS: dict[str, tuple[str, object]] = {
     "norms that return float32": ("outside_autocast", lambda x: nullcontext()),
     "a bias in the product": ("before_activation", lambda layer, x: layer(x)),
     "many pieces": ("LOGIT_BYTES_ON_GPU", 1 << 27),
+    "a mask in memory": ("fits_blocks", lambda c, dropout: False),
 }
 
 
-def config_of(preset: str, changed: dict) -> model.GPTConfig:
+def config_of(preset: str, changed: dict, documents: bool) -> model.GPTConfig:
     words = [preset, *(f"--{name}={value}" for name, value in changed.items())]
     s = cli.parse(Settings, words, prog="train.py", presets=True)
     names = {f.name for f in fields(model.GPTConfig)} & {f.name for f in fields(Settings)}
-    return model.GPTConfig(VOCABULARY, **{name: getattr(s, name) for name in names})
+    document_token = VOCABULARY - 1 if documents else -1
+    shape = {name: getattr(s, name) for name in names}
+    return model.GPTConfig(VOCABULARY, document_token, **shape)
 
 
 def main():
     pretend()
     report = {}
     for name, job in json.loads(sys.argv[2]).items():
-        config = config_of(job["preset"], job.get("settings", {}))
+        config = config_of(job["preset"], job.get("settings", {}), job.get("documents", False))
         change = nullcontext()
         if "fault" in job:
             change = mock.patch.object(model, *FAULTS[job["fault"]])

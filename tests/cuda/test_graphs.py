@@ -2,10 +2,12 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from graphs import masked_in_blocks
 from tiny_run import ONE_THREAD, command, finished, free_ports, losses, make_dataset, rows, settings
 
 import model
@@ -18,6 +20,9 @@ OFTEN = dict(max_steps=6, eval_interval=3, dtype="bfloat16", eval_tokens=128)
 RUNS = {
     "plain": dict(sample_tokens=8),
     "full": dict(activation_checkpointing="full", document_mask=True),
+    "blocks": dict(document_mask=True, n_head=4, n_kv_head=2, blocks=True),
+    "blocks, full": dict(activation_checkpointing="full", document_mask=True, blocks=True),
+    "blocks, selective": dict(activation_checkpointing="selective", document_mask=True, blocks=True),
     "selective": dict(activation_checkpointing="selective", dropout=0.1),
     "gpt2": dict(
         position="learned", norm="layernorm", activation="gelu_tanh", bias=True, tie_weights=True,
@@ -27,7 +32,14 @@ RUNS = {
 RANKS = {
     "ddp": dict(parallel="ddp", sample_tokens=8),
     "fsdp": dict(parallel="fsdp", sample_tokens=8),
+    "ddp, blocks": dict(parallel="ddp", document_mask=True, blocks=True, n_embd=256),
+    "fsdp, blocks": dict(parallel="fsdp", document_mask=True, blocks=True, sample_tokens=8),
 }
+if os.environ.get("LATHE_EXHAUSTIVE") != "1":
+    for each in ("blocks, full", "blocks, selective"):
+        del RUNS[each]
+    for each in ("ddp, blocks", "fsdp, blocks"):
+        del RANKS[each]
 ONE_MORE = {"one more": dict(fault="a number")}
 SAMPLES = {"samples": dict(parallel="fsdp", sample_tokens=8, fault="samples")}
 
@@ -92,7 +104,7 @@ def test_two_ranks_compile_no_more(on_two_ranks, name):
 @pytest.mark.parametrize("name", [*(name for name in RUNS if name != "selective"), *RANKS])
 def test_what_is_compiled_learns_the_same(folder, compiled, on_two_ranks, name):
     changed = (RUNS | RANKS)[name]
-    one_process = {key: value for key, value in changed.items() if key != "parallel"}
+    one_process = {k: v for k, v in changed.items() if k not in ("parallel", "blocks")}
     out = folder / f"{name}-eager"
     s = settings(str(folder / "data"), out, **{**OFTEN, **one_process, "compile": "false"})
     assert train.train(s) == 0
@@ -116,6 +128,7 @@ KINDS = {
     "modern": {},
     "gpt2": {**model.GPT2, "logit_softcap": 15.0},
     "documents": {"document_token": 7},
+    "blocks": {"document_token": 7, "n_head": 4, "n_kv_head": 2},
 }
 
 
@@ -136,7 +149,8 @@ def gradients(kind: str, compiled: bool) -> dict[str, torch.Tensor]:
 def test_gradients_are_those_of_the_uncompiled_step(kind, monkeypatch, one_thread):
     monkeypatch.setattr(model, "LOGITS_AT_ONCE", 320 * 8)
     plain = gradients(kind, compiled=False)
-    compiled = gradients(kind, compiled=True)
+    with masked_in_blocks() if kind == "blocks" else nullcontext():
+        compiled = gradients(kind, compiled=True)
     for name, grad in plain.items():
         assert torch.allclose(compiled[name], grad, rtol=1e-4, atol=1e-5), name
         assert grad.abs().sum() > 0, name

@@ -43,6 +43,12 @@ CASES = {
     "document_mask": dict(MODERN, document_mask=True),
     "document_mask, 4,096": dict(MODERN, document_mask=True, block_size=4096),
     "document_mask, 8,192": dict(MODERN, document_mask=True, block_size=8192, batch_size=8),
+    "document_mask, 8,192, compiled": dict(
+        PUBLISHED, document_mask=True, block_size=8192, batch_size=8, compile="true"
+    ),
+    "document_mask, compiled, dropout": dict(
+        PUBLISHED, document_mask=True, compile="true", dropout=0.1
+    ),
     "document_mask, float32": dict(PUBLISHED, document_mask=True, dtype="float32"),
     "grouped queries": dict(MODERN, n_kv_head=2),
     "relu2": dict(MODERN, activation="relu2", tie_weights=True),
@@ -70,7 +76,16 @@ FAULTS = {
     "a float mask a layer": dict(CASES["document_mask, 8,192"], fault="a float mask a layer"),
 }
 ALWAYS = ["modern_124m", "gpt2_124m", "quickstart", "micro-batches of one", "document_mask, 8,192"]
-ALWAYS += ["grouped queries", "full", "lora", "ddp", "fsdp", "float16", "float32"]
+ALWAYS += [
+    "document_mask, 8,192, compiled",
+    "grouped queries",
+    "full",
+    "lora",
+    "ddp",
+    "fsdp",
+    "float16",
+    "float32",
+]
 if os.environ.get("LATHE_EXHAUSTIVE") != "1":
     CASES = {name: CASES[name] for name in ALWAYS}
 

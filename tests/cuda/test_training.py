@@ -15,6 +15,8 @@ TASKS = [f"{name}:{ITEMS}/{name}.jsonl" for name in ("hellaswag", "lambada", "ex
 LIKE_THE_CPU = dict(dtype="float32", max_steps=8, eval_interval=4, sample_tokens=20)
 BRIEF = dict(max_steps=4, eval_interval=2, dtype="bfloat16")
 
+MASKED = dict(document_mask=True, n_head=4, n_kv_head=2, head_dim=32, dtype="float32")
+
 # A case for each setting that changes what a device does. Micro-batches of 2 make 4 accumulated.
 CASES = {
     "adamw": dict(optimizer="adamw", **LIKE_THE_CPU),
@@ -24,6 +26,8 @@ CASES = {
     "full": dict(activation_checkpointing="full"),
     "selective": dict(activation_checkpointing="selective"),
     "document_mask": dict(document_mask=True, sample_tokens=8),
+    "masked": MASKED,
+    "masked in blocks": dict(as_compiled=True, **MASKED),
     "grouped": dict(n_head=4, n_kv_head=2, sample_tokens=8),
     "dropout": dict(dropout=0.1),
     "gpt2": dict(
@@ -158,6 +162,18 @@ def test_a_mask_is_made_once_for_all_layers(runs):
     _, results = runs
     # 4 micro-batches in each of 4 steps, one in the dry pass, one in each of 2 evaluations
     assert float_masks(results["document_mask"]) == 4 * 4 + 1 + 2
+
+
+def masks(result: dict) -> int:
+    """How many tensors with a number for each query and key of a window were made."""
+    return sum(n for _, _, shape, n in result["made"] if shape[-2:] == [16, 16] and len(shape) < 5)
+
+
+def test_documents_in_blocks_are_masked_without_a_mask(runs):
+    """On the device are none of the numbers that the plain way has; the losses are its own."""
+    folder, results = runs
+    assert losses(folder / "masked in blocks") == pytest.approx(losses(folder / "masked"), abs=1e-5)
+    assert masks(results["masked"]) > 50 and masks(results["masked in blocks"]) == 0
 
 
 def types_of_sums(result: dict) -> set[str]:
