@@ -67,6 +67,7 @@ from lathe.run.parallel import (
     parallelize,
     total_norm,
 )
+from lathe.run.passes import CapturedPasses, Passes, capture
 from lathe.run.plan import SHAPE, Plan, refuse_what_no_memory_holds
 from lathe.run.process import (
     StopSignals,
@@ -149,6 +150,7 @@ class Run:
     tasks: dict[str, Task]
     model: GPT
     network: nn.Module  # what training calls: the model, or DDP around it
+    passes: Passes | CapturedPasses  # of it, forward and backward
     parameters: list[nn.Parameter]  # those that are trained
     optimizers: list[Optimizer | TorchOptimizer]
     scaler: torch.amp.GradScaler
@@ -235,6 +237,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     network = parallelize(model.train(), blocks, s.parallel, plan.compiled, runtime)
     if is_filled_later(plan, start):
         fill_rows(model, plan, start, runtime)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizers = make_optimizers(s, model)
     if plan.compiled and runtime.device.type == "cuda":
         compile_updates(optimizers)
@@ -260,7 +263,8 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         tasks=tasks,
         model=model,
         network=network,
-        parameters=[p for p in model.parameters() if p.requires_grad],
+        passes=Passes(network, parameters, scaler, runtime, accumulates_in_buckets(plan)),
+        parameters=parameters,
         optimizers=optimizers,
         scaler=scaler,
         held=held[0] if held else None,
@@ -367,6 +371,12 @@ def make_optimizers(s: Settings, model: GPT) -> list[Optimizer | TorchOptimizer]
         s.muon_momentum,
         model.fused_rows(),
     )
+
+
+def accumulates_in_buckets(plan: Plan) -> bool:
+    """Whether DDP exchanges the sum of several micro-batches' gradients."""
+    s = plan.settings
+    return s.parallel == "ddp" and plan.world_size > 1 and plan.micro_steps > 1
 
 
 def announce(plan: Plan, dataset: Dataset, batches: TrainBatches, say: Callable[[str], None]):
@@ -497,6 +507,10 @@ def begin(run: Run):
         run.watchdog.alive("trying one forward and backward pass")
         x, y = run.batches.fetch(state.samples, 0)
         dry_pass(run.network, x, y, run.runtime)
+        if run.plan.captured:
+            run.passes, fault = capture(run.passes, x, y)
+            if fault:
+                run.progress.print(fault)
     if evaluation_is_due(run):
         evaluate(run)
     run.row_began = time.perf_counter()
@@ -542,11 +556,10 @@ def train_step(run: Run) -> dict[str, Tensor]:
     """
     s = run.settings
     state = run.state
-    runtime = run.runtime
     # Each target weighs the same, whichever micro-batch or rank it is in. The factor world_size is
     # there because DDP and FSDP average gradients over ranks.
-    scale = runtime.world_size / run.batches.count_targets(state.samples)
-    loss = torch.zeros((), device=runtime.device)
+    scale = run.runtime.world_size / run.batches.count_targets(state.samples)
+    loss = torch.zeros((), device=run.runtime.device)
     # DDP exchanges gradients in the last micro-step alone. FSDP, which has no no_sync, does so in
     # each, since no rank has room for whole ones.
     no_sync = getattr(run.network, "no_sync", nullcontext)
@@ -557,17 +570,14 @@ def train_step(run: Run) -> dict[str, Tensor]:
         run.soundness.use(state.step + 1, state.samples, micro, x, y)
         is_last = micro == run.plan.micro_steps - 1
         with nullcontext() if is_last else no_sync():
-            with runtime.autocast():
-                part = run.network(x, y, reduction="sum") * scale
-            run.scaler.scale(part).backward()
-        loss += part.detach()
+            loss += run.passes.add_gradients(x, y, scale)
 
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     grad_norm = total_norm(run.parameters)
     shared = ranks.sum_by_name(
         {
-            "loss": loss / runtime.world_size,
+            "loss": loss / run.runtime.world_size,
             "stops_asked": torch.full_like(loss, run.signals.asked),
             "saves_failed": torch.full_like(loss, run.writer.failed),
         }
@@ -578,7 +588,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
         nn.utils.clip_grads_with_norm_(run.parameters, s.grad_clip, grad_norm, foreach=True)
     for optimizer in run.optimizers:
         optimizer.step(skipped)
-        optimizer.zero_grad()
+    run.passes.clear_gradients()
     run.scaler.update()  # by the infinities that unscale_ saw; its own step() is not used
 
     state.step += 1

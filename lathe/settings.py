@@ -64,6 +64,8 @@ class RunSettings:
     # of the forward pass; weights stay float32
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["auto", "true", "false"] = "auto"  # torch.compile the training step
+    # a GPU: a pass as one CUDA graph, for small networks; Python in model.py then runs once
+    cuda_graphs: bool = False
     # GPUs: the same bits each time, where GPUs and versions are the same; slower
     deterministic: bool = False
     # torchrun: each rank holds all weights (ddp), or holds and saves a shard (fsdp: FSDP2)

@@ -39,7 +39,7 @@ class StepMemory:
     logits: float  # pieces of them, and the head's gradient
     updates: float  # what Muon computes beside its momentum
     checkpoint: float  # weights and optimizer state, copied to the CPU while they are written
-    kept: float  # gradients that are there while a micro-batch is read, and DDP's buckets
+    kept: float  # gradients that are there while a micro-batch is read, or DDP's buckets for them
     leaving: float  # beside gradients, at the end of the backward pass: of embedding and head
     evaluation: float  # of a forward pass without gradients
 
@@ -95,7 +95,7 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
         # Momentum looked ahead, results of the iterations, the matrices on the way there
         updates=3 * muon / shards,
         checkpoint=weights + muon + 2 * adamw,
-        kept=gradients * (accumulates + in_buckets),
+        kept=gradients * (accumulates or in_buckets),
         leaving=0,
         evaluation=0,  # not counted there
     )
@@ -273,7 +273,7 @@ def step_memory_on_gpu(s: Settings, model: GPT, world_size: int) -> StepMemory:
         # Results in the iterations' type, updates, and what decays
         updates=2.5 * muon / shards,
         checkpoint=weights + muon + 2 * adamw,
-        kept=gathered + gradients * (gpu.accumulates + in_buckets),
+        kept=gathered + gradients * (gpu.accumulates or in_buckets),
         leaving=at_the_end(gpu) + gathered,
         evaluation=in_an_evaluation(gpu) + gathered + gradients * in_buckets,
     )

@@ -33,6 +33,7 @@ class Plan:
     world_size: int
     micro_steps: int  # micro-batches that a device reads for one update
     compiled: bool
+    captured: bool  # a micro-batch's passes are one CUDA graph
     choices: tuple[str, ...]  # device, dtype, micro_batch_size, compile: what was chosen, and why
     rules: tuple[str, ...]  # a line about each setting that a published rule decided
     notes: tuple[str, ...] = ()  # lines about what was asked for and is otherwise
@@ -123,6 +124,9 @@ def resolve(
 
     if why_compiled:
         choices.append(why_compiled)
+    captured, why_captured = decide_graphs(s, runtime, shapes)
+    if why_captured:
+        choices.append(why_captured)
 
     return Plan(
         settings=s,
@@ -131,6 +135,7 @@ def resolve(
         world_size=runtime.world_size,
         micro_steps=micro_steps,
         compiled=compiled,
+        captured=captured,
         choices=tuple(choices),
         rules=tuple(rules),
     )
@@ -181,6 +186,42 @@ def decide_compile(s: Settings, runtime: devices.Runtime, flops_left: float) -> 
     if peak:
         seconds = flops_left / (0.3 * peak * runtime.world_size)
     return devices.choose_compile(s.compile, runtime.device, seconds)
+
+
+# Kernels of a block's passes, its products among them: as many as Inductor launches for an H100
+# (tests/cuda/test_lowered.py: 507 for the 12 blocks of gpt2_124m), and those of an uncompiled one
+KERNELS_OF_BLOCK = {"true": 42, "false": 140}
+LAUNCH_SECONDS = 8e-6  # an estimate, with what Python does for each
+
+
+def decide_graphs(s: Settings, runtime: devices.Runtime, model: GPT) -> tuple[bool, str]:
+    """Whether a micro-batch's passes become one CUDA graph, and why. Not unasked, since what Python
+    does in model.py is done once then; where it would help, that is said."""
+    if s.dry_run:
+        return False, ""
+    obstacle = ""
+    if runtime.device.type != "cuda":
+        obstacle = "it takes a GPU"
+    elif runtime.world_size > 1:
+        obstacle = "it takes a process alone"
+    elif s.activation_checkpointing != "none":
+        obstacle = "activation_checkpointing reads random numbers between kernels"
+    if obstacle:
+        return False, f"no CUDA graph ({obstacle})" if s.cuda_graphs else ""
+    if s.cuda_graphs:
+        return True, "a CUDA graph a pass (as asked)"
+    peak = peak_flops(runtime.device, runtime.dtype)
+    if not peak or not is_bound_by_launches(s, model, peak):
+        return False, ""
+    why = "launching kernels takes longer than they do"
+    return False, f"no CUDA graph ({why}; --cuda_graphs=true to try)"
+
+
+def is_bound_by_launches(s: Settings, model: GPT, peak: float) -> bool:
+    """Whether the host takes longer to launch the kernels of a micro-batch's passes than a GPU, at
+    40% of its peak in FLOP/s, to compute them."""
+    computing = s.micro_batch_size * s.block_size * training_flops(model, s) / (0.4 * peak)
+    return computing < LAUNCH_SECONDS * KERNELS_OF_BLOCK[s.compile] * s.n_layer
 
 
 # -----------------------------------------------------------------------------

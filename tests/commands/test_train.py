@@ -648,7 +648,24 @@ def test_on_a_gpu_a_step_without_a_finite_gradient_is_skipped(dataset, tmp_path,
 @gpu
 @needs_cuda
 @pytest.mark.slow
-def test_on_a_gpu_no_step_waits_for_the_device(dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changed", [{"compile": "false"}, {}, {"dropout": 0.1, "dtype": "float16"}]
+)
+def test_on_a_gpu_captured_passes_learn_the_same(dataset, tmp_path, capsys, changed):
+    """With dropout, too: a replay draws what the kernels would have drawn one by one."""
+    for graphs in (False, True):
+        out = tmp_path / str(graphs)
+        s = settings(dataset, out, **{**ON_GPU, "cuda_graphs": graphs, **changed})
+        assert train.train(s) == 0
+    assert "no CUDA graph" not in capsys.readouterr().err.split("a CUDA graph a pass")[1]
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), abs=0.03)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_on_a_gpu_no_step_waits_for_the_device(dataset, tmp_path, monkeypatch, cuda_graphs):
     lr_factor = train.lr_factor
 
     def strict(step, *schedule):  # at the beginning of each step
@@ -656,7 +673,8 @@ def test_on_a_gpu_no_step_waits_for_the_device(dataset, tmp_path, monkeypatch):
         return lr_factor(step, *schedule)
 
     monkeypatch.setattr(train, "lr_factor", strict)
-    assert train.train(settings(dataset, tmp_path, **{**ON_GPU, "checkpoint_interval": 0})) == 0
+    changed = {**ON_GPU, "checkpoint_interval": 0, "cuda_graphs": cuda_graphs}
+    assert train.train(settings(dataset, tmp_path, **changed)) == 0
     assert len(rows(tmp_path)) == 20
 
 

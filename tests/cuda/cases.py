@@ -65,6 +65,7 @@ def run_case(folder: Path, name: str, changed: dict) -> dict:
     return {
         "code": code,
         "error": error,
+        "replayed": DEVICE.replayed,
         "waits": [[what, line, n] for (what, line), n in waits.items()],
         "made": [
             [name, str(dtype), list(shape), n] for (name, dtype, shape), n in DEVICE.made.items()

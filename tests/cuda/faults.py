@@ -9,6 +9,9 @@ from torch import Tensor
 import model
 import train
 from lathe.run import ranks
+from lathe.run.passes import CapturedPasses, Passes
+
+add_gradients = Passes.add_gradients
 
 
 def after_the_norm(also: Callable[[Tensor], Tensor | None]) -> dict:
@@ -36,6 +39,18 @@ def read_at_once(self: ranks.Later) -> list:
     return self.numbers.tolist()
 
 
+def without_the_batch(self: CapturedPasses, x: Tensor, y: Tensor, factor: float) -> Tensor:
+    self.factor.fill_(factor)
+    self.graph.replay()
+    return self.loss
+
+
+def with_a_wait(self: Passes, x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    loss = add_gradients(self, x, y, factor)
+    loss.item()
+    return loss
+
+
 FAULTS: dict[str, Callable[[], dict]] = {
     "item": lambda: after_the_norm(lambda norm: norm.item() and None),
     "bool": lambda: after_the_norm(lambda norm: bool(norm > 1) and None),
@@ -46,6 +61,8 @@ FAULTS: dict[str, Callable[[], dict]] = {
     "a CPU tensor": lambda: after_the_norm(lambda norm: (norm * torch.ones(1)).squeeze()),
     "a sum in any order": lambda: after_the_norm(lambda norm: norm.view(1).cumsum(0).squeeze()),
     "nobody waits": lambda: {(ranks.Later, "read"): read_at_once},
+    "a batch of the capture": lambda: {(CapturedPasses, "add_gradients"): without_the_batch},
+    "a wait in the capture": lambda: {(Passes, "add_gradients"): with_a_wait},
     "a float mask a layer": lambda: {(model, "as_bias"): kept_boolean},
 }
 

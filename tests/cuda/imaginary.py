@@ -61,6 +61,7 @@ def project_line() -> str:
 class Record:
     waits: list[tuple[str, str]] = field(default_factory=list)  # (what, FILE:FUNCTION)
     launched: int = 0  # kernels
+    replayed: int = 0  # graphs
     made: Counter = field(default_factory=Counter)  # by (operation, dtype, shape of its result)
     copies: int = 0  # to the host, without waiting
     pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of them: (host's, values)
@@ -479,6 +480,7 @@ class Graph:
 
     def replay(self):
         DEVICE.launched += 1
+        DEVICE.replayed += 1
         for func, args, kwargs, outputs in self.calls:
             again = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, Tensor)]
             for output, values in zip(outputs, again, strict=True):

@@ -52,6 +52,7 @@ from lathe.optim.schedule import set_rates
 from lathe.run.devices import DTYPES, Runtime
 from lathe.run.memory import step_memory
 from lathe.run.parallel import checkpoint_activations, parallelize
+from lathe.run.passes import Passes
 from lathe.run.soundness import Soundness
 from lathe.settings import Settings
 from lathe.use import lora, network
@@ -201,22 +202,29 @@ def build_run(s: Settings, model: GPT, world: int) -> train.Run:
     optimizers = train.make_optimizers(s, model)
     set_rates(optimizers, 1.0)
     x = torch.zeros(s.micro_batch_size, s.block_size, dtype=torch.long, device=CUDA)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    scaler = torch.amp.GradScaler("cuda", enabled=s.dtype == "float16")
     none = SimpleNamespace(alive=lambda _: None, asked=False, failed=False)
     micro_steps = s.batch_size // (s.micro_batch_size * world)
+    plan = SimpleNamespace(settings=s, world_size=world, micro_steps=micro_steps)
+    in_buckets = train.accumulates_in_buckets(plan)
+    passes = Passes(net, parameters, scaler, runtime, in_buckets)
     batches = SimpleNamespace(count_targets=lambda _: 1, fetch=lambda *_: (x, x))
     return SimpleNamespace(
         settings=s,
         state=train.TrainState(),
         runtime=runtime,
-        plan=SimpleNamespace(micro_steps=micro_steps),
+        plan=plan,
         batches=batches,
         soundness=Soundness(batches, x.numel(), world),
         model=model,
         network=net,
-        parameters=[p for p in model.parameters() if p.requires_grad],
+        passes=passes,
+        parameters=parameters,
         optimizers=optimizers,
-        scaler=torch.amp.GradScaler("cuda", enabled=s.dtype == "float16"),
+        scaler=scaler,
         watchdog=none,
+        progress=SimpleNamespace(within=lambda *_: None),
         signals=none,
         writer=none,
     )

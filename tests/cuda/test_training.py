@@ -41,6 +41,10 @@ CASES = {
         block_size=256, batch_size=2,
     ),
     "lora": dict(lora_rank=4, init_from="muon"),
+    "captured": dict(optimizer="adamw", cuda_graphs=True, **LIKE_THE_CPU),
+    "captured, float16": dict(
+        dtype="float16", skip_spikes=10.0, dropout=0.1, document_mask=True, cuda_graphs=True
+    ),
     "resumed": dict(optimizer="adamw", init_from="resume", **LIKE_THE_CPU),
 }  # fmt: skip
 
@@ -55,6 +59,8 @@ WAITS = {
 }
 FAULTS = {fault: dict(fault=fault, eval_interval=10) for fault in WAITS}
 FAULTS["a CPU tensor"] = dict(fault="a CPU tensor")
+for fault in ("a batch of the capture", "a wait in the capture"):
+    FAULTS[fault] = dict(fault=fault, optimizer="adamw", cuda_graphs=True, **LIKE_THE_CPU)
 FAULTS["nobody waits"] = dict(fault="nobody waits")
 FAULTS["a sum in any order"] = dict(fault="a sum in any order", deterministic=True)
 FAULTS["a float mask a layer"] = dict(fault="a float mask a layer", document_mask=True)
@@ -63,6 +69,8 @@ FAULTS["a float mask a layer"] = dict(fault="a float mask a layer", document_mas
 AT_THE_START = {
     ("a copy to the device", "lathe/run/parallel.py:parallelize"),
     ("a copy to the device", "lathe/optim/optimizer.py:like_parameter"),
+    ("synchronize", "lathe/run/passes.py:__init__"),
+    ("a number read", "lathe/run/passes.py:difference_of_gradients"),
 }
 IN_A_STEP = {  # for what was asked for a step earlier, or a copy before the last
     ("an event", "lathe/data/batches.py:fetch"),
@@ -138,7 +146,7 @@ def test_a_step_waits_for_nothing_but_what_the_one_before_it_measured(runs):
     assert for_numbers + until_idle == 4 and until_idle == 2  # which are the two evaluations
 
 
-@pytest.mark.parametrize("name", ["adamw", "resumed"])
+@pytest.mark.parametrize("name", ["adamw", "captured", "resumed"])
 def test_cuda_computes_what_a_cpu_does(runs, name):
     """Losses, validation, and text: that goes through graphs which were captured."""
     folder, _ = runs
@@ -147,6 +155,23 @@ def test_cuda_computes_what_a_cpu_does(runs, name):
         assert ours == pytest.approx(theirs, abs=2e-6)
     ours, theirs = ((folder / n / "samples.jsonl").read_text() for n in (name, "on-cpu"))
     assert ours == theirs and ours.count("\n") == 6
+
+
+def test_a_graph_is_replayed_for_each_micro_batch(runs):
+    """Of 4 a step; before the first, two for its gradients to be compared. Samples have graphs of
+    their own."""
+    _, results = runs
+    plain = results["adamw"]["replayed"]
+    assert results["captured"]["replayed"] - plain == 4 * 8 + 2
+    assert results["captured, float16"]["replayed"] == 4 * 4 + 2
+
+
+def test_what_cannot_be_captured_or_differs_is_not(runs):
+    folder, results = runs
+    plain = results["adamw"]["replayed"]
+    for fault, n_compared in (("a batch of the capture", 2), ("a wait in the capture", 0)):
+        assert (results[fault]["code"], results[fault]["replayed"]) == (0, plain + n_compared)
+        assert losses(folder / fault) == losses(folder / "adamw")
 
 
 def float_masks(result: dict) -> int:

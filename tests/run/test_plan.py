@@ -18,6 +18,7 @@ from lathe import cli
 from lathe.data.batches import count_train_windows
 from lathe.data.dataset import open_dataset
 from lathe.optim.build import build_optimizers
+from lathe.run import plan
 from lathe.run.devices import Runtime
 from lathe.run.memory import block_activations, step_memory
 from lathe.run.plan import follow_rules, resolve
@@ -315,6 +316,54 @@ def test_what_was_chosen_is_said_in_one_line_and_each_rank_gets_its_share():
     assert two.describe_choices().endswith("--compile=true to try), 2 processes")
     assert (two.settings.micro_batch_size, two.micro_steps) == (4, 1)
     assert s.micro_batch_size == 0
+
+
+SMALL = dict(n_layer=1, n_head=1, n_embd=16, block_size=16, micro_batch_size=8, batch_size=16)
+LARGE = dict(SMALL, n_embd=1024, block_size=1024, micro_batch_size=64, batch_size=128)
+
+
+@pytest.mark.parametrize(
+    "shape, changed, device, world_size, said",
+    [
+        (SMALL, {}, "cuda", 1, "no CUDA graph (launching kernels takes longer than they do; "),
+        (LARGE, {}, "cuda", 1, ""),
+        (SMALL, {"cuda_graphs": True}, "cuda", 1, "a CUDA graph a pass (as asked)"),
+        (SMALL, {"cuda_graphs": True}, "cuda", 2, "no CUDA graph (it takes a process alone)"),
+        (SMALL, {"cuda_graphs": True}, "cpu", 1, "no CUDA graph (it takes a GPU)"),
+        (
+            SMALL,
+            {"cuda_graphs": True, "activation_checkpointing": "full"},
+            "cuda",
+            1,
+            "no CUDA graph (activation_checkpointing",
+        ),
+    ],
+)
+def test_what_is_captured_is_said_with_why(shape, changed, device, world_size, said, monkeypatch):
+    monkeypatch.setattr(plan, "peak_flops", lambda *_: 989e12)  # an H100's
+    runtime = Runtime(torch.device(device), torch.bfloat16, world_size=world_size)
+    s = Settings(compile="false", max_steps=1, **shape, **changed)
+    size = {name: shape[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    with torch.device("meta"):
+        model = GPT(GPTConfig(257, **size))
+    decided = resolve(s, runtime, model)
+    assert decided.captured == said.startswith("a CUDA graph")
+    assert any(said and choice.startswith(said) for choice in decided.choices) == bool(said)
+
+
+def test_documents_need_memory_for_a_mask_only_uncompiled(tmp_path, capsys):
+    """8,192 x 8,192 numbers of 16 bits for each of 2 sequences; GPUs compile unasked."""
+    activations = {}
+    for compile in ("false", "auto"):
+        words = arguments(
+            str(tmp_path / "data"), tmp_path / "run", document_mask=True, block_size=8192,
+            dtype="bfloat16", compile=compile,
+        )  # fmt: skip
+        planned = dry_run(capsys, *words, "--gpus=H100")["activations"]
+        number, unit = planned.split()
+        activations[compile] = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+    mask = activations["false"] - activations["auto"]
+    assert mask == pytest.approx(2 * 8192**2 * 2, rel=0.05)
 
 
 @pytest.fixture(scope="module")
