@@ -8,10 +8,11 @@ FOLDER is made by bench/gpu_folder.py. Each figure is a line of JSON on stdout, 
 soon as it is known; what the parts print beside goes to stderr. A part has its own time limit, and
 the call has one, too: what did not fit is named at the end, with the command that goes on.
 
-figures: copies, matrix products, attention, the loss. speed: GPT-2's network of 124M against
-nanoGPT's code, and how long the GPU waits. modern: the modern network. tests: pytest -m gpu.
-laptop: tiny Shakespeare to the loss of nanoGPT's setting. decode: tokens per second. quality: steps
-to a loss, against AdamW at three rates.
+figures: copies, matrix products, attention, documents, the loss. speed: GPT-2's network of 124M
+against nanoGPT's code, and how long the GPU waits. modern: the modern network. tests: pytest -m
+gpu. graphs: a small network kernel by kernel and as CUDA graphs. laptop: tiny Shakespeare to the
+loss of nanoGPT's setting. decode: tokens per second. quality: steps to a loss, against AdamW at
+three rates.
 """
 
 import importlib.util
@@ -73,6 +74,8 @@ class Part:
 
 TRAIN_SPEED = "bench/train_speed.py {shape} --peer={folder}/peer --waits=true --save=false"
 MODERN = "bench/train_speed.py config/modern_124m.toml --dataset={folder}/data/shakespeare_gpt2"
+GRAPHS = "bench/train_speed.py shakespeare_char --dataset={folder}/data/shakespeare_char "
+GRAPHS += "--against=--cuda_graphs=true --save=false"
 TO_LOSS = "bench/time_to_loss.py {preset} --target={target} --peer={folder}/peer --save=false"
 # A network of 30M for 450 steps of 65,536 tokens: GPT-2's, and the modern one.
 GPT2 = (
@@ -118,6 +121,12 @@ PARTS = {
         "-m pytest -m gpu -p no:cacheprovider {gpu_tests}",
         300,
         120,
+    ),
+    "graphs": Part(
+        f"{GRAPHS} --steps=200 --repeats=2 --extra=--compile=true",
+        f"{GRAPHS} --steps=9 --repeats=1 --extra='{TINY}'",
+        150,
+        60,
     ),
     "laptop": Part(
         TO_LOSS.replace("{preset}", "shakespeare_char").replace("{target}", "1.4697")

@@ -4,9 +4,10 @@
     python bench/gpu_figures.py --small=true      in sizes for a CPU
 
 Ceilings: a copy, and the matrix products of GPT-2's shapes. Attention: forward and backward, by
-each of torch's kernels. Loss: forward and backward of the projection to logits and the
-cross-entropy, with how far its gradients are from those of float32, and the most memory. Each
-figure is a line of JSON on stdout. What fails says so, and the rest goes on.
+each of torch's kernels; within documents with a mask in memory and, on a GPU, by blocks. Loss:
+forward and backward of the projection to logits and the cross-entropy, with how far its gradients
+are from those of float32, and the most memory. Each figure is a line of JSON on stdout. What fails
+says so, and the rest goes on.
 """
 
 import json
@@ -40,7 +41,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpt2 import VOCAB_SIZE
 from bench.results import write_figure
-from model import GPT, GPT2, GPTConfig
+from model import (
+    GPT,
+    GPT2,
+    GPTConfig,
+    as_bias,
+    document_begins,
+    document_blocks,
+    document_mask,
+    fused_attention,
+)
 
 KERNELS = ["CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION"]
 
@@ -74,7 +84,9 @@ def measure(options: Options) -> int:
     torch.set_float32_matmul_precision("high")
     name = "cpu" if options.small else torch.cuda.get_device_name()
     tell("machine", device=name, torch=torch.__version__)
-    measures = (measure_copy, measure_products, measure_attention, measure_losses)
+    measures = (
+        measure_copy, measure_products, measure_attention, measure_documents, measure_losses,
+    )  # fmt: skip
     done = [attempt(measure.__name__, lambda m=measure: m(sizes)) for measure in measures]
     return 0 if all(done) else 1
 
@@ -158,6 +170,39 @@ def measure_attention(sizes: Sizes):
 
         for kernel in ["", *KERNELS] if sizes.device == "cuda" else [""]:
             attempt(f"attention {kernel}", lambda kernel=kernel, measure=measure: measure(kernel))
+
+
+def measure_documents(sizes: Sizes):
+    """Documents of 256 tokens on average; blocks need a compiler for a GPU."""
+    shape = (sizes.n_sequences, 6, sizes.n_tokens, 128)
+    q, k, v = (
+        torch.randn(shape, device=sizes.device, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    starts = torch.rand(sizes.n_sequences, sizes.n_tokens, device=sizes.device) < 1 / 256
+    begins = document_begins(starts.long(), document_token=1)
+
+    def masked() -> Tensor:
+        return fused_attention(q, k, v, as_bias(document_mask(begins), q.dtype), 0.0)
+
+    def in_blocks() -> Tensor:
+        return fused_attention(q, k, v, document_blocks(begins), 0.0)
+
+    def step(attend: Callable[[], Tensor]) -> list[Tensor]:
+        out = attend()
+        return [out, *torch.autograd.grad(out, (q, k, v), out.detach())]
+
+    forms = {"a mask in memory": masked}
+    if sizes.device == "cuda":
+        forms["blocks, compiled"] = torch.compile(in_blocks)
+    exact = step(masked)
+    for name, attend in forms.items():
+        error = relative_error(step(attend), exact)
+        if sizes.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        ms = milliseconds(lambda attend=attend: step(attend), sizes.device)
+        peak = torch.cuda.max_memory_allocated() / 1e9 if sizes.device == "cuda" else 0.0
+        tell("documents", form=name, ms=ms, difference=error, peak_gigabytes=peak)
 
 
 # -----------------------------------------------------------------------------

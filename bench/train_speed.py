@@ -3,6 +3,7 @@
     python bench/train_speed.py config/shakespeare_char_cpu.toml
     python bench/train_speed.py gpt2_tiny --peer=PATH_TO_NANOGPT    in turn with nanoGPT's train.py
     python bench/train_speed.py gpt2_124m_64 --waits=true           the device's wait for the host
+    python bench/train_speed.py quickstart --against=--compile=true    in turn with another setting
 
 A run is a child process without evaluation; the figure of a run is the median over its rows of
 metrics, which leave out evaluations and saves, the first third dropped as warm-up. The figure of an
@@ -72,6 +73,7 @@ class Options:
     extra: str = ""  # further settings for our side, such as "--dtype=bfloat16 --compile=true"
     dataset: str = "data/shakespeare_char"  # what our side reads
     steps: int = 60  # optimizer steps a run
+    against: str = ""  # settings of a second arm of ours, added to those of the first
     repeats: int = 3  # runs of each arm
     waits: bool = False  # one more run of ours, profiled: how much of a step the device waits
     save: bool = True  # append the table to bench/RESULTS.md
@@ -108,6 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available()
     settings = our_settings(options)
     arms = {"lathe": lambda: time_ours(settings, options.steps, on_gpu)}
+    if options.against:
+        other = [*settings, *options.against.split()]
+        arms[options.against] = lambda: time_ours(other, options.steps, on_gpu)
     if options.peer:
         arms["nanoGPT"] = lambda: time_nanogpt(options, on_gpu)
     speeds = in_turn(
@@ -117,8 +122,10 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     notes = ""
+    if options.against:
+        notes = f"{options.against}: {compare(speeds[options.against], speeds['lathe'])} "
     if options.peer:
-        notes = compare(speeds["lathe"], speeds["nanoGPT"])
+        notes += compare(speeds["lathe"], speeds["nanoGPT"])
     if options.waits:
         share = measure_waiting(settings, options.steps)
         notes += f" The device waits {share:.1%} of the time (one profiled run)."
