@@ -78,7 +78,7 @@ def test_one_gpu_and_one_node_have_no_network_between_nodes(capsys):
 
 
 def test_what_does_not_fit_is_said_for_both_ways(capsys):
-    large = ["--n_layer=48", "--n_embd=1600", "--n_head=25", "--batch_size=1024"]
+    large = ["--n_layer=56", "--n_embd=1600", "--n_head=25", "--batch_size=1024"]
     words = ["modern_124m", "--dataset=nowhere", "--gpus=64xH100", "--micro_batch_size=16", *large]
     whole = dry_run(capsys, *words)
     shards = dry_run(capsys, *words, "--parallel=fsdp")
