@@ -7,11 +7,13 @@ import pytest
 from exports import bpe_tokenizer, exported, tiny_model
 from tokenizers import processors
 
+from lathe.reading import reading
 from lathe.text.chat import TEMPLATES
 from lathe.text.gpt2 import EOT
 from lathe.text.hugging_face import special_token, their_file
 from lathe.use.find_model import find_model
 from lathe.use.hf.export import export
+from lathe.use.hf.framing import ids_before_text
 from lathe.use.hf.tokenizers import load_hf_tokenizer, write_tokenizer
 
 BPE = bpe_tokenizer()
@@ -61,6 +63,38 @@ def test_a_beginning_that_is_no_token_is_refused(tmp_path):
     folder = folder_of(tmp_path, add_bos_token=True, bos_token="<new>")
     with pytest.raises(ValueError, match="'<new>' put beside texts, which is no token"):
         load_hf_tokenizer(folder)
+
+
+def template(single: list[str], special_tokens: dict) -> dict:
+    pieces = [
+        {"Sequence": {"id": "A"}} if name == "A" else {"SpecialToken": {"id": name}}
+        for name in single
+    ]
+    return {"type": "TemplateProcessing", "single": pieces, "special_tokens": special_tokens}
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        template(["<s>", "A"], {}),  # at which the library gives up
+        template(["<s>"], {"<s>": {"ids": [1]}}),
+        template(["A", "A"], {}),
+        template(["<s>", "A"], {"<s>": {"ids": [2**40]}}),
+        template(["<s>", "A"], {"<s>": {"ids": ["x"]}}),
+        {"type": "Astrology"},
+        {"type": "RobertaProcessing", "cls": [], "sep": []},
+        [1],
+    ],
+)
+def test_a_post_processor_that_cannot_be_is_refused_in_one_line(processor, tmp_path):
+    folder = folder_of(tmp_path)
+    path = folder / "tokenizer.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"post_processor": processor})
+    )
+    with pytest.raises(ValueError, match=str(tmp_path)) as error, reading(folder):
+        ids_before_text(folder, BPE)
+    assert "\n" not in str(error.value)
 
 
 def test_what_ends_every_text_is_left_out_and_said(tmp_path, capsys):

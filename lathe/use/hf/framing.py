@@ -5,11 +5,11 @@ A chat template is a program in Jinja. One that has the words of ours is run, in
 see whether it writes what ours do; no other is run at all.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from lathe.reading import is_of
 from lathe.terminal import print_note
 from lathe.text.beside import read_if_there, text_of
 from lathe.text.chat import TEMPLATES, chat_prompt
@@ -20,7 +20,6 @@ from lathe.use.hf.find import read_file
 # tokenizer, for the sake of other clients, does not put there.
 PROMPTS_BEGIN = "prompts_begin_with"
 OUR_CARD = "tags: [lathe]"  # on the card of those exports that did not yet say so
-TEXT_ID = 2**31  # stands for a text among the ids around it
 
 
 def ids_before_text(folder: Path, tokenizer: Tokenizer) -> list[int]:
@@ -40,6 +39,9 @@ def ids_before_text(folder: Path, tokenizer: Tokenizer) -> list[int]:
             before = [id_of(text_of(about["bos_token"]), content, folder)]
         if about.get("add_eos_token") and about.get("eos_token"):
             after = [id_of(text_of(about["eos_token"]), content, folder)]
+    unknown = [i for i in before if not is_of(i, int) or not 0 <= i < tokenizer.vocab_size]
+    if unknown:
+        raise ValueError(f"{folder}: its texts are to begin with {unknown[0]!r:.40}, no token's id")
     if after:
         print_note(
             f"{folder}: its tokenizer ends every text with token {after[-1]}, which is left out "
@@ -57,18 +59,25 @@ def is_earlier_export(folder: Path) -> bool:
 
 def ids_around(processor: dict, path: Path) -> tuple[list[int], list[int]]:
     """(ids before a text, ids after it) by the post_processor of a tokenizer.json."""
-    import tokenizers
-
-    model = {"type": "BPE", "vocab": {"a": TEXT_ID}, "merges": []}
-    content = {"version": "1.0", "added_tokens": [], "model": model, "post_processor": processor}
-    try:
-        ids = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("a").ids
-    except Exception as error:  # the library has no class of its own for them
-        raise ValueError(
-            f"{path}: the tokenizers library cannot read post_processor: {error}"
-        ) from error
-    cut = ids.index(TEXT_ID)
-    return ids[:cut], ids[cut + 1 :]
+    kind = processor["type"]
+    if kind == "ByteLevel":  # which moves offsets
+        return [], []
+    if kind == "Sequence":
+        before, after = [], []
+        for inner in processor["processors"]:
+            outer_before, outer_after = ids_around(inner, path)
+            before = outer_before + before
+            after = after + outer_after
+        return before, after
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return [processor["cls"][1]], [processor["sep"][1]]
+    if kind == "TemplateProcessing":
+        pieces = processor["single"]
+        (cut,) = [i for i, piece in enumerate(pieces) if "Sequence" in piece]
+        names = [piece.get("SpecialToken", {}).get("id") for piece in pieces]
+        ids = [processor["special_tokens"][name]["ids"] if name else [] for name in names]
+        return sum(ids[:cut], []), sum(ids[cut:], [])
+    raise ValueError(f"{path}: post_processor is a {kind}, which lathe does not know")
 
 
 def id_of(token: str | None, content: dict, folder: Path) -> int:
