@@ -16,9 +16,9 @@ from lathe.terminal import print_note
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use import nanogpt, network
 from lathe.use.hf import find as hf_find
-from lathe.use.hf import framing
 from lathe.use.hf import tokenizers as hf_tokenizers
 from lathe.use.hf import weights as hf_weights
+from lathe.use.hf.chat_template import template_of
 from model import GPT, GPTConfig
 
 
@@ -157,7 +157,7 @@ def _of_hugging_face(name: str) -> FoundModel:
     with reading(folder):
         tokenizer, begin, ends = hf_tokenizers.load_hf_tokenizer(folder)
         config = hf_weights.read_config(folder, tokenizer)
-        template = framing.template_of(folder, begin)
+        template = template_of(folder, tokenizer, begin)
     return FoundModel(
         name=name,
         folder=folder,

@@ -172,6 +172,8 @@ def test_of_several_templates_the_default_counts(tmp_path):
         WORDS + "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         WORDS + "{% for",
         WORDS + "{{ raise_exception('no') }}",
+        WORDS + "{{ 'a' * 10**12 }}",
+        WORDS + "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 'a' * 10**12 }}",  # is not run: it has none of our words
     ],
 )

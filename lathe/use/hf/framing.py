@@ -1,18 +1,10 @@
-"""What stands around a text: the ids that a folder's tokenizer puts before one, and the form of its
-chats.
+"""The ids that a folder's tokenizer puts before a text."""
 
-A chat template is a program in Jinja. One that has the words of ours is run, in Jinja's sandbox, to
-see whether it writes what ours do; no other is run at all.
-"""
-
-import re
 from pathlib import Path
-from typing import Any
 
 from lathe.reading import is_of
 from lathe.terminal import print_note
 from lathe.text.beside import read_if_there, text_of
-from lathe.text.chat import TEMPLATES, chat_prompt
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.find import read_file
 
@@ -91,82 +83,3 @@ def id_of(token: str | None, content: dict, folder: Path) -> int:
     raise ValueError(
         f"{folder}: tokenizer_config.json has {token!r} put beside texts, which is no token"
     )
-
-
-# -----------------------------------------------------------------------------
-# Chats
-
-
-PROBES = [
-    [("user", "A b?")],
-    [("system", "Be c."), ("user", "D")],
-    [("user", "E"), ("assistant", "F g."), ("user", " H\n")],
-]
-
-
-def template_of(folder: Path, begin: list[int]) -> str:
-    """The name of our chat template that the folder's is, "" if it has none; "" and a note if it is
-    another. begin: the ids before a text."""
-    source = chat_template(folder)
-    if not source:
-        return ""
-    about = read_if_there(folder / "tokenizer_config.json")
-    bos = (text_of(about.get("bos_token")) or "") if begin else ""
-    for name in TEMPLATES:
-        if not has_words_of(name, source):
-            continue
-        if all(rendered(source, probe, about) == our_text(name, probe, bos) for probe in PROBES):
-            return name
-    print_note(
-        f"{folder}: its chat template is none of lathe's ({', '.join(TEMPLATES)}): prompts are "
-        "given to the model as they are"
-    )
-    return ""
-
-
-def chat_template(folder: Path) -> str:
-    """In Jinja, from the place where any version of transformers has it; "" for none."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
-    template = read_if_there(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {each.get("name"): each.get("template") for each in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else ""
-
-
-def has_words_of(name: str, source: str) -> bool:
-    """Whether all that our template of that name writes around messages stands in `source`."""
-    words = [part.strip() for form in TEMPLATES[name].values() for part in form.split("{}")]
-    return all(word in source for word in words)
-
-
-def our_text(name: str, probe: list[tuple[str, str]], bos: str) -> str:
-    messages = [{"role": role, "content": content} for role, content in probe]
-    return bos + chat_prompt(messages, name)[0].rstrip(" ")
-
-
-def rendered(source: str, probe: list[tuple[str, str]], about: dict) -> str | None:
-    """What a template makes of messages, up to where the answer begins, without the space before
-    its first word; None where it cannot be run."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: Any):
-        raise TemplateError(str(message))
-
-    # The marks of transformers around what the model says are no part of Jinja.
-    source = re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", source)
-    source = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", source)
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    messages = [{"role": role, "content": content} for role, content in probe]
-    tokens = {role: text_of(about.get(role)) or "" for role in ("bos_token", "eos_token")}
-    try:
-        text = environment.from_string(source).render(
-            messages=messages, add_generation_prompt=True, **tokens
-        )
-    except Exception:  # whatever a stranger's program does
-        return None
-    return text.rstrip(" ")
