@@ -44,19 +44,20 @@ def main() -> None:
     say(f"what {' and '.join(requirements)} need, for Python {version}, into {folder}")
     python = make_environment(folder)
     install = Installer(python)
-    if not is_installed(python, pin):
-        if cpu_wheel is None:
-            kind = "plain" if sys.platform != "linux" else "cuda"
-            why = "for the GPU that is here" if kind == "cuda" else "of this system"
-            say(f"torch {why}: {FETCHED[kind]} to fetch in all")
-        elif cpu_wheel.is_there():
-            say(f"torch for CPUs, since no GPU is here: {FETCHED['cpu']} to fetch in all")
-            install.run("--index-url", CPU_INDEX, "--no-deps", pin)
-        else:
-            say(
-                f"no GPU is here, but {CPU_INDEX} does not answer with {pin}: torch comes from the "
-                f"usual index, {FETCHED['cuda']} to fetch in all if that has CUDA's build"
-            )
+    if is_installed(python, pin):
+        say(f"{pin} is there; the rest is 0.2 GB to fetch at most")
+    elif cpu_wheel is None:
+        kind = "plain" if sys.platform != "linux" else "cuda"
+        why = "for the GPU that is here" if kind == "cuda" else "of this system"
+        say(f"torch {why}: {FETCHED[kind]} to fetch in all")
+    elif cpu_wheel.is_there():
+        say(f"torch for CPUs, since no GPU is here: {FETCHED['cpu']} to fetch in all")
+        install.run("--index-url", CPU_INDEX, "--no-deps", pin)
+    else:
+        say(
+            f"no GPU is here, but {CPU_INDEX} does not answer with {pin}: torch comes from the "
+            f"usual index, {FETCHED['cuda']} to fetch in all if that has CUDA's build"
+        )
     words = []
     for name in requirements:
         words += ["-r", name]
