@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     spec = options.model or options.out_dir
     if spec.startswith("hf:") and not options.dataset and not options.tasks:
         raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
-    source = find_model(spec).with_all_ids()
+    source = find_model(spec)
     if not source.state and not options.dataset and not options.tasks:
         raise ValueError(f"dataset is empty: {source.name} names none, give --dataset=FOLDER")
     dataset = None
@@ -88,6 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         dataset = open_dataset(options.dataset)
     elif not options.tasks:
         dataset = open_dataset(source.state["settings"]["dataset"])
+    is_without_ends = dataset is not None and "eot_id" not in dataset.meta["tokenizer"]
+    if options.tasks or not is_without_ends:  # as nanoGPT measures its own files, if they are read
+        source = source.with_all_ids()
     if dataset is not None:
         refuse_what_does_not_fit(dataset, source, options)
     block_size = choose_block_size(options, source.config.block_size)

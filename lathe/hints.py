@@ -170,9 +170,10 @@ def instead_of_dataset(folder: Path, of_pairs: bool = False) -> str:
             f"continue it"
         )
     if (folder / "train.bin").is_file():
+        tokenizer = folder if (folder / "meta.pkl").is_file() else "TOKENIZER"
         return (
             f"dataset {folder} has no meta.json; for nanoGPT's headerless files write "
-            f"dataset=raw:TOKENIZER:{folder}"
+            f"dataset=raw:{tokenizer}:{folder}"
         )
     if is_run(folder) or is_checkpoint(folder):
         return f"dataset {folder} is {kind_of(folder)}, with a model{datasets_here()}"

@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib
+import json
 import pickle
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import SMALL, make_dataset
@@ -273,6 +275,28 @@ def test_nanogpts_checkpoint_goes_through_every_command(hour, monkeypatch, capsy
     shape = ("--dataset=data/zh", "--sample_tokens=2", "--eval_tokens=64", "--max_steps=1")
     run("train.py", *shape, "--init_from=out-nano/ckpt.pt", "--out_dir=out/from_nano")
     assert Path("out/from_nano/checkpoints/step-0000001").is_dir()
+
+
+def test_nanogpts_characters_are_trained_on_as_they_lie(hour, monkeypatch, capsys):
+    monkeypatch.chdir(hour)
+    folder = Path("data/theirs")
+    folder.mkdir()
+    save_nanogpt(str(folder / "ckpt.pt"), CHINESE)
+    ids = train_char([CHINESE]).encode(CHINESE * 40)
+    for split in ("train", "val"):
+        (folder / f"{split}.bin").write_bytes(np.array(ids, np.uint16).tobytes())
+    shape = ("--sample_tokens=0", "--eval_tokens=64", "--max_steps=1", "--out_dir=out/theirs")
+    said = answer(capsys, "train.py", "--dataset=data/theirs", *shape)
+    assert "dataset=raw:data/theirs:data/theirs" in said
+    run("train.py", *sizes(), "--dataset=raw:data/theirs:data/theirs", *shape)
+    capsys.readouterr()
+    raw = "--dataset=raw:data/theirs:data/theirs"
+    run("evaluate.py", "--out_dir=data/theirs/ckpt.pt", raw, "--eval_tokens=32")  # one window
+    ids = torch.tensor([ids[:33]])
+    with torch.no_grad():
+        theirs = save_nanogpt("data/theirs/ckpt.pt", CHINESE)(ids[:, :-1], ids[:, 1:])
+    loss = json.loads(capsys.readouterr().out)["loss"]
+    assert loss == pytest.approx(theirs.item(), rel=1e-5)  # without an end-of-text of ours
 
 
 class Code:

@@ -1,4 +1,4 @@
-"""nanoGPT's meta.pkl: the characters of its data/NAME, as a tokenizer.
+"""nanoGPT's meta.pkl: the characters of its data/NAME, whose places are their ids.
 
 The file is a pickle: a program for a small machine that can call any code. What stands here knows
 the few of its instructions that build dicts of texts and numbers, and refuses all others.
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lathe.reading import reading
-from lathe.text.tokenizer import Tokenizer, train_char
 
 LARGEST = 4_000_000  # bytes; the characters of Chinese take a twentieth
 PUSHES = (
@@ -52,12 +51,9 @@ def plain_value(data: bytes) -> Any:
     raise ValueError("it ends early")
 
 
-def read_meta_pkl(path: Path) -> Tokenizer:
-    """The tokenizer of characters in a meta.pkl, whose ids are nanoGPT's; end-of-text, which it
-    does not have, comes after them.
-
-    Raises ValueError for anything but characters in the order of their codes, OSError.
-    """
+def read_characters(path: Path) -> list[str]:
+    """The characters in a meta.pkl, by their ids. Raises ValueError for anything but characters in
+    the order of their codes, OSError."""
     with reading(path, "is no meta.pkl of nanoGPT's characters"):
         n_bytes = path.stat().st_size
         if n_bytes > LARGEST:
@@ -71,4 +67,4 @@ def read_meta_pkl(path: Path) -> Tokenizer:
         characters = sorted(ids)
         if [ids[char] for char in characters] != list(range(len(ids))):
             raise ValueError("its ids are not in the order of the characters' codes")
-        return train_char([characters])
+        return characters

@@ -41,6 +41,7 @@ from lathe.text.library import (
     special_tokens,
     try_steps,
 )
+from lathe.text.meta_pkl import read_characters
 from lathe.text.trial import KNOWN, try_rules
 
 if TYPE_CHECKING:
@@ -334,13 +335,16 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     """The tokenizer named by `spec`: byte, gpt2, cl100k_base, o200k_base, or where its files are.
 
     That is a folder or a path; a run's folder will do, and so will a tokenizer.json of Hugging
-    Face's, or a GPT-2 folder with vocab.json and merges.txt. Its ids are those of the tokenizers
-    library, or it is refused. Raises ValueError, or OSError where files are missing.
+    Face's, a GPT-2 folder with vocab.json and merges.txt, or one with nanoGPT's meta.pkl. Its ids
+    are those of the tokenizers library, or it is refused. Raises ValueError, or OSError where files
+    are missing.
     """
     if spec == "byte":
         return _bytes()
     if spec in TIKTOKEN_ENCODINGS:
         return _tiktoken_encoding(spec)
+    if (Path(spec) / "meta.pkl").is_file() and not (Path(spec) / "tokenizer.json").is_file():
+        return train_char([read_characters(Path(spec) / "meta.pkl")])
     path = _find_tokenizer_json(spec)
     try:
         if path.name == "vocab.json":

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from lathe import hints
 from lathe.reading import check_kinds, reading
 from lathe.run.files import utf8_path
-from lathe.text.meta_pkl import read_meta_pkl
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use.network import refuse_fewer_layers, without_weights
 from model import GPT2, GPTConfig
@@ -99,12 +98,10 @@ def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     folder = checkpoint.path.parent
     places = [folder, folder.parent / "data" / name, Path("data", name)]
     for place in places:
-        tokenizer = None
-        if (place / "meta.pkl").is_file():
-            tokenizer = read_meta_pkl(place / "meta.pkl")
-        elif (place / "tokenizer.json").is_file():
-            tokenizer = load_tokenizer(place)
-        if tokenizer is not None and tokenizer.vocab_size in (n_ids, n_ids + 1):
+        if not any((place / name).is_file() for name in ("meta.pkl", "tokenizer.json")):
+            continue
+        tokenizer = load_tokenizer(place)
+        if tokenizer.vocab_size in (n_ids, n_ids + 1):
             return tokenizer
     raise ValueError(
         f"{checkpoint.path} has {n_ids} ids, and says not of what: put the meta.pkl of nanoGPT's "
