@@ -518,7 +518,8 @@ def run(main: Callable[..., int | None], *arguments: object) -> NoReturn:
         finish_output()
         os._exit(code)
     finish_output()
-    if "torch" in sys.modules:
+    is_command = sys._getframe(1).f_globals["__name__"] == "__main__"  # and no part of another
+    if is_command and "torch" in sys.modules:
         end_at_once(code or 0)
     sys.exit(code)
 
