@@ -148,7 +148,8 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    check_tensors(path, stored)
+    keys = {key: kept.value for part in writer.kv_data for key, kept in part.items()}
+    check_file(path, keys, stored)
 
 
 def write_shape(writer, config: GPTConfig, family: LlamaCppFamily):  # noqa: ANN001
@@ -310,10 +311,15 @@ def with_neighbours_rotated(their_name: str, tensor: torch.Tensor, config: GPTCo
     return halves.transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
-def check_tensors(path: Path, stored: dict[str, StoredTensor]):
-    """ValueError where the file, read again, does not hold these tensors to the last bit."""
-    gguf = import_gguf()
-    in_file = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+def check_file(path: Path, keys: dict[str, object], stored: dict[str, StoredTensor]):
+    """ValueError where the file, read again, does not hold these keys and tensors to the last
+    bit."""
+    reader = import_gguf().GGUFReader(path)
+    for key, value in keys.items():
+        kept = reader.get_field(key)
+        if kept is None or kept.contents() != as_float32(value):
+            raise ValueError(f"{path}: {key} is not what was written")
+    in_file = {tensor.name: tensor for tensor in reader.tensors}
     if in_file.keys() != stored.keys():
         raise ValueError(f"{path} was not written whole: it lacks {stored.keys() - in_file.keys()}")
     for name, tensor in stored.items():
@@ -321,3 +327,10 @@ def check_tensors(path: Path, stored: dict[str, StoredTensor]):
         same = shape == tensor.shape and in_file[name].tensor_type == tensor.type
         if not same or in_file[name].data.tobytes() != tensor.data.tobytes():
             raise ValueError(f"{path}: {name} is not what was written")
+
+
+def as_float32(value: object) -> object:
+    """A key's value with the precision that files have for fractions."""
+    if isinstance(value, list):
+        return [as_float32(item) for item in value]
+    return float(np.float32(value)) if isinstance(value, float) else value

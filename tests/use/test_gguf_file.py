@@ -264,7 +264,7 @@ def test_what_llama_cpp_cannot_hold_is_refused_by_name(tmp_path, settings, token
 
 
 def test_a_file_that_does_not_hold_what_was_written_is_refused(tmp_path, monkeypatch):
-    model = tiny_model(position="rope", norm="rmsnorm", activation="swiglu")
+    model = tiny_model(position="rope", norm="rmsnorm", activation="swiglu", qk_norm=False)
     whole = gguf.GGUFWriter.write_tensors_to_file
 
     def damaged(writer: gguf.GGUFWriter):
@@ -273,5 +273,16 @@ def test_a_file_that_does_not_hold_what_was_written_is_refused(tmp_path, monkeyp
         whole(writer)
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", damaged)
-    with pytest.raises(ValueError, match="is not what was written"):
+    with pytest.raises(ValueError, match="token_embd.weight is not what was written"):
+        written(tmp_path, model)
+
+    close = gguf.GGUFWriter.close
+
+    def other_keys(writer: gguf.GGUFWriter):
+        close(writer)
+        writer.kv_data[0]["llama.block_count"].value = 3
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", whole)
+    monkeypatch.setattr(gguf.GGUFWriter, "close", other_keys)
+    with pytest.raises(ValueError, match="llama.block_count is not what was written"):
         written(tmp_path, model)
