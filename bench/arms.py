@@ -21,15 +21,15 @@ OF_THE_COMPARISON = {
     "overwrite": "each run has a folder of its own",
     "dry_run": "runs are to be trained",
 }
+DEFAULT_PRESET = "quickstart"  # train.py's own
+LENGTHS = ("max_steps", "tokens", "epochs")  # on the command line they go before a preset's minutes
 # Run in a revision's folder: all settings of a command line, as that revision reads it
 READ_SETTINGS = """
 import json, sys
 from dataclasses import asdict
 from lathe import cli
 from lathe.settings import Settings
-settings = cli.parse(
-    Settings, sys.argv[1:], prog="train.py", presets=True, default_preset="quickstart"
-)
+settings = cli.parse(Settings, sys.argv[1:], prog="train.py", presets=True)
 print(json.dumps(asdict(settings)))
 """
 # The same: a dataset that any machine can make is made if it is missing, others must be there
@@ -129,25 +129,32 @@ class Arm:
         return self.flops_per_token * self.tokens_per_step
 
     @property
+    def by_minutes(self) -> bool:
+        """Whether train.py itself finds how many steps there is time for, and what to train."""
+        given = {word[2:].partition("=")[0] for word in self.command}
+        return bool(self.settings.get("minutes")) and given.isdisjoint(LENGTHS)
+
+    @property
     def first_seed(self) -> int:
         return self.settings["seed"]
 
     def describe(self) -> str:
         code = f", at {self.commit}" if self.commit else ""
-        return f"{self.name}: {' '.join(self.command) or 'quickstart'}{code}"
+        return f"{self.name}: {' '.join(self.command)}{code}"
 
 
 def open_arm(name: str, words: Words, common: list[str], contexts: ExitStack) -> Arm:
     """Raises ValueError, in one line that names the arm, for what its code refuses."""
     try:
         folder, commit = open_revision(words.revision, contexts)
-        command = [*words.presets, *common, *words.settings]
+        presets = words.presets or [DEFAULT_PRESET]
+        command = [*presets, *common, *words.settings]
         settings = json.loads(ask_code(folder, READ_SETTINGS, *command))
         ask_code(folder, OPEN_DATASET, settings["dataset"])
         plan = ask([sys.executable, str(folder / "train.py"), *command, "--dry_run"])
         return Arm(name, words.text, folder, commit, command, settings, **read_plan(plan))
     except ValueError as error:
-        raise ValueError(f"{name} ({words.text or 'quickstart'}): {error}") from None
+        raise ValueError(f"{name} ({words.text or DEFAULT_PRESET}): {error}") from None
 
 
 def open_revision(revision: str, contexts: ExitStack) -> tuple[Path, str]:
@@ -236,18 +243,23 @@ class Outcome:
 
 
 def run_arm(
-    arm: Arm, steps: int, seed: int, measured: list[str], environment: dict[str, str]
+    arm: Arm, steps: int, seed: int, more: list[str], environment: dict[str, str]
 ) -> Outcome:
     """Train an arm from its start, evaluate at its end and keep nothing else of it.
 
-    measured: settings that make all arms' losses comparable. Raises ValueError, in one line, if it
-    fails for another reason than that it does not learn.
+    steps: 0 = as many as there is time for, where `more` says the minutes. more: further settings,
+    of which those count that the arm's code has. Raises ValueError, in one line, if it fails for
+    another reason than that it does not learn.
     """
+    length = []
+    if steps:
+        length = [f"--max_steps={steps}", "--tokens=0", "--epochs=0"]
+        length += [f"--eval_interval={steps}", f"--checkpoint_interval={steps}"]
+    wanted = [*length, *more, "--sample_tokens=0", "--eval_train_tokens=0", f"--seed={seed}"]
+    known = [word for word in wanted if word[2:].partition("=")[0] in arm.settings]
     with tempfile.TemporaryDirectory(prefix="lathe-compare-") as scratch:
-        command = [sys.executable, str(arm.folder / "train.py"), *arm.command, *measured]
-        command += [f"--max_steps={steps}", "--tokens=0", f"--seed={seed}"]
-        command += [f"--eval_interval={steps}", f"--checkpoint_interval={steps}"]
-        command += ["--sample_tokens=0", f"--out_dir={scratch}/run"]
+        command = [sys.executable, str(arm.folder / "train.py"), *arm.command, *known]
+        command.append(f"--out_dir={scratch}/run")
         if arm.settings["init_from"] in ("auto", "resume"):
             command.append("--init_from=scratch")
         metrics = Path(scratch, "run", "metrics.jsonl")
@@ -265,7 +277,7 @@ def run_arm(
     last = evaluations[-1] if evaluations else {}
     return Outcome(
         seed=seed,
-        steps=steps,
+        steps=steps or last.get("step", 0),
         loss=last.get("val_loss"),
         bits_per_byte=last.get("val_bits_per_byte"),
         seconds=seconds or (rows[-1]["elapsed"] if rows else 0.0),

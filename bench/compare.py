@@ -10,7 +10,8 @@ settings, and its own. Several are each compared with A, whose runs they share.
 
 A pair is A and B with the same seed, so with the same samples in the same order, for equally many
 steps (A's), FLOPs (as many as A's steps take) or minutes (of the whole process, start and end
-included: steps are chosen so from what earlier ones took). Their losses over the validation split
+included: steps are chosen so from what earlier ones took; with --minutes in an arm, train.py goes
+by its own clock, for --run_minutes). Their losses over the validation split
 at the end are subtracted. After each pair the interval that surely has the mean difference is
 looked at (bench/sequential.py): the chance of a wrong verdict is --error at most, however many
 pairs it takes. "better" and "worse" are said when 0 is outside, "too close" when all of it is
@@ -109,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         environment = threads_of_each(options.at_once)
 
         def train(arm: Arm, steps: int, seed: int) -> Outcome:
-            return run_arm(arm, steps, seed, [measured], environment)
+            clock = [] if steps else [f"--minutes={options.run_minutes}"]
+            return run_arm(arm, steps, seed, [measured, *clock], environment)
 
         runs = Runs(a, others, options, train)
         verdicts = [compare(runs, b, options) for b in others]
@@ -161,7 +163,7 @@ class Pair:
 class Runs:
     """The runs of all arms, each made once, with as many steps as are equal to A's.
 
-    train: from an arm, steps and a seed to what becomes of the run.
+    train: from an arm, steps (0 = by the clock) and a seed to what becomes of the run.
     """
 
     def __init__(
@@ -179,13 +181,20 @@ class Runs:
         self.pace: dict[str, Outcome] = {}  # --equal=minutes: of each arm, the last
         self.repeated = math.nan  # by how much A's first run differs from itself
         for arm in (a, *others):
+            if arm.by_minutes and options.equal != "minutes":
+                raise ValueError(
+                    f"{arm.name} ({arm.text}) goes by minutes, so its steps are not known: give it "
+                    "max_steps=N, or compare with --equal=minutes"
+                )
             self.announce(arm)
 
     def announce(self, arm: Arm):
         say(arm.describe())
         if arm.first_seed != self.a.first_seed:
             say(f"{arm.name}: seeds from {arm.first_seed}: a pair does not share its samples")
-        if self.options.equal == "minutes":
+        if arm.by_minutes:
+            say(f"{arm.name}: by the clock, {self.options.run_minutes:g} minutes")
+        elif self.options.equal == "minutes":
             probe = self.train(arm, PROBE_STEPS, arm.first_seed)
             if probe.loss is None:
                 why = f"{PROBE_STEPS} steps, by which its speed is measured"
@@ -197,7 +206,9 @@ class Runs:
             say(f"{arm.name}: {self.steps_of(arm):,} steps in place of its own {arm.steps:,}")
 
     def steps_of(self, arm: Arm) -> int:
-        """Raises ValueError where start and end leave no minutes for steps."""
+        """0 = by the clock. Raises ValueError where start and end leave no minutes for steps."""
+        if arm.by_minutes:
+            return 0
         if self.options.equal == "steps":
             return self.a.steps
         if self.options.equal == "flops":
@@ -223,7 +234,7 @@ class Runs:
         def run_one(arm: Arm, i: int):
             outcome = self.train(arm, self.steps_of(arm), arm.first_seed + i)
             self.outcomes[arm.name, i] = outcome
-            if self.options.equal == "minutes" and outcome.loss is not None:
+            if arm.name in self.pace and outcome.loss is not None:
                 self.pace[arm.name] = outcome
             diverged = f"diverged {outcome.gave_up}".strip()
             loss = diverged if outcome.loss is None else f"{outcome.loss:.4f}"

@@ -132,7 +132,7 @@ def train_anew(arm: Arm, steps: int, seed: int) -> Outcome:
 
     with tempfile.TemporaryDirectory() as scratch:
         command = [*arm.command, f"--seed={seed}", f"--eval_interval={steps}"]
-        command += [f"--checkpoint_interval={steps}", "--sample_tokens=0"]
+        command += [f"--checkpoint_interval={steps}", "--sample_tokens=0", "--eval_train_tokens=0"]
         with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             train.main([*command, f"--out_dir={scratch}/run"])
         rows, evaluations = read_metrics(Path(scratch, "run", "metrics.jsonl"))

@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 from contextlib import ExitStack
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from bench import compare
 from bench.arms import Arm, Outcome, completed, open_revision, read_words, run_arm, with_dashes
 from bench.compare import OPTION_NAMES, Options, Runs
 from bench.sequential import EXPECTED_EFFECT, interval, largest_t
+from lathe.settings import Settings
 
 # -----------------------------------------------------------------------------
 # The interval
@@ -140,6 +142,19 @@ def test_arms_get_equal_steps_flops_or_minutes():
         verdict(means, a, b, equal="minutes", diverges="B")
 
 
+def test_an_arm_that_goes_by_minutes_has_its_own_clock_and_no_steps_to_be_equal_to():
+    by_minutes = drawn_arm("A", minutes=2.0)
+    means = {"A": 1.9, "B": 1.8}
+    v, trained = verdict(means, by_minutes, drawn_arm("B"), equal="minutes", run_minutes=0.5)
+    assert {steps for name, steps, _ in trained if name == "A"} == {0}
+    assert min(v.b.steps) > 0
+    with pytest.raises(ValueError, match="goes by minutes, .* give it max_steps=N"):
+        verdict(means, by_minutes, drawn_arm("B"))
+    by_steps = drawn_arm("A", minutes=2.0)
+    by_steps.command = ["quickstart", "--max_steps=300"]
+    assert verdict(means, by_steps, drawn_arm("B"))[0].verdict == "better"
+
+
 def test_runs_side_by_side_make_the_same_pairs():
     means = {"A": 1.9, "B": 1.9}
     alone, _ = verdict(means, drawn_arm("A"), drawn_arm("B"), seeds=8)
@@ -254,7 +269,7 @@ def test_compare_trains_both_and_ends_in_a_line_of_json(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_diverges_is_an_outcome_and_one_that_fails_an_error(tmp_path):
     dataset = make_dataset(tmp_path / "texts")
-    settings = {"seed": 1, "dataset": dataset, "init_from": "scratch"}
+    settings = asdict(Settings(dataset=dataset))
     wild = ["--learning_rate=1e18", "--muon_learning_rate=1e18", "--max_skipped_steps=3"]
     arm = Arm("A", "wild", ROOT, "", [*tiny(dataset), *wild], settings, 20, 128, 1.0, 256)
     outcome = run_arm(arm, 20, 1, [], {"OMP_NUM_THREADS": "1"})
