@@ -127,6 +127,19 @@ def test_what_prepare_prints_trains_and_what_that_prints_works(tokenizer, sessio
     session.run(another, SMALL)
 
 
+@exhaustive
+def test_what_a_run_by_minutes_prints_works(session):
+    """As prepare prints it, but for a few seconds in place of minutes."""
+    Path("notes.txt").write_text(SENTENCE * 40)
+    asked = ["--input", "notes.txt", "--out", "data/notes", "--tokenizer", "char"]
+    (trains,) = session.type("prepare/text.py", *asked)
+    printed = session.run(trains, ["--minutes=0.1", "--sample_tokens=4"])
+    assert scripts(printed) == ["sample.py", "evaluate.py", "train.py"]
+    assert "--minutes=0.2" in printed[2]
+    for words in printed:
+        session.run(words)
+
+
 @pytest.mark.parametrize("n_words", [1, 30])
 def test_what_prepare_prints_for_a_small_text_trains(n_words, session):
     Path("notes.txt").write_text("a few words " * n_words)
