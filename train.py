@@ -40,6 +40,7 @@ from lathe.corpus.own import prepare_own
 from lathe.data.batches import TrainBatches, val_windows
 from lathe.data.dataset import Dataset, open_dataset
 from lathe.data.order import refuse_too_few
+from lathe.optim.average import TailAverage, pack, unpack
 from lathe.optim.build import (
     build_optimizers,
     compile_updates,
@@ -114,6 +115,7 @@ class TrainState:
     skipped: int = 0  # steps left out because their gradient was not finite, or a spike
     grad_norms: list = field(default_factory=list)  # of the last 100 updates: what is usual
     spent: float = 0.0  # seconds of all processes, in a run by minutes
+    averaged: bool = False  # whether averaged weights did better at the last evaluation
     wandb_run_id: str = ""
 
 
@@ -164,6 +166,7 @@ class Run:
     standstill: Standstill
     soundness: Soundness
     clock: Clock | None  # of a run by minutes
+    average: TailAverage | None  # of the weights, where that is asked for
 
     updates: deque[Update] = field(default_factory=deque)  # begun, and not looked at yet
     stopping: bool = False
@@ -242,9 +245,12 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     if plan.compiled and runtime.device.type == "cuda":
         compile_updates(optimizers)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+    average = None
+    if s.average_fraction and s.parallel != "fsdp":
+        average = TailAverage(model)
     seed_everything(s.seed + 1 + runtime.rank)  # dropout differs between ranks
     if plan.resumed:
-        changes = restore(start, plan, optimizers, scaler, runtime)
+        changes = restore(start, plan, model, average, optimizers, scaler, runtime)
         changed = f"; changed: {', '.join(changes)}" if changes else ""
         say(f"resuming from {start.folder}{changed}")
     announce(plan, dataset, batches, say)
@@ -278,6 +284,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         standstill=Standstill(plan.compiled),
         soundness=Soundness(batches, s.micro_batch_size * s.block_size, runtime.world_size),
         clock=make_clock(plan, state, dataset),
+        average=average,
         saved_step=state.step if plan.resumed else None,
     )
 
@@ -293,7 +300,10 @@ def make_clock(plan: Plan, state: TrainState, dataset: Dataset) -> Clock | None:
         n_tokens = min(n_tokens, plan.settings.eval_tokens)
     n_tokens += min(n_tokens, plan.settings.eval_train_tokens)
     evaluation_steps = n_tokens / plan.tokens_per_step / 3
-    return Clock(60 * minutes, state.spent, STARTED, state.step, evaluation_steps)
+    clock = Clock(60 * minutes, state.spent, STARTED, state.step, evaluation_steps)
+    if plan.settings.average_fraction:  # the last evaluation is one more of the averaged weights
+        clock.ending_steps = evaluation_steps
+    return clock
 
 
 def find_dataset(s: Settings) -> Dataset:
@@ -488,6 +498,7 @@ def train(settings: Settings) -> int:
             follow_clock(run)
             lr = set_lr(run)
             numbers = ranks.LaterByName(train_step(run))
+            average_weights(run)
             run.updates.append(Update(state.step, state.samples, lr, numbers))
             report(run, keep=run.runtime.lag)
             if evaluation_is_due(run):
@@ -609,6 +620,18 @@ def settle_collector():
         gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def average_weights(run: Run):
+    """After an update of the last part of the run, take its weights into the average."""
+    if run.average is None:
+        return
+    s = run.settings
+    at = position(run.state.step, s.max_steps, s.pace)
+    if at.step / at.max_steps > 1 - s.average_fraction:
+        run.average.add(run.model)
+    else:  # also in a run that goes on with more steps
+        run.average.reset()
 
 
 def largest_norm(run: Run) -> float:
@@ -764,7 +787,7 @@ def evaluate(run: Run):
     s = run.settings
     state = run.state
     check_soundness(run)
-    scores = measure(run)
+    scores = measure_the_better(run)
     if scores is None:
         run.stopping = True
         return
@@ -800,9 +823,11 @@ def warn_where_validation_turns(run: Run, val_loss: float):
 def write_for_people(run: Run):
     """On rank 0, as long as it takes: samples and the page."""
     s = run.settings
-    step = run.state.step
+    state = run.state
+    step = state.step
     if s.sample_tokens and s.parallel != "fsdp":
-        write_samples(run)
+        with run.average.in_place(run.model) if state.averaged else nullcontext():
+            write_samples(run)
     is_last = step >= s.max_steps
     refresh_report(run, now=is_last)
     if is_last:
@@ -840,6 +865,23 @@ def last_good_checkpoint(run: Run) -> str:
     run.writer.wait_on_all()
     newest, _ = checkpoint.newest_checkpoint(run.out)
     return str(newest or "none yet")
+
+
+def measure_the_better(run: Run) -> dict[str, float] | None:
+    """The figures of the last weights, or of averaged ones where these do better; see measure."""
+    state = run.state
+    scores = measure(run)
+    state.averaged = False
+    if scores is None or run.average is None or not run.average.n:
+        return scores
+    with run.average.in_place(run.model):
+        of_average = measure(run)
+    if of_average is None:
+        return None
+    losses = f"{scores['val_loss']:.4f} with the last, {of_average['val_loss']:.4f} with averaged"
+    run.progress.print(f"step {state.step}: val loss {losses} weights of {run.average.n} steps")
+    state.averaged = of_average["val_loss"] < scores["val_loss"]
+    return of_average if state.averaged else scores
 
 
 def measure(run: Run) -> dict[str, float] | None:
@@ -962,9 +1004,16 @@ def save(run: Run, best: bool = False):
         state.spent = run.clock.spent()
         if run.runtime.is_main:
             write_preset(run.settings)
-    copy = state.step < run.settings.max_steps  # after the last update nothing changes any more
+    # After the last update nothing changes any more, but for samples by averaged weights.
+    copy = state.step < run.settings.max_steps or run.average is not None
     weights = run.model.state_dict()
     moments = optimizer_state(run.optimizers)
+    packed = None
+    if run.average is not None and run.average.n:
+        is_better = state.averaged and state.evaluation.get("step") == state.step
+        packed = pack(run.average, weights, is_better)
+        if is_better:
+            weights = run.average.weights
     rest = {
         "kinds": optimizer_kinds(run.optimizers),
         "scaler": run.scaler.state_dict(),
@@ -982,6 +1031,8 @@ def save(run: Run, best: bool = False):
     elif run.runtime.is_main:
         weights = host_copy(weights, copy)
         rest["optimizer"] = host_copy(moments, copy)
+        if packed is not None:
+            rest["average"] = host_copy(packed, copy)
         write = partial(checkpoint.save, run.out, weights, rest, about, tokenizer)
     if run.runtime.is_main:
         waited = time.perf_counter() - began
@@ -1053,11 +1104,16 @@ def read_position(start: FoundModel, s: Settings, dataset: Dataset) -> TrainStat
 def restore(
     start: FoundModel,
     plan: Plan,
+    model: GPT,
+    average: TailAverage | None,
     optimizers: list[Optimizer | TorchOptimizer],
     scaler: torch.amp.GradScaler,
     runtime: devices.Runtime,
 ) -> list[str]:
-    """Bring optimizer, loss scale and random state back. Returns what has changed, in words."""
+    """Bring optimizer, loss scale, random state and averaged weights back.
+
+    Returns what has changed, in words.
+    """
     saved = checkpoint.load_optimizer(start.folder)
     file = start.folder / "optimizer.pt"
     with reading(file, advises=True):
@@ -1066,6 +1122,11 @@ def restore(
             scaler.load_state_dict(saved["scaler"])
         n_ranks = len(saved["random"])
     changed = changed_settings(start.state["settings"], plan.settings)
+    if "average" in saved and plan.settings.parallel == "fsdp":
+        changed.append("weights averaged so far are left, or gone on from where they did better")
+    elif "average" in saved:
+        with reading(file, "holds no averaged weights"):
+            unpack(average or TailAverage(model), model, saved["average"])
     if n_ranks == runtime.world_size:
         with reading(file, "holds no random state"):
             set_random_state(saved["random"][runtime.rank], runtime.device)
@@ -1141,7 +1202,9 @@ def print_plan(settings: Settings) -> int:
     if is_main:
         measured = None
         advice = ""
-        if target.gpu is None:
+        if plan.settings.minutes:
+            measured = f"{plan.settings.minutes:g} minutes in all, by the clock"
+        elif target.gpu is None:
             its_pace = pace.measure_pace(plan, target.runtime, make_optimizers)
             if its_pace is not None:
                 measured = pace.expectation(plan, its_pace, dataset)

@@ -122,6 +122,8 @@ class Settings(ModelSettings):
     warmup_steps: int = 40  # steps over which the rates rise linearly
     decay_fraction: float = 0.65  # wsd: share of the run, at its end, over which the rates fall
     min_lr_fraction: float = 0.05  # wsd and cosine: last rate as a share of the peak
+    # the weights of this last share of the run are averaged, too; the better ones are used
+    average_fraction: float = 0.0
     # how steps went with the time in a run by minutes, so that it can be repeated; see schedule.py
     pace: list[str] = field(default_factory=list)
 
@@ -187,7 +189,7 @@ class Settings(ModelSettings):
             value = getattr(self, name)
             if value >= 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
-        for name in ("decay_fraction", "min_lr_fraction"):
+        for name in ("decay_fraction", "min_lr_fraction", "average_fraction"):
             value = getattr(self, name)
             if value > 1:
                 raise ValueError(f"{name} is {value}; it must lie between 0 and 1")

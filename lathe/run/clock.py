@@ -45,6 +45,7 @@ class Clock:
         self.began = began
         self.next_look = step + FIRST_LOOK
         self.evaluation_steps = evaluation_steps
+        self.ending_steps = 0.0  # what the last evaluation takes longer than others, in steps
         self.pause: float | None = None  # of the last evaluation with samples and page, if any
         self.save = SAVE_SECONDS  # of the last save, which the end waits for; first a guess
         self._pauses = 0.0  # seconds of this process in which nothing was trained
@@ -73,7 +74,8 @@ class Clock:
         pause = self.pause
         if pause is None:
             pause = PAUSE_SECONDS + self.evaluation_steps * step_seconds
-        left = self.budget - spare - self.spent() - pause - self.save
+        ending = pause + self.ending_steps * step_seconds + self.save
+        left = self.budget - spare - self.spent() - ending
         n_steps = round(left / step_seconds)
         for n_evaluations in count(1):
             if (step + n_steps - 1) // eval_interval - step // eval_interval < n_evaluations:

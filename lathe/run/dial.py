@@ -366,6 +366,8 @@ def dropout_of(n_epochs: float) -> float:
     return 0.1 if n_epochs < 8 else 0.2
 
 
+AVERAGED = 0.1  # the tail of a run of several epochs over which weights are averaged, too
+
 N_EVALUATIONS = {0.0: 2, 2.0: 4, 15.0: 8}  # from so many minutes on
 EVALUATION_SHARE = 0.01  # of the budget, for the losses of one, on each of two texts
 
@@ -431,6 +433,7 @@ def turn_dial(
         "warmup_steps": by_steps,
         "weight_decay": by_epochs,
         "dropout": by_epochs,
+        "average_fraction": by_epochs,
         "eval_interval": f"{n_evaluations} evaluations",
         "eval_tokens": f"{EVALUATION_SHARE:.0%} of the time each",
         "log_interval": "",
@@ -447,6 +450,7 @@ def turn_dial(
         "warmup_steps": n_steps // 200 if n_steps >= 4000 else 0,
         "weight_decay": 0.1,
         "dropout": dropout_of(n_epochs),
+        "average_fraction": AVERAGED if n_epochs >= 2 else 0.0,
         "eval_interval": interval,
         "eval_tokens": 0 if n_eval >= text.n_val_tokens else n_eval,
         "log_interval": max(1, n_steps // 40),

@@ -157,7 +157,7 @@ def in_minutes(plan: Plan, dataset: Dataset) -> Line:
     epochs = tokens / dataset.train.n_tokens
     shape = f"{s.n_layer} layers of width {s.n_embd}, {plan.n_params:,} parameters"
     read = f"{tokens:,} tokens in {s.max_steps:,} steps, the text {epochs:.3g} times"
-    return f"in {s.minutes:g} minutes", f"{shape}; {read}"
+    return f"in {s.minutes:g} min", f"{shape}; {read}"
 
 
 def memory_lines(memory: StepMemory, target: Target) -> list[Line]:

@@ -689,3 +689,41 @@ def test_a_run_is_not_resumed_with_another_optimizer(dataset, tmp_path, was, now
         dataset, tmp_path / "again", optimizer=now, init_from=str(folder), **brief
     )  # as the message says
     assert train.train(again) == 0
+
+
+# -----------------------------------------------------------------------------
+# Averaged weights
+
+
+def test_averaged_weights_are_used_where_they_do_better_and_a_resume_goes_on_bit_for_bit(
+    dataset, tmp_path, capsys
+):
+    """At a high rate that does not fall the mean does far better than the last weights."""
+    wild = dict(
+        average_fraction=0.6, lr_schedule="constant", learning_rate=0.05, max_steps=20, dropout=0.1
+    )
+    straight = tmp_path / "straight"
+    assert train.train(settings(dataset, straight, **wild)) == 0
+    said = capsys.readouterr().err
+    assert "with the last" in said and "averaged weights of 12 steps" in said
+    newest, _ = checkpoint.newest_checkpoint(straight)
+    saved = checkpoint.load_optimizer(newest)["average"]
+    assert saved["model_is_average"] and saved["n"] == 12
+    evaluation = rows(straight, "val_loss")[-1]
+    model = find_model(str(straight)).load()
+    cpu = devices.start("cpu", "float32")
+    again = validation(model, open_dataset(dataset), cpu, 2, 0)
+    assert again["loss"] == pytest.approx(evaluation["val_loss"], rel=1e-6)
+
+    resumed = tmp_path / "resumed"
+    as_it_was(str(resumed), str(straight), 10)
+    assert train.train(settings(dataset, resumed, init_from="resume", **wild)) == 0
+    assert losses(resumed) == losses(straight)
+    assert same(weights(resumed), weights(straight))
+
+    # With more steps it is the last weights that go on, not their mean.
+    longer = tmp_path / "longer"
+    assert train.train(settings(dataset, longer, **{**wild, "max_steps": 24})) == 0
+    on = {**wild, "max_steps": 24, "init_from": "resume"}
+    assert train.train(settings(dataset, straight, **on)) == 0
+    assert losses(straight) == losses(longer)
