@@ -94,7 +94,7 @@ def test_a_run_by_minutes_is_repeated_and_resumed_by_its_steps(
     newest, _ = checkpoint.newest_checkpoint(first)
     state = json.loads((newest / "state.json").read_text())
     assert state["settings"]["minutes"] == BUDGET
-    assert 0.6 * 60 * BUDGET < state["train"]["spent"] < 60 * BUDGET
+    assert 0.3 * 60 * BUDGET < state["train"]["spent"] < 60 * BUDGET
 
     again = tmp_path / "again"
     assert train.main([str(first / "settings.toml"), f"--out_dir={again}"]) == 0
