@@ -1,6 +1,7 @@
 """What --minutes promises: choices with reasons, an end on time, and a run that can be repeated by its steps."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,9 @@ class Hours:
     def monotonic(self) -> float:
         return self.now
 
-    perf_counter = monotonic
+    def perf_counter(self) -> float:
+        """Saves, which other threads write, take no time either."""
+        return self.now if threading.current_thread() is threading.main_thread() else 0.0
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def test_a_run_by_minutes_is_repeated_and_resumed_by_its_steps(
     newest, _ = checkpoint.newest_checkpoint(first)
     state = json.loads((newest / "state.json").read_text())
     assert state["settings"]["minutes"] == BUDGET
-    assert 0.3 * 60 * BUDGET < state["train"]["spent"] < 60 * BUDGET
+    assert 0.5 * 60 * BUDGET < state["train"]["spent"] < 60 * BUDGET
 
     again = tmp_path / "again"
     assert train.main([str(first / "settings.toml"), f"--out_dir={again}"]) == 0
