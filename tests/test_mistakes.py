@@ -16,6 +16,7 @@ import sample
 from lathe.data.shards import write_dataset
 from lathe.settings import Settings, default_preset
 from lathe.text.tokenizer import train_char
+from lathe.use import nanogpt
 from lathe.use.find_model import find_model
 from lathe.use.nanogpt import COMPILED
 from model import GPT, GPT2, GPTConfig
@@ -264,6 +265,18 @@ def test_nanogpts_checkpoint_gives_the_logits_of_its_network(tmp_path):
         assert torch.equal(found.load()(ids), theirs(ids))
     with_end = find_model(tmp_path / "ckpt.pt").with_all_ids()
     assert with_end.load().config.vocab_size == theirs.config.vocab_size + 1
+
+
+def test_rows_that_fill_up_gpt2s_vocabulary_are_no_ids(tmp_path):
+    rows = torch.randn(50304, 8)
+    shape = dict(n_layer=1, n_head=1, n_embd=8, block_size=4, bias=False, vocab_size=50257)
+    tensors = GPT(GPTConfig(**{**GPT2, **shape})).state_dict()
+    tensors["transformer.wte.weight"] = rows
+    arguments = {**shape, "vocab_size": 50304}
+    torch.save({"model": tensors, "model_args": arguments}, tmp_path / "ckpt.pt")
+    checkpoint = nanogpt.read(tmp_path / "ckpt.pt")
+    weights = nanogpt.read_weights(checkpoint, GPTConfig(**{**GPT2, **shape}))
+    assert torch.equal(weights["transformer.wte.weight"], rows)
 
 
 def test_nanogpts_checkpoint_goes_through_every_command(hour, monkeypatch, capsys):

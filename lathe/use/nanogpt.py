@@ -92,17 +92,18 @@ def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer of its training. Raises ValueError, with where it was looked for, if none that
     is near has as many ids."""
     n_ids = checkpoint.model_args["vocab_size"]
-    if n_ids in GPT2_IDS:
-        return load_tokenizer("gpt2")
+    fitting = (*GPT2_IDS, n_ids) if n_ids in GPT2_IDS else (n_ids, n_ids + 1)
     name = Path(checkpoint.dataset).name or "NAME"
     folder = checkpoint.path.parent
     places = [folder, folder.parent / "data" / name, Path("data", name)]
     for place in places:
-        if not any((place / name).is_file() for name in ("meta.pkl", "tokenizer.json")):
+        if not any((place / file).is_file() for file in ("meta.pkl", "tokenizer.json")):
             continue
         tokenizer = load_tokenizer(place)
-        if tokenizer.vocab_size in (n_ids, n_ids + 1):
+        if tokenizer.vocab_size in fitting:
             return tokenizer
+    if n_ids in GPT2_IDS:
+        return load_tokenizer("gpt2")
     raise ValueError(
         f"{checkpoint.path} has {n_ids} ids, and says not of what: put the meta.pkl of nanoGPT's "
         f"data/{name} beside it (looked for in {', '.join(map(str, places))})"
