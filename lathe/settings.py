@@ -218,9 +218,11 @@ class Settings(ModelSettings):
             )
 
     def _check_overwrite(self):
-        if self.overwrite and self.init_from in ("resume", "auto"):
+        if self.overwrite and self.init_from == "auto":  # on with what is there, which is to go
+            object.__setattr__(self, "init_from", "scratch")
+        if self.overwrite and self.init_from == "resume":
             raise ValueError(
-                f"overwrite is true, but init_from={self.init_from} goes on with what is there: "
+                "overwrite is true, but init_from=resume goes on with what is there: "
                 "add --init_from=scratch to start over"
             )
 
