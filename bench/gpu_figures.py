@@ -190,7 +190,7 @@ def measure_documents(sizes: Sizes):
 
     def step(attend: Callable[[], Tensor]) -> list[Tensor]:
         out = attend()
-        return [out, *torch.autograd.grad(out, (q, k, v), out.detach())]
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), out.detach())]
 
     forms = {"a mask in memory": masked}
     if sizes.device == "cuda":

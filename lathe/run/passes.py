@@ -2,8 +2,8 @@
 
 A GPU is done with a small network's kernels before the host has asked for the next ones. A graph of
 them all is asked for once (docs.pytorch.org, "CUDA semantics", whole-network capture). Inductor's
-own graphs (mode="reduce-overhead") are not taken: with accumulated gradients they go wrong, in
-silence (pytorch issues 96693, 169545).
+own graphs (mode="reduce-overhead") are not taken: with accumulated gradients they fail, or are
+wrong in silence (pytorch issues 169545, 96693).
 """
 
 import torch
