@@ -61,9 +61,14 @@ ROWS = {
         LLAMA | dict(n_kv_head=2, bias=True, tie_weights=True, norm_weight=True)
     ),
     "Llama, head_dim=32": Row(LLAMA | dict(head_dim=32, rope_theta=500.0, norm_eps=1e-6)),
+    "Llama, rope linear:2": Row(LLAMA | dict(rope_scaling="linear:2")),
+    "Llama, rope llama3": Row(LLAMA | dict(rope_scaling="llama3:8:1:4:64")),
     "Qwen3": Row(MODERN | dict(activation="swiglu", qk_norm=True)),
     "Qwen3, grouped, head_dim=32, tied": Row(
         MODERN | dict(activation="swiglu", qk_norm=True, n_kv_head=2, head_dim=32, tie_weights=True)
+    ),
+    "Qwen3, rope linear:2": Row(
+        MODERN | dict(activation="swiglu", qk_norm=True, rope_scaling="linear:2")
     ),
     "Arcee, relu2": Row(MODERN | dict(activation="relu2", qk_norm=False, n_kv_head=2)),
     "Arcee, gelu, biases": Row(MODERN | dict(activation="gelu", qk_norm=False, bias=True)),

@@ -22,7 +22,7 @@ from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.families import GPT2, architecture_of
 from lathe.use.hf.tokenizers import end_of_text, their_template
 from lathe.use.hf.weights import their_weights
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, rope_frequencies
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 MOST_CONTEXT = 2**31 - 1
@@ -37,20 +37,28 @@ class LlamaCppFamily:
     rotates_neighbours: bool = False  # pairs (0, 1), (2, 3), ... of a head, and not halves
     needs_biases: bool = False  # of linear layers: without, they are written as zeros
     needs_head: bool = False  # a head of its own: a tied one is written twice
+    scales_frequencies: bool = False  # of its rotation, each by a factor of its own
 
 
 LLAMA_CPP = {
     GPT2: LlamaCppFamily("gpt2", {"activation": ["gelu_tanh"]}, needs_biases=True),
-    "LlamaForCausalLM": LlamaCppFamily("llama", {}, rotates_neighbours=True),
+    "LlamaForCausalLM": LlamaCppFamily(
+        "llama", {}, rotates_neighbours=True, scales_frequencies=True
+    ),
     "Qwen3ForCausalLM": LlamaCppFamily("qwen3", {}),
     "ArceeForCausalLM": LlamaCppFamily(
-        "arcee", {"activation": ["relu2"], "bias": [False]}, rotates_neighbours=True
+        "arcee",
+        {"activation": ["relu2"], "bias": [False]},
+        rotates_neighbours=True,
+        scales_frequencies=True,
     ),
     "Starcoder2ForCausalLM": LlamaCppFamily(
         "starcoder2", {"activation": ["gelu_tanh"]}, needs_biases=True
     ),
     # Its only activation there is xIELU, of which relu2 is a case, see xielu_of_relu2.
-    "ApertusForCausalLM": LlamaCppFamily("apertus", {"activation": ["relu2"]}, needs_head=True),
+    "ApertusForCausalLM": LlamaCppFamily(
+        "apertus", {"activation": ["relu2"]}, needs_head=True, scales_frequencies=True
+    ),
 }
 
 # How llama.cpp calls the patterns that it cuts text by exactly as we do.
@@ -68,8 +76,8 @@ def faults_for_llama_cpp(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
         for name, values in family.settings.items()
         if getattr(config, name) not in values
     ]
-    if config.rope_scaling:
-        faults.append(f"rope_scaling={config.rope_scaling} (no file of ours says it yet)")
+    if config.rope_scaling.startswith("llama3") and not family.scales_frequencies:
+        faults.append(f"rope_scaling={config.rope_scaling} with qk_norm or norm=layernorm")
     if family.name == "starcoder2" and config.n_head * config.head_dim != config.n_embd:
         faults.append(f"head_dim={config.head_dim}")
     if tokenizer.kind == "hf":
@@ -170,6 +178,10 @@ def write_shape(writer, config: GPTConfig, family: LlamaCppFamily):  # noqa: ANN
     if config.position == "rope":
         writer.add_rope_dimension_count(config.head_dim)
         writer.add_rope_freq_base(config.rope_theta)
+    kind, _, factor = config.rope_scaling.partition(":")
+    if kind == "linear":
+        writer.add_rope_scaling_type(import_gguf().RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(factor))
     if family.name == "apertus":
         xielu = xielu_of_relu2()
         writer.add_xielu_alpha_p([xielu["alpha_p"]] * config.n_layer)
@@ -292,6 +304,12 @@ def stored_tensors(model: GPT, kind: str) -> Iterator[StoredTensor]:
         if type_ == gguf.GGMLQuantizationType.F16 and abs(array).max() > np.finfo("f2").max:
             raise ValueError(f"gguf_type={kind}: {name} has numbers above 65504; choose bf16")
         yield StoredTensor(name, array.shape, gguf.quants.quantize(array, type_), type_)
+    if config.rope_scaling.startswith("llama3"):
+        unscaled = rope_frequencies(config.head_dim, config.rope_theta, "")
+        scaled = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        factors = (unscaled / scaled).float().numpy()  # by which llama.cpp divides
+        f32 = gguf.GGMLQuantizationType.F32
+        yield StoredTensor("rope_freqs.weight", factors.shape, factors, f32)
     if kept_in_16_bits:
         print_note(
             f"{len(kept_in_16_bits)} matrices are f16, not q8_0, which has rows of multiples of "

@@ -22,7 +22,7 @@ from lathe.use.gguf_file import (
     xielu_of_relu2,
 )
 from lathe.use.hf.families import GPT2
-from model import GPT, GPTConfig, rope_table, rotate
+from model import GPT, GPTConfig, rope_frequencies, rope_table, rotate
 
 BPE = bpe_tokenizer()
 HELD = [  # of our networks, the ones that llama.cpp computes
@@ -132,6 +132,21 @@ def test_the_network_is_described_in_full(tmp_path):
     }
     assert {key: value(reader, f"qwen3.{key}") for key in expected} == expected
     assert value(reader, "qwen3.attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
+
+
+def test_a_scaled_rotation_is_written_as_a_number_or_a_factor_for_each_frequency(tmp_path):
+    llama = dict(position="rope", norm="rmsnorm", activation="swiglu", qk_norm=False)
+    reader = written(tmp_path, tiny_model(**llama, rope_scaling="linear:4"))
+    assert value(reader, "llama.rope.scaling.type") == "linear"
+    assert value(reader, "llama.rope.scaling.factor") == 4.0
+    assert "rope_freqs.weight" not in tensors(reader)
+    scaling = "llama3:8:1:4:64"
+    factors = tensors(written(tmp_path, tiny_model(**llama, rope_scaling=scaling)))[
+        "rope_freqs.weight"
+    ]
+    angles = rope_frequencies(8, 10000.0, "") / factors
+    assert torch.allclose(angles, rope_frequencies(8, 10000.0, scaling))
+    assert factors.min() == 1 and factors.max() == 8
 
 
 def test_rotating_neighbours_of_reordered_rows_is_rotating_halves():

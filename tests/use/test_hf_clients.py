@@ -32,9 +32,13 @@ LLAMA = config_of(**MAPPED[3][0])
         ("mlx-lm", MAPPED[1][0], "activation=gelu"),
         ("mlx-lm", MAPPED[11][0], "activation=gelu_tanh"),
         ("llama.cpp", MAPPED[8][0], "activation=gelu, bias=True"),
-        ("llama.cpp", dict(MAPPED[3][0], rope_scaling="linear:2"), "rope_scaling=linear:2"),
-        ("ctranslate2", dict(MAPPED[3][0], rope_scaling="linear:2"), "rope_scaling=linear:2"),
-        ("mlx-lm", dict(MAPPED[3][0], rope_scaling="linear:2"), "rope_scaling=linear:2"),
+        ("llama.cpp", dict(MAPPED[5][0], rope_scaling="llama3:8:1:4:64"), "rope_scaling=llama3"),
+        ("ctranslate2", dict(MAPPED[3][0], rope_scaling="llama3:8:1:4:64"), "rope_scaling=llama3"),
+        (
+            "mlx-lm",
+            dict(MAPPED[11][0], activation="gelu", rope_scaling="linear:2"),
+            "rope_scaling=linear:2",
+        ),
     ],
 )
 def test_a_client_that_cannot_hold_a_model_is_named_with_the_setting(client, settings, fault):
@@ -43,6 +47,7 @@ def test_a_client_that_cannot_hold_a_model_is_named_with_the_setting(client, set
 
 
 def test_every_client_holds_a_llama_and_a_qwen3():
+    refuse_for(list(CLIENTS), config_of(**MAPPED[3][0], rope_scaling="linear:2"), CHARACTERS)
     for settings, architecture in MAPPED:
         if architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and "head_dim" not in settings:
             refuse_for(list(CLIENTS), config_of(**settings), CHARACTERS)

@@ -21,7 +21,9 @@ def faults_for_vllm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
 def faults_for_ctranslate2(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     """It has no converter for other families, and the usual numbers built in."""
     architecture = architecture_of(config)
-    faults = scaled_rope(config)
+    faults = []
+    if config.rope_scaling.startswith("llama3"):  # which it computes in another way
+        faults.append(f"rope_scaling={config.rope_scaling}")
     if architecture not in (GPT2, "LlamaForCausalLM", "Qwen3ForCausalLM"):
         faults.append(f"activation={config.activation} (its class is {architecture})")
     if architecture == GPT2 and config.norm_eps != 1e-5:
@@ -34,7 +36,7 @@ def faults_for_ctranslate2(config: GPTConfig, tokenizer: Tokenizer) -> list[str]
 def faults_for_mlx_lm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     """GPT-2 as published alone, Starcoder2 with the gelu of its other models."""
     architecture = architecture_of(config)
-    faults = faults_of_apertus(config) + scaled_rope(config)
+    faults = faults_of_apertus(config)
     if architecture == "ArceeForCausalLM":
         faults.append(f"activation={config.activation} (its class is {architecture})")
     elif architecture == GPT2:
@@ -49,6 +51,8 @@ def faults_for_mlx_lm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
             faults.append(f"activation={config.activation}")
         if not heads_fill_the_width(config):
             faults.append(f"head_dim={config.head_dim}")
+        if config.rope_scaling:
+            faults.append(f"rope_scaling={config.rope_scaling}")
     return faults
 
 
@@ -56,11 +60,6 @@ def faults_of_apertus(config: GPTConfig) -> list[str]:
     if architecture_of(config) != "ApertusForCausalLM":
         return []
     return [f"activation={config.activation} with qk_norm=True (its Apertus has xIELU)"]
-
-
-def scaled_rope(config: GPTConfig) -> list[str]:
-    """A fault where nobody has tried it yet."""
-    return [f"rope_scaling={config.rope_scaling} (not tried)"] if config.rope_scaling else []
 
 
 def heads_fill_the_width(config: GPTConfig) -> bool:
