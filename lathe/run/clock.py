@@ -15,7 +15,7 @@ from lathe.optim.schedule import Leg
 SPARE_SHARE = 0.012
 SPARE_SECONDS = 0.6
 LOOKS = 8  # the next one comes after this part of what is left
-FIRST_LOOK = 6  # steps of a process, the first of which is slow
+FIRST_LOOK = 2  # steps of a process, the first of which is slow
 KEPT_SECONDS = 4.0  # of training that say what a step takes
 PAUSE_SECONDS = 1.0  # of samples and page, before the first ones are measured
 SAVE_SECONDS = 0.2
@@ -43,6 +43,7 @@ class Clock:
         self.budget = budget
         self.spent_before = spent_before
         self.began = began
+        self.first_step = step
         self.next_look = step + FIRST_LOOK
         self.evaluation_steps = evaluation_steps
         self.ending_steps = 0.0  # what the last evaluation takes longer than others, in steps
@@ -88,7 +89,9 @@ class Clock:
         return Leg(step, leg.share_at(step), step + n_steps)
 
     def set_next_look(self, step: int, last_step: int):
-        self.next_look = step + max(1, (last_step - step) // LOOKS)
+        """Soon at the beginning, when little is known, and ever more often towards the end."""
+        done = step - self.first_step
+        self.next_look = step + max(1, min(done // 2, (last_step - step) // LOOKS))
 
     def _trained(self) -> float:
         return time.monotonic() - self.began - self._pauses

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -74,7 +75,9 @@ class Timing:
         return tokens * self.token + self.update
 
 
-MEASURED_SECONDS = 0.3  # at least, of each network
+MEASURED_SECONDS = 0.3  # at least, of each network whose passes are short
+LONG_PASS = 0.1  # seconds; a network is then measured by one sequence
+MEASURED_SHARE = 0.04  # of the time for training; then sizes are judged by those measured
 MEASURED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}  # of a pass
 
 
@@ -85,14 +88,13 @@ def time_network(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
         model.named_parameters(), s.optimizer, 1e-6, 1e-6, 0.1, (0.8, 0.95), 0.9, model.fused_rows()
     )
     n_tokens = MEASURED_TOKENS[runtime.device.type]
-    n_sequences = max(1, n_tokens // config.block_size)
-    shape = (n_sequences, config.block_size)
-    x = torch.randint(config.vocab_size, shape, device=runtime.device)
+    most = max(1, n_tokens // config.block_size)
+    x = torch.randint(config.vocab_size, (most, config.block_size), device=runtime.device)
     skipped = torch.tensor(False, device=runtime.device)
 
-    def read():
+    def read(n_sequences: int):
         with runtime.autocast():
-            loss = model(x, x)
+            loss = model(x[:n_sequences], x[:n_sequences])
         loss.backward()
 
     def update():
@@ -100,14 +102,20 @@ def time_network(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
             optimizer.step(skipped)
             optimizer.zero_grad()
 
+    one = partial(read, 1)
+    seconds_of(one, runtime)  # the first loads what later ones have
+    seconds_of(update, runtime)
+    shortest = seconds_of(one, runtime)
+    updates = [seconds_of(update, runtime)]
+    if shortest > LONG_PASS:
+        return Timing(shortest / config.block_size, updates[0])
     passes = []
-    updates = []
     began = time.perf_counter()
-    while len(passes) < 3 or time.perf_counter() - began < MEASURED_SECONDS:
-        passes.append(seconds_of(read, runtime))
+    while len(passes) < 2 or time.perf_counter() - began < MEASURED_SECONDS:
+        passes.append(seconds_of(partial(read, most), runtime))
         updates.append(seconds_of(update, runtime))
-    # The first is slow. The least of the others is what a busy machine can do when it is not.
-    return Timing(min(passes[1:]) / x.numel(), min(updates[1:]))
+    # The least is what a busy machine can do when it is not.
+    return Timing(min(passes) / x.numel(), min(updates))
 
 
 def seconds_of(work: Callable[[], None], runtime: Runtime) -> float:
@@ -237,19 +245,28 @@ class Candidate:
 
 
 def candidate(
-    config: GPTConfig, s: Settings, runtime: Runtime, text_tokens: int, seconds: float
+    config: GPTConfig, s: Settings, speed: Timing, n_tokens: int, seconds: float, world_size: int
 ) -> Candidate:
-    """What the network would do in so many seconds of training."""
-    speed = timing(config, s, runtime)
+    """What the network would do in so many seconds of training. n_tokens: of the text."""
     with torch.device("meta"):
         blocks = GPT(config).transformer.h
     weights = sum(p.numel() for p in blocks.parameters())
     batch_size = s.batch_size
     if is_free(s, "batch_size"):
-        batch_size = batch_by_tokens(seconds / speed.token, config.block_size, runtime.world_size)
-    step_tokens = batch_size * config.block_size // runtime.world_size  # of a rank
+        batch_size = batch_by_tokens(seconds / speed.token, config.block_size, world_size)
+    step_tokens = batch_size * config.block_size // world_size  # of a rank
     n_steps = max(1, round(seconds / speed.step(step_tokens)))
-    return Candidate(config, speed, batch_size, n_steps, weights, text_tokens)
+    return Candidate(config, speed, batch_size, n_steps, weights, n_tokens)
+
+
+def scaled(speed: Timing, measured: GPTConfig, config: GPTConfig) -> Timing:
+    """What another network takes, by its operations and weights."""
+    with torch.device("meta"):
+        one, other = GPT(measured), GPT(config)
+    return Timing(
+        speed.token * other.flops_per_token() / one.flops_per_token(),
+        speed.update * other.n_params() / one.n_params(),
+    )
 
 
 def batch_by_tokens(n_tokens: float, block_size: int, world_size: int) -> int:
@@ -295,11 +312,22 @@ def choose_network(
 ) -> tuple[Candidate, str]:
     """The network that learns most in the time, and why; only what is in question is timed."""
     timed: dict[int, Candidate] = {}
+    began = time.monotonic()
+
+    def is_late() -> bool:
+        late = time.monotonic() - began > MEASURED_SHARE * seconds
+        return ranks.on_main(lambda: late)
 
     def at(i: int) -> Candidate:
-        if i not in timed:
-            config = network(sized(s, SIZES[i], text))
-            timed[i] = candidate(config, s, runtime, text.n_tokens, seconds)
+        if i in timed:
+            return timed[i]
+        config = network(sized(s, SIZES[i], text))
+        if timed and is_late():
+            nearest = timed[min(timed, key=lambda k: abs(k - i))]
+            speed = scaled(nearest.timing, nearest.config, config)
+        else:
+            speed = timing(config, s, runtime)
+        timed[i] = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
         return timed[i]
 
     def reads_enough(i: int, least: float) -> bool:
@@ -407,7 +435,9 @@ def turn_dial(
     seconds = max(0.3 * budget, budget - beside)
 
     if network_is_given:
-        one = candidate(network(s), s, runtime, text.n_tokens, seconds)
+        config = network(s)
+        speed = timing(config, s, runtime)
+        one = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
         why = "of the weights that it begins with"
     else:
         one, why = choose_network(s, runtime, network, text, seconds)
