@@ -60,12 +60,12 @@ ROWS = {
     "Llama, grouped, biases, tied": Row(
         LLAMA | dict(n_kv_head=2, bias=True, tie_weights=True, norm_weight=True)
     ),
-    "Llama, head_dim=32": Row(LLAMA | dict(head_dim=32, rope_theta=500.0, norm_eps=1e-6)),
+    "Llama, head_dim=64": Row(LLAMA | dict(head_dim=64, rope_theta=500.0, norm_eps=1e-6)),
     "Llama, rope linear:2": Row(LLAMA | dict(rope_scaling="linear:2")),
     "Llama, rope llama3": Row(LLAMA | dict(rope_scaling="llama3:8:1:4:64")),
     "Qwen3": Row(MODERN | dict(activation="swiglu", qk_norm=True)),
-    "Qwen3, grouped, head_dim=32, tied": Row(
-        MODERN | dict(activation="swiglu", qk_norm=True, n_kv_head=2, head_dim=32, tie_weights=True)
+    "Qwen3, grouped, head_dim=64, tied": Row(
+        MODERN | dict(activation="swiglu", qk_norm=True, n_kv_head=2, head_dim=64, tie_weights=True)
     ),
     "Qwen3, rope linear:2": Row(
         MODERN | dict(activation="swiglu", qk_norm=True, rope_scaling="linear:2")
@@ -307,7 +307,7 @@ def random_model(settings: dict, tokenizer: "Tokenizer") -> "GPT":
     from model import GPT, GPTConfig
 
     torch.manual_seed(0)
-    shape = dict(block_size=CONTEXT, n_layer=2, n_head=4, n_embd=64, zero_init=False)
+    shape = dict(block_size=CONTEXT, n_layer=2, n_head=4, n_embd=128, zero_init=False)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **{**shape, **settings})).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data + 0.15 * torch.randn_like(parameter)

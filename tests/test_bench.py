@@ -482,7 +482,7 @@ def test_figures_told_one_by_one_become_one_entry(capsys, tmp_path, monkeypatch)
 def test_a_client_makes_of_an_export_what_we_do(monkeypatch, capsys):
     assert clients.main(["--only=transformers", "--rows=Llama, head"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^\| Llama, head_dim=32 \| = +\|$", out, re.MULTILINE)
+    assert re.search(r"^\| Llama, head_dim=64 \| = +\|$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
