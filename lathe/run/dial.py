@@ -405,6 +405,64 @@ def evaluations(minutes: float) -> int:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Of a setting's value."""
+
+    value: int | float | bool
+    reason: str = ""  # none where another setting's says it
+
+
+def network_choices(one: Candidate) -> dict[str, Choice]:
+    config = one.config
+    return {
+        "n_layer": Choice(config.n_layer),
+        "n_embd": Choice(config.n_embd),
+        "n_head": Choice(config.n_head),
+        "qk_norm": Choice(config.qk_norm, "on from a width of 256 on"),
+    }
+
+
+def training_choices(one: Candidate, world_size: int) -> dict[str, Choice]:
+    n_steps = one.n_steps
+    by_steps = f"for {n_steps:,} steps"
+    by_epochs = f"the text is read {one.n_epochs:.3g} times"
+    step_seconds = one.timing.step(one.n_tokens // n_steps // world_size)
+    as_timed = f"{1e3 * step_seconds:.3g} ms a step, timed here; the clock corrects it"
+    rate = rates(n_steps, one.config.n_embd)
+    is_long = n_steps >= 4000
+    return {
+        "block_size": Choice(one.config.block_size, "the context that suits the width"),
+        "batch_size": Choice(one.batch_size, "~ tokens^0.383"),
+        "max_steps": Choice(n_steps, as_timed),
+        "learning_rate": Choice(rate["learning_rate"], f"~ steps^-0.3 / sqrt(width), {by_steps}"),
+        "muon_learning_rate": Choice(rate["muon_learning_rate"], f"~ steps^-0.3, {by_steps}"),
+        "muon_momentum": Choice(momentum(n_steps), by_steps),
+        "beta1": Choice(0.9 if is_long else 0.8, by_steps),
+        "warmup_steps": Choice(n_steps // 200 if is_long else 0, by_steps),
+        "weight_decay": Choice(0.1, by_epochs),
+        "dropout": Choice(dropout_of(one.n_epochs), by_epochs),
+        "average_fraction": Choice(AVERAGED if one.n_epochs >= 2 else 0.0, by_epochs),
+        "log_interval": Choice(max(1, n_steps // 40)),
+    }
+
+
+def evaluation_choices(
+    one: Candidate, minutes: float, n_val_tokens: int, world_size: int
+) -> dict[str, Choice]:
+    n_evaluations = evaluations(minutes)
+    # 1.06: no evaluation just before the last one, also where there are a few steps more.
+    interval = math.ceil(1.06 * one.n_steps / n_evaluations)
+    seconds = EVALUATION_SHARE * 60 * minutes
+    n_tokens = int(2 * seconds / one.timing.token * world_size)  # a pass without gradients is short
+    if n_tokens >= n_val_tokens:
+        n_tokens = 0  # all
+    return {
+        "eval_interval": Choice(interval, f"{n_evaluations} evaluations"),
+        "eval_tokens": Choice(n_tokens, f"{EVALUATION_SHARE:.0%} of the time each"),
+    }
+
+
+@dataclass(frozen=True)
 class Dialled:
     """What the dial has chosen."""
 
@@ -412,7 +470,6 @@ class Dialled:
     config: GPTConfig
     lines: list[str]  # a line about each choice, with its reason
     timing: Timing
-    n_epochs: float
 
 
 def turn_dial(
@@ -429,70 +486,32 @@ def turn_dial(
     Every rank calls it and gets the same.
     """
     budget = 60 * s.minutes
-    n_evaluations = evaluations(s.minutes)
     # Losses, samples, saves, start-up so far, timing the networks, the end of the process
-    beside = n_evaluations * (2 * EVALUATION_SHARE * budget + 0.3) + spent + 1.5
+    beside = evaluations(s.minutes) * (2 * EVALUATION_SHARE * budget + 0.3) + spent + 1.5
     seconds = max(0.3 * budget, budget - beside)
+    n_ranks = runtime.world_size
+    lines = [f"minutes {s.minutes:g}: {seconds:.0f} s of training beside start-up and evaluations"]
 
     if network_is_given:
         config = network(s)
         speed = timing(config, s, runtime)
-        one = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
-        why = "of the weights that it begins with"
+        one = candidate(config, s, speed, text.n_tokens, seconds, n_ranks)
+        lines.append(f"network {one}: of the weights that it begins with")
+        lines.append("rates are those for new weights: to keep what they know, set lower ones")
+        choices = {}
     else:
         one, why = choose_network(s, runtime, network, text, seconds)
-    n_steps = one.n_steps
-    n_epochs = one.n_epochs
-    step_seconds = one.timing.step(one.n_tokens // n_steps // runtime.world_size)
+        lines.append(f"network {one}: {why}")
+        choices = network_choices(one)
+    choices |= training_choices(one, n_ranks)
+    choices |= evaluation_choices(one, s.minutes, text.n_val_tokens, n_ranks)
 
-    interval = math.ceil(1.06 * n_steps / n_evaluations)  # no evaluation just before the last one
-    n_eval = int(EVALUATION_SHARE * budget / one.timing.token * 2 * runtime.world_size)
-    by_steps = f"for {n_steps:,} steps"
-    by_epochs = f"the text is read {n_epochs:.3g} times"
-    shape = {name: getattr(one.config, name) for name in ("n_layer", "n_embd", "n_head")}
-    reasons = {
-        **dict.fromkeys(shape, ""),
-        "block_size": "the context that suits the width",
-        "qk_norm": "on from a width of 256 on",
-        "batch_size": "~ tokens^0.383",
-        "max_steps": f"{1e3 * step_seconds:.3g} ms a step, timed here; the clock corrects it",
-        "learning_rate": f"~ steps^-0.3 / sqrt(width), {by_steps}",
-        "muon_learning_rate": f"~ steps^-0.3, {by_steps}",
-        "muon_momentum": by_steps,
-        "beta1": by_steps,
-        "warmup_steps": by_steps,
-        "weight_decay": by_epochs,
-        "dropout": by_epochs,
-        "average_fraction": by_epochs,
-        "eval_interval": f"{n_evaluations} evaluations",
-        "eval_tokens": f"{EVALUATION_SHARE:.0%} of the time each",
-        "log_interval": "",
-    }
-    values = {
-        **shape,
-        "block_size": one.config.block_size,
-        "qk_norm": one.config.qk_norm,
-        "batch_size": one.batch_size,
-        "max_steps": n_steps,
-        **rates(n_steps, one.config.n_embd),
-        "muon_momentum": momentum(n_steps),
-        "beta1": 0.8 if n_steps < 4000 else 0.9,
-        "warmup_steps": n_steps // 200 if n_steps >= 4000 else 0,
-        "weight_decay": 0.1,
-        "dropout": dropout_of(n_epochs),
-        "average_fraction": AVERAGED if n_epochs >= 2 else 0.0,
-        "eval_interval": interval,
-        "eval_tokens": 0 if n_eval >= text.n_val_tokens else n_eval,
-        "log_interval": max(1, n_steps // 40),
-    }
-    free = {name: v for name, v in values.items() if is_free(s, name) or name == "max_steps"}
-    if network_is_given:
-        free = {name: v for name, v in free.items() if name not in (*shape, "qk_norm")}
-    lines = [f"minutes {s.minutes:g}: {seconds:.0f} s of training beside start-up and evaluations"]
-    lines.append(f"network {one}: {why}")
-    for name, value in values.items():
-        if name not in free:
+    values = {}
+    for name, choice in choices.items():
+        if not is_free(s, name) and name != "max_steps":
             lines.append(f"{name} {getattr(s, name)}: as given")
-        elif reasons[name]:
-            lines.append(f"{name} {value}: {reasons[name]}")
-    return Dialled(s.but(**free), one.config, lines, one.timing, n_epochs)
+            continue
+        values[name] = choice.value
+        if choice.reason:
+            lines.append(f"{name} {choice.value}: {choice.reason}")
+    return Dialled(s.but(**values), one.config, lines, one.timing)
