@@ -393,8 +393,9 @@ def attention(
 ) -> Tensor:
     """softmax(q k^T / sqrt(hd)) v, where mask allows it: q (B, nh, T, hd), k and v (B, nkv, S, hd).
 
-    mask: (T, S) or (B, 1, T, S) booleans; None: causal, for the last T of S positions. Returns
-    (B, nh, T, hd). A dict for `steps` gets q, k, v, scores, scaled, masked and weights.
+    mask: (T, S) or (B, 1, T, S) booleans, or as_bias of them; None: causal, for the last T of S
+    positions. Returns (B, nh, T, hd). A dict for `steps` gets q, k, v, scores, scaled, masked and
+    weights.
     """
     nh, T, hd = q.shape[1:]
     nkv, S = k.shape[1:3]
@@ -405,7 +406,8 @@ def attention(
     # (B, nh, T, hd) x (B, nh, hd, S) -> (B, nh, T, S)
     scaled = (q * (1 / math.sqrt(hd))) @ keys.mT
     # masked_fill of the scores has a slower backward pass
-    masked = scaled + as_bias(mask, scaled.dtype)
+    bias = as_bias(mask, scaled.dtype) if mask.dtype == torch.bool else mask
+    masked = scaled + bias
     weights = masked.softmax(dim=-1)
     if steps is not None:
         scores = scaled * math.sqrt(hd)
