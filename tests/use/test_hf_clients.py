@@ -12,7 +12,7 @@ from lathe.use.hf.families import architecture_of
 
 
 def config_of(**settings):
-    return tiny_model(**settings).config
+    return tiny_model(**{"n_embd": 128, **settings}).config
 
 
 GPT2_AS_PUBLISHED = config_of(**MAPPED[0][0])
@@ -23,6 +23,7 @@ LLAMA = config_of(**MAPPED[3][0])
     ("client", "settings", "fault"),
     [
         ("vllm", MAPPED[10][0], "activation=relu2 with qk_norm=True"),
+        ("vllm", dict(MAPPED[3][0], n_embd=64), "head_dim=16"),
         ("ctranslate2", MAPPED[7][0], "activation=relu2 .*Arcee"),
         ("ctranslate2", MAPPED[11][0], "activation=gelu_tanh .*Starcoder2"),
         ("ctranslate2", dict(MAPPED[3][0], head_dim=16), "head_dim=16"),

@@ -12,10 +12,15 @@ from lathe.use.hf.families import GPT2, architecture_of
 from lathe.use.hf.tokenizers import end_of_text
 from model import GPTConfig
 
+VLLM_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of its attention on CPUs
+
 
 def faults_for_vllm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     """It computes xIELU for Apertus, whatever config.json says."""
-    return faults_of_apertus(config)
+    faults = faults_of_apertus(config)
+    if config.head_dim not in VLLM_HEADS:
+        faults.append(f"head_dim={config.head_dim}")
+    return faults
 
 
 def faults_for_ctranslate2(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
