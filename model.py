@@ -264,6 +264,8 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
     Kernels want this: made once for all layers here, else by each of them for itself.
     """
+    if mask.is_floating_point():  # it is one already
+        return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 

@@ -1082,6 +1082,16 @@ def test_the_loss_for_a_compiler_is_the_plain_one_compiled(monkeypatch):
 # The same on a GPU
 
 
+@pytest.mark.parametrize("attend", [model.attention, model.fused_attention])
+def test_a_mask_may_be_a_bias_whichever_way_attention_goes(attend):
+    """A cache's are made into biases before it is known which way that is."""
+    q, k, v = torch.randn(3, 2, 4, 8, 16)
+    mask = torch.rand(2, 1, 8, 8) < 0.5
+    mask |= torch.eye(8, dtype=torch.bool)
+    bias = model.as_bias(mask, q.dtype)
+    assert torch.allclose(attend(q, k, v, bias, 0.0), attend(q, k, v, mask, 0.0), atol=1e-6)
+
+
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("position", CHOICES["position"])
