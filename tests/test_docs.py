@@ -137,7 +137,8 @@ def run(command: str):
         )
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
-    assert "\r" not in said and "\x1b" not in said, "no bar and no colour in a pipe"
+    if "sample.py" not in command:  # an untrained model writes any byte, and that is what is shown
+        assert "\r" not in said and "\x1b" not in said, "no bar and no colour in a pipe"
 
 
 @pytest.mark.slow
