@@ -160,13 +160,14 @@ def attention_of_cudnn(
 def bytes_made(graph: torch.fx.Graph) -> int:
     """Of what a graph returns, but for what it was given or has views of."""
     (returned,) = graph.output_node().args
-    given = {n.meta["val"].untyped_storage()._cdata for n in graph.find_nodes(op="placeholder")}
-    made = {}
-    for node in returned:
-        if isinstance(node, torch.fx.Node) and isinstance(node.meta["val"], Tensor):
-            storage = node.meta["val"].untyped_storage()
-            made[storage._cdata] = storage.nbytes()
-    return sum(n for key, n in made.items() if key not in given)
+
+    def sizes(nodes: list) -> dict[int, int]:
+        values = [node.meta.get("val") for node in nodes if isinstance(node, torch.fx.Node)]
+        storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+        return {storage._cdata: storage.nbytes() for storage in storages}
+
+    given = sizes(graph.find_nodes(op="placeholder"))
+    return sum(n for key, n in sizes(returned).items() if key not in given)
 
 
 def count(lowering: torch._inductor.graph.GraphLowering, code: str, graph: torch.fx.Graph) -> Count:
