@@ -432,7 +432,7 @@ def expected_time(
         return dict(dry_run.describe(plan, target, dataset))["time"]
     if pace.is_short(plan, step):
         return "a few seconds"
-    measured = pace.measure_pace(plan, runtime, make_optimizers)
+    measured = pace.measure_pace(plan, runtime)
     if measured is None:
         return "not measured, since even two blocks of this network are large here"
     advice = pace.slow_step_advice(plan, measured)
@@ -1205,7 +1205,7 @@ def print_plan(settings: Settings) -> int:
         if plan.settings.minutes:
             measured = f"{plan.settings.minutes:g} minutes in all, by the clock"
         elif target.gpu is None:
-            its_pace = pace.measure_pace(plan, target.runtime, make_optimizers)
+            its_pace = pace.measure_pace(plan, target.runtime)
             if its_pace is not None:
                 measured = pace.expectation(plan, its_pace, dataset)
                 advice = pace.slow_step_advice(plan, its_pace)

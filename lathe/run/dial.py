@@ -5,24 +5,16 @@ enough of the text in the time there is, and sets batch, steps and rates by rule
 the runs that the rules come from ("By minutes"). What a user has set stays.
 """
 
-import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
-from lathe.optim.build import build_optimizers
 from lathe.run import ranks
 from lathe.run.devices import Runtime
-from lathe.run.files import write_atomically
-from lathe.run.provenance import cpu_name
+from lathe.run.timing import Timing, known_timing
 from lathe.settings import Settings
 from model import GPT, GPTConfig
 
@@ -58,132 +50,6 @@ def settle_length(s: Settings, say: Callable[[str], None]) -> Settings:
             raise ValueError(f"minutes and {name} both say how long the run is: drop one of them")
         say(f"{source} = {getattr(s, name)} gives way to --minutes={s.minutes:g}")
     return s
-
-
-# -----------------------------------------------------------------------------
-# What a step takes here
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of a training step are tokens * token + update."""
-
-    token: float  # forward and backward, of one token
-    update: float  # of the optimizers
-
-    def step(self, tokens: int) -> float:
-        return tokens * self.token + self.update
-
-
-MEASURED_SECONDS = 0.3  # at least, of each network whose passes are short
-LONG_PASS = 0.1  # seconds; a network is then measured by one sequence
-MEASURED_SHARE = 0.04  # of the time for training; then sizes are judged by those measured
-MEASURED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}  # of a pass
-
-
-def time_network(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
-    """What its steps take on this device, now."""
-    model = GPT(config).to(runtime.device).train()
-    optimizers = build_optimizers(
-        model.named_parameters(), s.optimizer, 1e-6, 1e-6, 0.1, (0.8, 0.95), 0.9, model.fused_rows()
-    )
-    n_tokens = MEASURED_TOKENS[runtime.device.type]
-    most = max(1, n_tokens // config.block_size)
-    x = torch.randint(config.vocab_size, (most, config.block_size), device=runtime.device)
-    skipped = torch.tensor(False, device=runtime.device)
-
-    def read(n_sequences: int):
-        with runtime.autocast():
-            loss = model(x[:n_sequences], x[:n_sequences])
-        loss.backward()
-
-    def update():
-        for optimizer in optimizers:
-            optimizer.step(skipped)
-            optimizer.zero_grad()
-
-    one = partial(read, 1)
-    seconds_of(one, runtime)  # the first loads what later ones have
-    seconds_of(update, runtime)
-    shortest = seconds_of(one, runtime)
-    updates = [seconds_of(update, runtime)]
-    if shortest > LONG_PASS:
-        return Timing(shortest / config.block_size, updates[0])
-    passes = []
-    began = time.perf_counter()
-    while len(passes) < 2 or time.perf_counter() - began < MEASURED_SECONDS:
-        passes.append(seconds_of(partial(read, most), runtime))
-        updates.append(seconds_of(update, runtime))
-    # The least is what a busy machine can do when it is not.
-    return Timing(min(passes) / x.numel(), min(updates))
-
-
-def seconds_of(work: Callable[[], None], runtime: Runtime) -> float:
-    began = time.perf_counter()
-    work()
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize()
-    elif runtime.device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter() - began
-
-
-def timing(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
-    """The same, as rank 0 sees it while all ranks work; remembered for this machine for a week."""
-    file = speeds_file()
-    key = speed_key(config, s, runtime)
-    known = ranks.on_main(lambda: read_speeds(file).get(key))
-    if known is not None:
-        return Timing(known["token"], known["update"])
-    measured = ranks.gather(time_network(config, s, runtime))[0]
-    if runtime.is_main:
-        keep_speed(file, key, measured)
-    return measured
-
-
-WEEK = 7 * 24 * 3600
-MOST_SPEEDS = 500
-
-
-def speeds_file() -> Path:
-    """In the user's folder for what can be made again."""
-    if os.name == "nt":
-        home = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
-    elif sys.platform == "darwin":
-        home = "~/Library/Caches"
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "lathe" / "speeds.json"
-
-
-def speed_key(config: GPTConfig, s: Settings, runtime: Runtime) -> str:
-    device = cpu_name() if runtime.device.type == "cpu" else runtime.device_name
-    about = [device, runtime.world_size, torch.get_num_threads(), torch.__version__]
-    about += [str(runtime.dtype), s.optimizer, asdict(config)]
-    return json.dumps(about)
-
-
-def read_speeds(file: Path) -> dict[str, dict[str, float]]:
-    """What is remembered and not too old; nothing where that cannot be read."""
-    try:
-        speeds = json.loads(file.read_text(encoding="utf-8"))
-        newest = time.time() - WEEK
-        return {
-            key: {name: float(speed[name]) for name in ("token", "update", "time")}
-            for key, speed in speeds.items()
-            if speed["time"] > newest and 0 < speed["token"] < 1 and 0 < speed["update"] < 1e3
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
-
-
-def keep_speed(file: Path, key: str, measured: Timing):
-    speeds = read_speeds(file)
-    speeds[key] = {**asdict(measured), "time": time.time()}
-    newest = sorted(speeds.items(), key=lambda item: item[1]["time"])[-MOST_SPEEDS:]
-    with suppress(OSError):  # a home that cannot be written to: measured again next time
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(dict(newest)))
 
 
 # -----------------------------------------------------------------------------
@@ -307,6 +173,9 @@ def is_free(s: Settings, name: str) -> bool:
     return name not in s.given
 
 
+MEASURED_SHARE = 0.04  # of the time for training; then sizes are judged by those measured
+
+
 def choose_network(
     s: Settings, runtime: Runtime, network: Network, text: Text, seconds: float
 ) -> tuple[Candidate, str]:
@@ -326,7 +195,7 @@ def choose_network(
             nearest = timed[min(timed, key=lambda k: abs(k - i))]
             speed = scaled(nearest.timing, nearest.config, config)
         else:
-            speed = timing(config, s, runtime)
+            speed = known_timing(config, s, runtime)
         timed[i] = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
         return timed[i]
 
@@ -494,7 +363,7 @@ def turn_dial(
 
     if network_is_given:
         config = network(s)
-        speed = timing(config, s, runtime)
+        speed = known_timing(config, s, runtime)
         one = candidate(config, s, speed, text.n_tokens, seconds, n_ranks)
         lines.append(f"network {one}: of the weights that it begins with")
         lines.append("rates are those for new weights: to keep what they know, set lower ones")

@@ -4,19 +4,14 @@ On a copy of the network with two blocks, and with one: the difference is what e
 costs. So a large network is measured in seconds and little memory, on shapes that are the run's.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import torch
 
 from lathe.data.batches import count_val_windows
 from lathe.data.dataset import Dataset
-from lathe.optim.optimizer import Optimizer, TorchOptimizer
 from lathe.run.devices import Runtime
 from lathe.run.plan import Plan
 from lathe.run.process import random_state, set_random_state
-from lathe.settings import Settings
+from lathe.run.timing import TimedNetwork, Timing
 from lathe.use import lora
 from lathe.use.network import without_weights
 from lathe.use.validation import tokens_to_compare
@@ -26,27 +21,6 @@ MOST_FLOPS = 3e10  # of a pass that is measured: less than a second on two slow 
 MOST_BYTES = 2e9  # of a network that is built to be measured, with its gradients and moments
 LONG_ENOUGH = 0.15  # seconds of a pass; shorter ones are measured with more sequences
 SLOW_STEP = 20.0  # seconds of a step about which a word is due
-MAKE_OPTIMIZERS = Callable[[Settings, GPT], list[Optimizer | TorchOptimizer]]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds that training takes, as measured."""
-
-    micro_step: float  # forward and backward pass of a micro-batch
-    update: float  # what optimizers need, once a step
-    per_token: float  # of a forward and backward pass
-
-    def step(self, micro_steps: int) -> float:
-        return micro_steps * self.micro_step + self.update
-
-
-@dataclass(frozen=True)
-class Times:
-    """What passes and updates took on a network."""
-
-    one_pass: float
-    update: float
 
 
 @dataclass(frozen=True)
@@ -57,7 +31,7 @@ class Shape:
     tokens: int  # of each
 
 
-def measure_pace(plan: Plan, runtime: Runtime, make_optimizers: MAKE_OPTIMIZERS) -> Pace | None:
+def measure_pace(plan: Plan, runtime: Runtime) -> Timing | None:
     """What this machine needs for the plan, not compiled; None where even two blocks of the network
     are too much to build for that. Random states are left as they were."""
     n_layer = plan.config.n_layer
@@ -65,20 +39,18 @@ def measure_pace(plan: Plan, runtime: Runtime, make_optimizers: MAKE_OPTIMIZERS)
     if 16 * without_weights(two).n_params() > MOST_BYTES:
         return None
     before = random_state(runtime.device)
-    network = SmallNetwork(plan, two.n_layer, runtime, make_optimizers)
-    shape = network.shape_to_measure()
-    times = network.times(shape)
+    network = few_blocks(plan, two.n_layer, runtime)
+    shape = shape_to_measure(plan, network)
+    pace = measure(network, shape)
     if n_layer > 2:
-        of_one = SmallNetwork(plan, 1, runtime, make_optimizers).times(shape)
+        of_one = measure(few_blocks(plan, 1, runtime), shape)
         others = n_layer - 2
-        times = Times(
-            times.one_pass + others * max(0.0, times.one_pass - of_one.one_pass),
-            times.update + others * max(0.0, times.update - of_one.update),
+        pace = Timing(
+            pace.token + others * max(0.0, pace.token - of_one.token),
+            pace.update + others * max(0.0, pace.update - of_one.update),
         )
     set_random_state(before, runtime.device)
-    s = plan.settings
-    per_token = times.one_pass / (shape.sequences * shape.tokens)
-    return Pace(per_token * s.micro_batch_size * s.block_size, times.update, per_token)
+    return pace
 
 
 def is_short(plan: Plan, steps_done: int) -> bool:
@@ -87,79 +59,49 @@ def is_short(plan: Plan, steps_done: int) -> bool:
     return steps <= 100 and steps * plan.tokens_per_step * plan.flops_per_token < 1e10
 
 
-class SmallNetwork:
-    """A network of the plan's widths with a few blocks and new weights, on the run's device."""
+def few_blocks(plan: Plan, n_layer: int, runtime: Runtime) -> TimedNetwork:
+    """A network of the plan's widths with a few blocks and new weights."""
+    s = plan.settings
+    model = GPT(replace(plan.config, n_layer=n_layer))
+    if s.lora_rank:
+        lora.adapt(model, s.lora_rank, s.lora_alpha)
+    return TimedNetwork(model, s, runtime)
 
-    def __init__(
-        self, plan: Plan, n_layer: int, runtime: Runtime, make_optimizers: MAKE_OPTIMIZERS
-    ):
-        s = plan.settings
-        self.runtime = runtime
-        self.settings = s
-        self.model = GPT(replace(plan.config, n_layer=n_layer))
-        if s.lora_rank:
-            lora.adapt(self.model, s.lora_rank, s.lora_alpha)
-        self.model.to(runtime.device).train()
-        self.optimizers = make_optimizers(s, self.model)
 
-    def shape_to_measure(self) -> Shape:
-        """As many of a micro-batch's sequences, or tokens of one, as take a moment."""
-        s = self.settings
-        tokens = s.block_size
-        while tokens > 64 and tokens * self.model.flops_per_token(tokens) > MOST_FLOPS:
-            tokens //= 2
-        sequences = 1
-        while sequences < s.micro_batch_size and tokens == s.block_size:
-            of_first = self.one_pass(Shape(sequences, tokens))  # loads what later ones have
-            if of_first > 1 or self.one_pass(Shape(sequences, tokens)) > LONG_ENOUGH:
-                break
-            sequences = min(4 * sequences, s.micro_batch_size)
-        return Shape(sequences, tokens)
+def shape_to_measure(plan: Plan, network: TimedNetwork) -> Shape:
+    """As many of a micro-batch's sequences, or tokens of one, as take a moment."""
+    s = plan.settings
+    tokens = s.block_size
+    while tokens > 64 and tokens * network.model.flops_per_token(tokens) > MOST_FLOPS:
+        tokens //= 2
+    sequences = 1
+    while sequences < s.micro_batch_size and tokens == s.block_size:
+        of_first = network.one_pass(sequences, tokens)  # loads what later ones have
+        if of_first > 1 or network.one_pass(sequences, tokens) > LONG_ENOUGH:
+            break
+        sequences = min(4 * sequences, s.micro_batch_size)
+    return Shape(sequences, tokens)
 
-    def times(self, shape: Shape) -> Times:
-        """The shortest of a few; of one alone where that is long enough to be sure."""
-        passes = [self.one_pass(shape)]
-        updates = [self.update()]  # of Muon, whose products are large, some take seconds
-        while len(passes) < 4 and sum(passes) + sum(updates) < 4 * LONG_ENOUGH:
-            passes.append(self.one_pass(shape))
-            updates.append(self.update())
-        return Times(min(passes), min(updates))
 
-    def one_pass(self, shape: Shape) -> float:
-        size = (shape.sequences, shape.tokens + 1)
-        ids = torch.randint(self.model.config.vocab_size, size, device=self.runtime.device)
-        x = ids[:, :-1].contiguous()
-        y = ids[:, 1:].contiguous()
-        began = self.now()
-        with self.runtime.autocast():
-            loss = self.model(x, y, reduction="sum")
-        loss.backward()
-        return self.now() - began
-
-    def update(self) -> float:
-        began = self.now()
-        for optimizer in self.optimizers:
-            optimizer.step(torch.zeros((), dtype=torch.bool, device=self.runtime.device))
-            optimizer.zero_grad()
-        return self.now() - began
-
-    def now(self) -> float:
-        if self.runtime.device.type == "cuda":
-            torch.cuda.synchronize(self.runtime.device)
-        elif self.runtime.device.type == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter()
+def measure(network: TimedNetwork, shape: Shape) -> Timing:
+    """The shortest of a few; of one alone where that is long enough to be sure."""
+    passes = [network.one_pass(shape.sequences, shape.tokens)]
+    updates = [network.one_update()]  # of Muon, whose products are large, some take seconds
+    while len(passes) < 4 and sum(passes) + sum(updates) < 4 * LONG_ENOUGH:
+        passes.append(network.one_pass(shape.sequences, shape.tokens))
+        updates.append(network.one_update())
+    return Timing(min(passes) / (shape.sequences * shape.tokens), min(updates))
 
 
 # -----------------------------------------------------------------------------
 # In words
 
 
-def expectation(plan: Plan, pace: Pace, dataset: Dataset | None, steps_done: int = 0) -> str:
+def expectation(plan: Plan, pace: Timing, dataset: Dataset | None, steps_done: int = 0) -> str:
     """How long it will take, and of what that is made."""
     s = plan.settings
     steps = s.max_steps - steps_done
-    step = pace.step(plan.micro_steps)
+    step = pace.step(plan.tokens_per_step // plan.world_size)
     text = f"{steps:,} steps of {amount_of_time(step)}"
     total = steps * step
     if dataset is not None:
@@ -167,7 +109,7 @@ def expectation(plan: Plan, pace: Pace, dataset: Dataset | None, steps_done: int
         n_evaluations += s.max_steps % s.eval_interval > 0
         val = s.block_size * count_val_windows(dataset.val, s.block_size, s.eval_tokens)
         train = tokens_to_compare(s, dataset)
-        evaluation = (val + train) * pace.per_token / 3 / plan.world_size  # of which no backward
+        evaluation = (val + train) * pace.token / 3 / plan.world_size  # of which no backward
         total += n_evaluations * evaluation
         read = f"{val:,} validation and {train:,} training tokens"
         times = "1 evaluation" if n_evaluations == 1 else f"{n_evaluations:,} evaluations"
@@ -175,16 +117,16 @@ def expectation(plan: Plan, pace: Pace, dataset: Dataset | None, steps_done: int
     return f"about {in_words(total)}: {text}"
 
 
-def slow_step_advice(plan: Plan, pace: Pace) -> str:
+def slow_step_advice(plan: Plan, pace: Timing) -> str:
     """What to change where a step takes so long that nothing seems to happen; "" where not."""
     s = plan.settings
-    seconds = pace.step(plan.micro_steps)
+    seconds = pace.step(plan.tokens_per_step // plan.world_size)
     if seconds <= SLOW_STEP or s.batch_size == 1:
         return ""
     batch_size = s.batch_size
-    while batch_size > 1 and pace.per_token * batch_size * s.block_size > SLOW_STEP / 4:
+    while batch_size > 1 and pace.token * batch_size * s.block_size > SLOW_STEP / 4:
         batch_size //= 2
-    each = pace.per_token * batch_size * s.block_size + pace.update
+    each = pace.step(batch_size * s.block_size)
     return (
         f"a step of {plan.tokens_per_step:,} tokens takes {in_words(seconds)} here: "
         f"--batch_size={batch_size} makes it {in_words(each)}, for as many steps"

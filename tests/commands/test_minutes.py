@@ -11,7 +11,7 @@ from tiny_run import SMALL, command, finished, losses, rows, wait_for_step
 import train
 from lathe import cli
 from lathe.optim.schedule import read_pace
-from lathe.run import checkpoint, clock, dial
+from lathe.run import checkpoint, clock, timing
 from lathe.settings import Settings
 from lathe.use.start import which_run
 
@@ -53,7 +53,7 @@ def hours(tmp_path, monkeypatch) -> Hours:
     monkeypatch.setattr(train, "train_step", timed_step)
     for module in (train, clock):
         monkeypatch.setattr(module, "time", hours)
-    monkeypatch.setattr(dial, "speeds_file", lambda: tmp_path / "cache" / "speeds.json")
+    monkeypatch.setattr(timing, "speeds_file", lambda: tmp_path / "cache" / "speeds.json")
     return hours
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lathe.run import devices, dial
+from lathe.run import devices, dial, timing
+from lathe.run.timing import Timing
 from lathe.settings import Settings
 from model import GPT, GPTConfig
 
@@ -17,12 +18,12 @@ many = settings(max_examples=5, derandomize=True, deadline=None)
 def machine(flops: float):
     """How long a pass takes where so many operations a second are done."""
 
-    def timing(config: GPTConfig, s: Settings, runtime: devices.Runtime) -> dial.Timing:
+    def timing_of(config: GPTConfig, s: Settings, runtime: devices.Runtime) -> Timing:
         with torch.device("meta"):
             model = GPT(config)
-        return dial.Timing(model.flops_per_token() / flops, 40 * model.n_params() / flops)
+        return Timing(model.flops_per_token() / flops, 40 * model.n_params() / flops)
 
-    return timing
+    return timing_of
 
 
 def turned(minutes: float, flops: float = 5e10, n_tokens: int = 4_000_000, **given) -> dial.Dialled:
@@ -34,7 +35,7 @@ def turned(minutes: float, flops: float = 5e10, n_tokens: int = 4_000_000, **giv
         return GPTConfig(vocab_size=512, **{name: getattr(s, name) for name in SHAPE})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dial, "timing", machine(flops))
+        patch.setattr(dial, "known_timing", machine(flops))
         text = dial.Text(n_tokens, n_tokens, n_tokens // 10)
         return dial.turn_dial(s, runtime, network, text, 2.0, False)
 
@@ -99,20 +100,20 @@ def test_the_plan_fits_into_the_budget(minutes, flops):
 
 
 def test_a_network_is_timed_as_it_trains(monkeypatch):
-    monkeypatch.setattr(dial, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "MEASURED_SECONDS", 0.0)
     runtime = devices.Runtime(torch.device("cpu"), torch.float32)
     config = GPTConfig(vocab_size=32, block_size=16, n_layer=1, n_head=1, n_embd=16)
-    speed = dial.time_network(config, Settings(), runtime)
+    speed = timing.time_network(config, Settings(), runtime)
     assert 0 < speed.token < 1 and 0 < speed.update < 10
 
 
 def test_what_is_measured_is_remembered_and_rubbish_is_not(tmp_path: Path):
     file = tmp_path / "cache" / "speeds.json"
-    measured = dial.Timing(1e-5, 1e-3)
-    dial.keep_speed(file, "a", measured)
-    known = dial.read_speeds(file)
-    assert dial.Timing(known["a"]["token"], known["a"]["update"]) == measured
+    measured = Timing(1e-5, 1e-3)
+    timing.keep_speed(file, "a", measured)
+    known = timing.read_speeds(file)
+    assert Timing(known["a"]["token"], known["a"]["update"]) == measured
     for rubbish in ("", "{", "[]", '{"a": 3}', '{"a": {"token": "x"}}', "[" * 10**5):
         file.write_text(rubbish)
-        assert dial.read_speeds(file) == {}
-    dial.keep_speed(file / "no" / "folder", "a", measured)  # said nothing, kept nothing
+        assert timing.read_speeds(file) == {}
+    timing.keep_speed(file / "no" / "folder", "a", measured)  # said nothing, kept nothing

@@ -8,9 +8,9 @@ from tiny_run import settings
 
 from lathe.data.dataset import open_dataset
 from lathe.run.devices import Runtime
-from lathe.use.pace import Pace, expectation, in_words, measure_pace, slow_step_advice
+from lathe.run.timing import Timing
+from lathe.use.pace import expectation, in_words, measure_pace, slow_step_advice
 from lathe.use.start import plan_run
-from train import make_optimizers
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
@@ -22,23 +22,22 @@ def plan(dataset, tmp_path, **changed):
 @pytest.mark.parametrize("n_layer", [1, 5])
 def test_a_plan_is_measured_and_no_random_number_is_drawn_for_that(n_layer, dataset, tmp_path):
     before = torch.get_rng_state()
-    pace = measure_pace(plan(dataset, tmp_path, n_layer=n_layer), CPU, make_optimizers)
-    assert pace.micro_step > 0 and pace.update > 0
-    assert pace.micro_step == pytest.approx(pace.per_token * 2 * 16)
+    pace = measure_pace(plan(dataset, tmp_path, n_layer=n_layer), CPU)
+    assert pace.token > 0 and pace.update > 0
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_network_too_large_to_build_is_not_measured(dataset, tmp_path):
     large = plan(dataset, tmp_path, n_embd=8192, n_layer=40)
-    assert measure_pace(large, CPU, make_optimizers) is None
+    assert measure_pace(large, CPU) is None
 
 
 def test_what_to_expect_adds_up(dataset, tmp_path):
     its_plan = plan(dataset, tmp_path, max_steps=100, eval_interval=40)  # 4 micro-steps each
-    pace = Pace(micro_step=2.0, update=1.0, per_token=0.003)
+    pace = Timing(token=2.0 / 32, update=1.0)
     data = open_dataset(dataset)
     of_val = 16 * (1 + (data.val.n_tokens - 2) // 16)
-    evaluation = 2 * of_val * 0.001  # of training as many, forward alone
+    evaluation = 2 * of_val * pace.token / 3  # of training as many, forward alone
     said = expectation(its_plan, pace, data, steps_done=0)
     assert said.startswith(
         f"about {in_words(900 + 3 * evaluation)}: 100 steps of 9 s, 3 evaluations"
@@ -50,11 +49,11 @@ def test_what_to_expect_adds_up(dataset, tmp_path):
 def test_a_step_of_minutes_is_said_with_a_batch_that_takes_seconds(dataset, tmp_path):
     """What a preset of one line gets on a laptop: 524,288 tokens a step."""
     its_plan = plan(dataset, tmp_path, block_size=1024, batch_size=512, micro_batch_size=8)
-    said = slow_step_advice(its_plan, Pace(micro_step=4.0, update=0.5, per_token=4.0 / 8192))
+    said = slow_step_advice(its_plan, Timing(token=4.0 / 8192, update=0.5))
     assert "524,288 tokens takes 4.3 minutes here: --batch_size=8 makes it 4 seconds" in said
-    assert slow_step_advice(its_plan, Pace(0.01, 0.01, 1e-6)) == ""
+    assert slow_step_advice(its_plan, Timing(1e-6, 0.01)) == ""
     one = replace(its_plan, settings=replace(its_plan.settings, batch_size=1))
-    assert slow_step_advice(one, Pace(100.0, 1.0, 0.1)) == ""
+    assert slow_step_advice(one, Timing(0.1, 1.0)) == ""
 
 
 @pytest.mark.parametrize(
