@@ -136,8 +136,8 @@ def scaled(speed: Timing, measured: GPTConfig, config: GPTConfig) -> Timing:
 
 
 def batch_by_tokens(n_tokens: float, block_size: int, world_size: int) -> int:
-    """Sequences of a step: about 1,000 tokens in a run of 300,000, and ~ tokens^0.383 beyond."""
-    step_tokens = 1024 * (n_tokens * world_size / 300_000) ** 0.383
+    """Sequences of a step: about 900 tokens in a run of 300,000, and ~ tokens^0.383 beyond."""
+    step_tokens = 900 * (n_tokens * world_size / 300_000) ** 0.383
     n = max(1, round(step_tokens / block_size / world_size))
     step = 2 ** max(0, math.floor(math.log2(n)) - 2)  # 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...
     return world_size * step * round(n / step)
@@ -241,8 +241,8 @@ def first_guess(s: Settings, runtime: Runtime, network: Network, text: Text, sec
 
 
 def rates(n_steps: int, n_embd: int) -> dict[str, float]:
-    """Peak rates: ~ steps^-0.3, AdamW's ~ width^-0.5, too."""
-    slower = (300 / max(n_steps, 100)) ** 0.3
+    """Peak rates: ~ steps^-0.5, AdamW's ~ width^-0.5, too."""
+    slower = (300 / max(n_steps, 100)) ** 0.5
     return {
         "learning_rate": float(f"{0.03 * slower * math.sqrt(64 / n_embd):.3g}"),
         "muon_learning_rate": float(f"{0.04 * slower:.3g}"),
@@ -303,8 +303,8 @@ def training_choices(one: Candidate, world_size: int) -> dict[str, Choice]:
         "block_size": Choice(one.config.block_size, "the context that suits the width"),
         "batch_size": Choice(one.batch_size, "~ tokens^0.383"),
         "max_steps": Choice(n_steps, as_timed),
-        "learning_rate": Choice(rate["learning_rate"], f"~ steps^-0.3 / sqrt(width), {by_steps}"),
-        "muon_learning_rate": Choice(rate["muon_learning_rate"], f"~ steps^-0.3, {by_steps}"),
+        "learning_rate": Choice(rate["learning_rate"], f"~ 1 / sqrt(steps width), {by_steps}"),
+        "muon_learning_rate": Choice(rate["muon_learning_rate"], f"~ 1 / sqrt(steps), {by_steps}"),
         "muon_momentum": Choice(momentum(n_steps), by_steps),
         "beta1": Choice(0.9 if is_long else 0.8, by_steps),
         "warmup_steps": Choice(n_steps // 200 if is_long else 0, by_steps),
