@@ -155,7 +155,7 @@ def plan_run(
         vocab_size = dataset.vocab_size
         eot_id = dataset.tokenizer().eot_id
         if start is not None:
-            check_tokenizer(dataset, start)
+            check_tokenizer(dataset, start, s)
     notes = said_without_effect(s)
     if start is not None and s.init_from in RESUMING:
         s = as_it_went(s, start)
@@ -343,13 +343,19 @@ def assumed_vocab_size(dataset: str) -> int:
     return {"python_stdlib": 1024, "shakespeare_char": 66}.get(Path(dataset).name, 50257)
 
 
-def check_tokenizer(dataset: Dataset, start: FoundModel):
+def check_tokenizer(dataset: Dataset, start: FoundModel, s: Settings):
     """Raises ValueError if the model has learned with other tokens than the dataset's."""
     if start.tokenizer.fingerprint != dataset.tokenizer_fingerprint:
+        if s.init_from in RESUMING:  # most often out_dir is one that nobody named
+            elsewhere = (
+                f"train it in a run of its own, --out_dir=out/{Path(dataset.path).name}, or "
+            )
+        else:
+            elsewhere = ""
         raise ValueError(
             f"dataset {dataset.path} has tokenizer {dataset.tokenizer_name}, "
             f"the checkpoint {start.folder} {start.tokenizer.name} (or another version of it): "
-            f"prepare the data with --tokenizer={start.tokenizer_spec}"
+            f"{elsewhere}prepare the data with --tokenizer={start.tokenizer_spec}"
         )
 
 

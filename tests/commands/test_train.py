@@ -473,6 +473,7 @@ def test_another_tokenizer_than_the_checkpoints(finished_run, tmp_path):
         out = finished_run if init_from == "resume" else tmp_path / "x"
         error = one_line_error(other, out, init_from=init_from, dropout=0.1, new_data=True)
         assert "tokenizer" in error and "--tokenizer=" in error
+        assert ("--out_dir=out/gpt2" in error) == (init_from == "resume")
 
 
 def char_table(folder: Path) -> Path:
