@@ -441,6 +441,15 @@ CHANGEABLE = [f.name for f in fields(Sampling)] + [
 ]
 
 
+def explain_commands(command: str):
+    if command[1:] in CHANGEABLE:
+        print_note(f"{command} is a setting: /set {command[1:]} VALUE")
+        return
+    if command != "/help":
+        print_note(f"{command} is no command")
+    print_note(HELP)
+
+
 def converse(options: Options, source: FoundModel, model: GPT):
     """Ask for texts and continue them, or answer them in a chat that grows, until end of input.
 
@@ -472,9 +481,7 @@ def converse(options: Options, source: FoundModel, model: GPT):
                 options = replace(options, seed=options.seed + 1)
                 dialogue = answer(dialogue.again(), options, source, model)
             elif line.startswith("/"):
-                if command != "/help":
-                    print_note(f"{command} is no command")
-                print_note(HELP)
+                explain_commands(command)
             elif line:
                 dialogue = answer(dialogue.ask(line), options, source, model)
             else:

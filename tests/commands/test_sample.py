@@ -228,11 +228,21 @@ def test_a_dialogue_continues_retries_and_changes_settings(run_folder):
     words = ("sample.py", f"--out_dir={run_folder}", "--device=cpu", "--interactive=true")
     words += ("--ignore_eot=true", "--max_new_tokens=5")
     process = start(*words, stdin=subprocess.PIPE)
-    lines = ("abc", "", "/again", "/set temperature 0", "/set", "/set top_p 7", "é", "/nonsense")
+    lines = (
+        "abc",
+        "",
+        "/again",
+        "/set temperature 0",
+        "/set",
+        "/set top_p 7",
+        "é",
+        "/nonsense",
+        "/top_k 5",
+    )
     lines += ("abc", "abc", "/quit")
     out, err = process.communicate("\n".join(lines) + "\n", timeout=120)
     answers = [answer for answer in out.split("> ")[1:] if answer]
     assert process.returncode == 0 and len(answers) >= 5
-    for said in ("temperature=0.0", "top_p is 7.0", "U+00E9", "/again"):
+    for said in ("temperature=0.0", "top_p is 7.0", "U+00E9", "/again", "/set top_k VALUE"):
         assert said in err
     assert answers[-1] == answers[-2] or answers[-1] == ""  # greedy by then
