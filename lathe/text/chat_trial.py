@@ -6,26 +6,20 @@ memory. So it gets a second of processor time and some memory, as a stranger's t
 
 import json
 import re
-import subprocess
 import sys
 from typing import Any
 
-from lathe import ROOT
-from lathe.text.trial import PATIENCE, bound
+from lathe.text.trial import bound, run_apart
 
 
 def render(source: str, dialogues: list[list[dict]], tokens: dict[str, str]) -> list[str] | None:
     """What a template makes of each dialogue, [{"role", "content"}], up to where an answer begins;
     None where it does not make something of all soon. tokens: bos_token and eos_token."""
     job = {"source": source, "dialogues": dialogues, "tokens": tokens}
-    command = [sys.executable, "-c", "from lathe.text import chat_trial; chat_trial.main()"]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, input=json.dumps(job).encode(), capture_output=True, timeout=PATIENCE
-        )
-    except subprocess.TimeoutExpired:
+    done = run_apart("chat_trial", job)
+    if done is None or done.returncode != 0:
         return None
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    return json.loads(done.stdout)
 
 
 # -----------------------------------------------------------------------------

@@ -41,20 +41,24 @@ def try_rules(
 
     rules: tiktoken's pattern, or the parts of a tokenizer.json that come before its model.
     """
-    job = {"library": library, "rules": rules, "texts": texts}
-    command = [sys.executable, "-c", "from lathe.text import trial; trial.main()"]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, input=json.dumps(job).encode(), capture_output=True, timeout=PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        done = None
+    done = run_apart("trial", {"library": library, "rules": rules, "texts": texts})
     if done is not None and done.returncode == 0:
         return
     reason = f"they take more than {SECONDS:.0f} second or {MEMORY / 1e6:.0f} MB for some texts"
     if done is not None and done.stdout:
         reason = json.loads(done.stdout)["fault"]
     raise ValueError(f"{path}: its rules cannot be used to cut text: {reason}")
+
+
+def run_apart(name: str, job: dict) -> subprocess.CompletedProcess | None:
+    """What became of main() of the module `name` of this folder in a process of its own, which
+    bounds itself and gets the job as JSON on stdin; None if it took too long all the same."""
+    command = [sys.executable, "-c", f"from lathe.text import {name}; {name}.main()"]
+    stdin = json.dumps(job).encode()
+    try:
+        return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 # -----------------------------------------------------------------------------
