@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lathe.json_text import read_json
 from lathe.reading import what_went_wrong
 from lathe.terminal import print_note
+from lathe.text.beside import read_if_there, text_of
 from lathe.text.gpt2 import EOT, printable_bytes
 from lathe.text.hugging_face import Rules, steps_of
 from lathe.text.trial import needs_trial, try_rules
@@ -144,11 +144,7 @@ def special_tokens(content: dict, path: Path) -> dict[str, int]:
 
 
 def end_named_beside(path: Path) -> str | None:
-    config = path.with_name("tokenizer_config.json")
-    if not config.is_file():
-        return None
-    token = read_json(config).get("eos_token")
-    return token.get("content") if isinstance(token, dict) else token
+    return text_of(read_if_there(path.with_name("tokenizer_config.json")).get("eos_token"))
 
 
 # -----------------------------------------------------------------------------
@@ -205,9 +201,14 @@ def same_ids(rules: Rules, encode: Callable[[str], list[int]], content: dict) ->
         return True
     texts = NASTY
     if rules.kind == "char":
-        known = {piece.decode() for piece in rules.pieces}
-        texts = ["".join(character for character in text if character in known) for text in texts]
+        texts = [known_part(text, rules.pieces) for text in texts]
     return all(library.encode(t, add_special_tokens=False).ids == encode(t) for t in texts)
+
+
+def known_part(text: str, characters: list[bytes]) -> str:
+    """What is left of a text for a tokenizer of these characters alone."""
+    known = {character.decode() for character in characters}
+    return "".join(character for character in text if character in known)
 
 
 def try_steps(rules: Rules, path: Path):

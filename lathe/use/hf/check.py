@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lathe.terminal import print_note
 from lathe.text.chat import TEMPLATES, chat_prompt
-from lathe.text.library import NASTY
+from lathe.text.library import NASTY, known_part
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.find_model import FoundModel
 from lathe.use.hf.tokenizers import answers_begin_with_a_space
@@ -86,9 +86,8 @@ def nasty_texts(tokenizer: Tokenizer) -> list[str]:
     """Long numbers, spaces, code, scripts, emoji: what tokenizers cut differently. Without special
     tokens, which transformers makes of text, and we do not."""
     texts = [*NASTY, TEXT, "12345 1234567890123 3.14159 0x1F 1_000", "x  =  [ 1,\t2 ]\n\n\n\t}"]
-    if tokenizer.kind == "char":  # which knows some characters only
-        known = {piece.decode() for piece in tokenizer.pieces}
-        texts = ["".join(character for character in text if character in known) for text in texts]
+    if tokenizer.kind == "char":
+        texts = [known_part(text, tokenizer.pieces) for text in texts]
     added = tokenizer.file["added_tokens"] if tokenizer.file else []
     special = [*tokenizer.specials, *(token["content"] for token in added if token["special"])]
     return [text for text in texts if not any(token in text for token in special)]
@@ -98,8 +97,7 @@ def fitting_text(tokenizer: Tokenizer, n_ids: int) -> str:
     """The beginning of a text that has so many ids at most."""
     text = TEXT
     if tokenizer.kind == "char":
-        known = {piece.decode() for piece in tokenizer.pieces}
-        text = "".join(character for character in TEXT if character in known)
+        text = known_part(TEXT, tokenizer.pieces)
     while text and len(tokenizer.encode(text)) > n_ids:
         text = text[:-1]
     return text
