@@ -99,7 +99,7 @@ from lathe.use.start import (
     which_run,
 )
 from lathe.use.tasks import Task, open_tasks
-from lathe.use.validation import tokens_to_compare, validation
+from lathe.use.validation import tokens_of_validation, tokens_to_compare, validation
 from model import GPT
 from pages.run_page import Report
 
@@ -294,12 +294,9 @@ def make_clock(plan: Plan, state: TrainState, dataset: Dataset) -> Clock | None:
     minutes = plan.settings.minutes
     if not minutes or state.step >= plan.settings.max_steps:  # complete
         return None
-    # A pass without gradients takes a third; both splits are read.
-    n_tokens = dataset.val.n_tokens
-    if plan.settings.eval_tokens:
-        n_tokens = min(n_tokens, plan.settings.eval_tokens)
-    n_tokens += min(n_tokens, plan.settings.eval_train_tokens)
-    evaluation_steps = n_tokens / plan.tokens_per_step / 3
+    n_tokens = tokens_of_validation(plan.settings, dataset)
+    n_tokens += tokens_to_compare(plan.settings, dataset)
+    evaluation_steps = n_tokens / plan.tokens_per_step / 3  # a third: without gradients
     clock = Clock(60 * minutes, state.spent, STARTED, state.step, evaluation_steps)
     if plan.settings.average_fraction:  # the last evaluation is one more of the averaged weights
         clock.ending_steps = evaluation_steps
@@ -1095,7 +1092,7 @@ def read_position(start: FoundModel, s: Settings, dataset: Dataset) -> TrainStat
     if was["fingerprint"] != dataset.fingerprint:
         state.best_val_loss = math.inf  # of other data
     was_in = Path(start.state["settings"]["out_dir"])
-    is_copy = was_in.resolve() != Path(s.out_dir).resolve() and (was_in / "checkpoints").is_dir()
+    is_copy = was_in.resolve() != Path(s.out_dir).resolve() and hints.is_run(was_in)
     if is_copy:
         state.wandb_run_id = os.urandom(4).hex()  # the other one's curves go on without this one's
     return state

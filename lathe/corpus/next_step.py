@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-from lathe import ROOT
+from lathe import ROOT, hints
 from lathe.commands import command_line, from_here
 
 USUAL_BLOCK = 128  # config/quickstart.toml's block_size
@@ -22,7 +22,8 @@ def training_command(out: Path, meta: dict, tokenizer: str) -> str | None:
     is_pairs = "template" in meta
     preset = preset_for(out)
     own_folder = free_folder(f"out/{out.resolve().name}")
-    if is_pairs and is_trained(Path(tokenizer)):
+    has_weights = hints.is_run(Path(tokenizer)) or hints.is_checkpoint(Path(tokenizer))
+    if is_pairs and has_weights:
         chat = from_here(ROOT / "config" / "finetune_chat.toml")
         words = [chat, f"--dataset={out}", f"--init_from={tokenizer}", f"--out_dir={own_folder}"]
     elif preset is not None:
@@ -35,11 +36,6 @@ def training_command(out: Path, meta: dict, tokenizer: str) -> str | None:
         if not is_pairs and n_train <= USUAL_BLOCK:
             words.append(f"--block_size={n_train - 1}")
     return command_line("train.py", *words)
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether this is a run or a checkpoint, which bring weights with their tokenizer."""
-    return (folder / "checkpoints").is_dir() or (folder / "state.json").is_file()
 
 
 def preset_for(dataset: Path) -> tuple[Path, str] | None:

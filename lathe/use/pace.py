@@ -6,7 +6,6 @@ costs. So a large network is measured in seconds and little memory, on shapes th
 
 from dataclasses import dataclass, replace
 
-from lathe.data.batches import count_val_windows
 from lathe.data.dataset import Dataset
 from lathe.run.devices import Runtime
 from lathe.run.plan import Plan
@@ -14,7 +13,7 @@ from lathe.run.process import random_state, set_random_state
 from lathe.run.timing import TimedNetwork, Timing
 from lathe.use import lora
 from lathe.use.network import without_weights
-from lathe.use.validation import tokens_to_compare
+from lathe.use.validation import tokens_of_validation, tokens_to_compare
 from model import GPT
 
 MOST_FLOPS = 3e10  # of a pass that is measured: less than a second on two slow cores
@@ -107,7 +106,7 @@ def expectation(plan: Plan, pace: Timing, dataset: Dataset | None, steps_done: i
     if dataset is not None:
         n_evaluations = s.max_steps // s.eval_interval - steps_done // s.eval_interval
         n_evaluations += s.max_steps % s.eval_interval > 0
-        val = s.block_size * count_val_windows(dataset.val, s.block_size, s.eval_tokens)
+        val = tokens_of_validation(s, dataset)
         train = tokens_to_compare(s, dataset)
         evaluation = (val + train) * pace.token / 3 / plan.world_size  # of which no backward
         total += n_evaluations * evaluation

@@ -45,7 +45,7 @@ def in_its_folder(s: Settings, say: Callable[[str], None]) -> Settings:
     folder = path.parent
     if setting != "out_dir" or path.name != "settings.toml":
         return s
-    if not (folder / "checkpoints").is_dir() or folder.resolve() == Path(s.out_dir).resolve():
+    if not hints.is_run(folder) or folder.resolve() == Path(s.out_dir).resolve():
         return s
     say(f"out_dir is {folder}, where {path} lies, not {s.out_dir}, as is written in it")
     return s.but(out_dir=str(folder))

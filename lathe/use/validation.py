@@ -74,14 +74,18 @@ def validation(
     return figures(sums)
 
 
+def tokens_of_validation(s: Settings, dataset: Dataset) -> int:
+    """How many validation tokens an evaluation reads, in whole windows."""
+    return count_val_windows(dataset.val, s.block_size, s.eval_tokens) * s.block_size
+
+
 def tokens_to_compare(s: Settings, dataset: Dataset) -> int:
     """How many training tokens an evaluation reads: as settings say, in whole windows, and no more
     than of validation."""
-    n_windows = s.eval_train_tokens // s.block_size
-    if s.eval_train_tokens:
-        n_windows = max(1, n_windows)
-    of_validation = count_val_windows(dataset.val, s.block_size, s.eval_tokens)
-    return min(n_windows, of_validation) * s.block_size
+    if not s.eval_train_tokens:
+        return 0
+    n_tokens = max(1, s.eval_train_tokens // s.block_size) * s.block_size
+    return min(n_tokens, tokens_of_validation(s, dataset))
 
 
 class Sums:
