@@ -70,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     about = "Score a model on a prepared dataset, or in tasks."
     options = cli.parse(Options, argv, prog="evaluate.py", description=about)
 
-    from lathe.data.dataset import open_dataset
     from lathe.run import devices, ranks
     from lathe.use.find_model import find_model
     from lathe.use.quantize import choose_weights, prepare_weights
@@ -81,13 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if spec.startswith("hf:") and not options.dataset and not options.tasks:
         raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
     source = find_model(spec)
-    if not source.state and not options.dataset and not options.tasks:
-        raise ValueError(f"dataset is empty: {source.name} names none, give --dataset=FOLDER")
-    dataset = None
-    if options.dataset:
-        dataset = open_dataset(options.dataset)
-    elif not options.tasks:
-        dataset = open_dataset(source.state["settings"]["dataset"])
+    dataset = find_dataset(options, source)
     is_without_ends = dataset is not None and "eot_id" not in dataset.meta["tokenizer"]
     if options.tasks or not is_without_ends:  # as nanoGPT measures its own files, if they are read
         source = source.with_all_ids()
@@ -129,6 +122,19 @@ def main(argv: list[str] | None = None) -> int:
         print_result(json.dumps(report))
     ranks.stop()
     return 0
+
+
+def find_dataset(options: Options, source: "FoundModel") -> "Dataset | None":
+    """The one that is named, or else the model's own; None where only tasks are asked for."""
+    from lathe.data.dataset import open_dataset
+
+    if options.dataset:
+        return open_dataset(options.dataset)
+    if options.tasks:
+        return None
+    if not source.state:
+        raise ValueError(f"dataset is empty: {source.name} names none, give --dataset=FOLDER")
+    return open_dataset(source.state["settings"]["dataset"])
 
 
 def refuse_what_does_not_fit(dataset: "Dataset", source: "FoundModel", options: Options):

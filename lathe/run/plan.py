@@ -95,11 +95,7 @@ def resolve(
     steps_done = 0
     if resumed is not None:
         steps_done = resumed["step"]
-        was = resumed["settings"]
-        kept = {name: was[name] for name in ["init_from", *SHAPE] if name in was}
-        if not s.new_data:  # a position means the same samples; before this setting, no grid moved
-            kept["shift_windows"] = was.get("shift_windows", False)
-        s = replace(s, **kept)  # how it began; its shape is the same, in the words of then
+        s = as_it_began(s, resumed["settings"])
     elif settings.init_from not in ("scratch", *RESUMING):
         s = replace(s, **{name: getattr(shapes.config, name) for name in SHAPE})
     if s.lora_rank:
@@ -139,6 +135,15 @@ def resolve(
         choices=tuple(choices),
         rules=tuple(rules),
     )
+
+
+def as_it_began(s: Settings, was: dict) -> Settings:
+    """The settings of a run that goes on, with those of `was`, its first ones, that say how it
+    began. Its shape is the same, in the words of then."""
+    kept = {name: was[name] for name in ["init_from", *SHAPE] if name in was}
+    if not s.new_data:  # a position means the same samples; before this setting, no grid moved
+        kept["shift_windows"] = was.get("shift_windows", False)
+    return replace(s, **kept)
 
 
 def refuse_what_no_memory_holds(s: Settings, shapes: GPT, world_size: int):
