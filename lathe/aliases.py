@@ -136,6 +136,8 @@ def nearest(name: str, known: list[str], first: dict[str, type]) -> list[str]:
     nearness = {}
     for word in known:
         ratio = difflib.SequenceMatcher(None, name, word, autojunk=False).ratio()
+        if word in first and word.startswith(name) and len(name) >= 3:  # temp for temperature
+            ratio = max(ratio, OWN_CUTOFF)
         if ratio >= (OWN_CUTOFF if word in first else OTHERS_CUTOFF):
             nearness[word] = ratio
     best = max(nearness.values(), default=0.0)

@@ -225,6 +225,7 @@ def sample(*argv):
 
 def test_a_hint_names_only_what_the_command_has_or_the_command_that_has_it(mistake):
     assert mistake("--start=x", parse=sample).endswith("did you mean --prompt?")
+    assert mistake("--temp=0.5", parse=sample).endswith("did you mean --temperature?")
     assert mistake("--max_iters=3", parse=sample).endswith("did you mean train.py --max_steps?")
     assert mistake("--n_layer=3", parse=sample).endswith("did you mean train.py --n_layer?")
 
