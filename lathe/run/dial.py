@@ -240,12 +240,17 @@ def first_guess(s: Settings, runtime: Runtime, network: Network, text: Text, sec
 # How it is trained
 
 
-def rates(n_steps: int, n_embd: int) -> dict[str, float]:
-    """Peak rates: ~ steps^-0.5, AdamW's ~ width^-0.5, too."""
-    slower = (300 / max(n_steps, 100)) ** 0.5
+# Without QK-norm queries and keys grow by Muon's rate, and half of it is best.
+MUON_RATE_WITHOUT_QK_NORM = 0.55
+
+
+def rates(n_steps: int, config: GPTConfig) -> dict[str, float]:
+    """Peak rates: ~ steps^-0.3, AdamW's ~ width^-0.5, too."""
+    slower = (300 / max(n_steps, 100)) ** 0.3
+    muon = 0.04 if config.qk_norm else 0.04 * MUON_RATE_WITHOUT_QK_NORM
     return {
-        "learning_rate": float(f"{0.03 * slower * math.sqrt(64 / n_embd):.3g}"),
-        "muon_learning_rate": float(f"{0.04 * slower:.3g}"),
+        "learning_rate": float(f"{0.03 * slower * math.sqrt(64 / config.n_embd):.3g}"),
+        "muon_learning_rate": float(f"{muon * slower:.3g}"),
     }
 
 
@@ -297,14 +302,17 @@ def training_choices(one: Candidate, world_size: int) -> dict[str, Choice]:
     by_epochs = f"the text is read {one.n_epochs:.3g} times"
     step_seconds = one.timing.step(one.n_tokens // n_steps // world_size)
     as_timed = f"{1e3 * step_seconds:.3g} ms a step, timed here; the clock corrects it"
-    rate = rates(n_steps, one.config.n_embd)
+    rate = rates(n_steps, one.config)
+    qk_norm = "with" if one.config.qk_norm else "without"
     is_long = n_steps >= 4000
     return {
         "block_size": Choice(one.config.block_size, "the context that suits the width"),
         "batch_size": Choice(one.batch_size, "~ tokens^0.383"),
         "max_steps": Choice(n_steps, as_timed),
-        "learning_rate": Choice(rate["learning_rate"], f"~ 1 / sqrt(steps width), {by_steps}"),
-        "muon_learning_rate": Choice(rate["muon_learning_rate"], f"~ 1 / sqrt(steps), {by_steps}"),
+        "learning_rate": Choice(rate["learning_rate"], f"~ steps^-0.3 / sqrt(width), {by_steps}"),
+        "muon_learning_rate": Choice(
+            rate["muon_learning_rate"], f"~ steps^-0.3 {qk_norm} QK-norm, {by_steps}"
+        ),
         "muon_momentum": Choice(momentum(n_steps), by_steps),
         "beta1": Choice(0.9 if is_long else 0.8, by_steps),
         "warmup_steps": Choice(n_steps // 200 if is_long else 0, by_steps),
