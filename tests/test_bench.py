@@ -26,7 +26,7 @@ from bench.processes import run_child
 from bench.turns import in_turn
 
 COMMANDS = sorted(
-    path.stem for path in (ROOT / "bench").glob("*.py") if "cli.run(" in path.read_text()
+    path.stem for path in (ROOT / "bench").glob("*.py") if "\n    cli.run(main)" in path.read_text()
 )
 KEPT_RUN = ROOT / "tests" / "kept" / "run"
 TIKTOKEN_FILES = ROOT.parent / "shared" / "data" / "tiktoken"

@@ -97,7 +97,9 @@ def refuse_to_replace(out: Path):
     names = ["meta.json", "tokenizer.tiktoken", "tokenizer.json"]
     taken = [name for name in names if (out / name).is_file()]
     if out.is_dir():
-        taken += [path.name for path in sorted(out.iterdir()) if SHARD_NAME.fullmatch(path.name)]
+        names = sorted(path.name for path in out.iterdir())
+        # Unfinished ones are ours, of a preparation that was refused.
+        taken += [n for n in names if SHARD_NAME.fullmatch(n) and not n.endswith(".tmp")]
     if taken and not _is_left_by_us(out):
         raise ValueError(
             f"out={out} has {taken[0]}, which is of no dataset of ours: name another folder"

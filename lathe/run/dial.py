@@ -8,7 +8,7 @@ the runs that the rules come from ("By minutes"). What a user has set stays.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -173,7 +173,17 @@ def is_free(s: Settings, name: str) -> bool:
     return name not in s.given
 
 
+LARGE = 12 * 256**2 * 8  # weights of blocks, of which two are then timed for all
+
 MEASURED_SHARE = 0.04  # of the time for training; then sizes are judged by those measured
+
+
+def timing_of(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
+    """As measured; a large network's by two of its blocks, since its own would take minutes."""
+    two = replace(config, n_layer=min(2, config.n_layer))
+    if config.n_layer * 12 * config.n_embd**2 <= LARGE or two == config:
+        return known_timing(config, s, runtime)
+    return scaled(known_timing(two, s, runtime), two, config)
 
 
 def choose_network(
@@ -195,7 +205,7 @@ def choose_network(
             nearest = timed[min(timed, key=lambda k: abs(k - i))]
             speed = scaled(nearest.timing, nearest.config, config)
         else:
-            speed = known_timing(config, s, runtime)
+            speed = timing_of(config, s, runtime)
         timed[i] = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
         return timed[i]
 
@@ -371,7 +381,7 @@ def turn_dial(
 
     if network_is_given:
         config = network(s)
-        speed = known_timing(config, s, runtime)
+        speed = timing_of(config, s, runtime)
         one = candidate(config, s, speed, text.n_tokens, seconds, n_ranks)
         lines.append(f"network {one}: of the weights that it begins with")
         lines.append("rates are those for new weights: to keep what they know, set lower ones")

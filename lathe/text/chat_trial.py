@@ -9,6 +9,7 @@ import re
 import sys
 from typing import Any
 
+from lathe.terminal import print_result
 from lathe.text.trial import bound, run_apart
 
 
@@ -47,4 +48,4 @@ def main():
         texts.append(
             template.render(messages=messages, add_generation_prompt=True, **job["tokens"])
         )
-    print(json.dumps(texts))
+    print_result(json.dumps(texts))

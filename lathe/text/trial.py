@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from lathe import ROOT
+from lathe.terminal import print_result
 from lathe.text.patterns import SAME_IN_TIKTOKEN
 
 SECONDS = 1.0  # of processor time, for all texts together
@@ -78,7 +79,7 @@ def main():
             cut(text)
     except BaseException as error:  # a panic of Rust's is no Exception
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        print(json.dumps({"fault": lines[0][:200]}))
+        print_result(json.dumps({"fault": lines[0][:200]}))
         sys.exit(1)
 
 

@@ -185,8 +185,8 @@ def float_masks(result: dict) -> int:
 
 def test_a_mask_is_made_once_for_all_layers(runs):
     _, results = runs
-    # 4 micro-batches in each of 4 steps, one in the dry pass, one in each of 2 evaluations
-    assert float_masks(results["document_mask"]) == 4 * 4 + 1 + 2
+    # 4 micro-batches in each of 4 steps, one in the dry pass, one of each split in 2 evaluations
+    assert float_masks(results["document_mask"]) == 4 * 4 + 1 + 2 * 2
 
 
 def masks(result: dict) -> int:
@@ -273,4 +273,4 @@ def test_numbers_that_nobody_waited_for_are_seen(runs):
 
 def test_a_float_mask_a_layer_is_seen(runs):
     _, results = runs
-    assert float_masks(results["a float mask a layer"]) == 2 * (4 * 4 + 1 + 2)
+    assert float_masks(results["a float mask a layer"]) == 2 * (4 * 4 + 1 + 2 * 2)

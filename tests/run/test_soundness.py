@@ -33,7 +33,8 @@ def run_flips(folder: Path, dataset: str, targets: list[str], **changed) -> list
     for process in processes:
         code, out, err = finished(process, timeout=300)
         assert code == 0, err[-3000:]
-        said.append([json.loads(line) for line in out.splitlines()])
+        # Beside what flips.py says stdout has results of the run
+        said.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
     return said
 
 
