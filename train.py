@@ -423,7 +423,8 @@ def expected_time(
     plan: Plan, dataset: Dataset, runtime: devices.Runtime, step: int, say: Callable[[str], None]
 ) -> str:
     if plan.settings.minutes:
-        return f"{plan.settings.minutes:g} minutes in all; the clock says how many steps that is"
+        budget = pace.in_words(60 * plan.settings.minutes)
+        return f"{budget} in all; the clock says how many steps that is"
     target = dry_run.own_target(plan.settings)
     if target.gpu is not None:
         return dict(dry_run.describe(plan, target, dataset))["time"]
@@ -1200,7 +1201,7 @@ def print_plan(settings: Settings) -> int:
         measured = None
         advice = ""
         if plan.settings.minutes:
-            measured = f"{plan.settings.minutes:g} minutes in all, by the clock"
+            measured = f"{pace.in_words(60 * plan.settings.minutes)} in all, by the clock"
         elif target.gpu is None:
             its_pace = pace.measure_pace(plan, target.runtime)
             if its_pace is not None:

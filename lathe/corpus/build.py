@@ -337,11 +337,11 @@ def _give_up(plan: Plan, counts: Counter):
     where = plan.sources[0].label
     if len(plan.sources) > 1:
         where += " and others"
+    n_files = len(plan.sources)
+    files = "1 file" if n_files == 1 else f"{n_files:,} files"
     n_empty = counts["empty documents skipped"]
-    raise ValueError(
-        f"--input: no documents found in {where} "
-        f"({len(plan.sources)} files, {n_empty} documents empty)"
-    )
+    documents = "1 document" if n_empty == 1 else f"{n_empty:,} documents"
+    raise ValueError(f"--input: no documents found in {where} ({files}, {documents} empty)")
 
 
 def _end_last_pairs(tokenizer: Tokenizer, journal: Journal, writers: list[ShardWriter]):

@@ -66,7 +66,7 @@ def test_running_the_same_command_again_does_nothing_unless_the_input_changed(tm
 def test_empty_input(fails, tokenizer):
     write("a.txt", "")
     fails(
-        r"no documents found in in/a.txt \(1 files, 1 documents empty\)", f"--tokenizer={tokenizer}"
+        r"no documents found in in/a.txt \(1 file, 1 document empty\)", f"--tokenizer={tokenizer}"
     )
     write("b.jsonl", '{"text": ""}\n{"text": null}\n')
     fails(
