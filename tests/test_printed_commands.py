@@ -87,24 +87,10 @@ def after_make_run(session: Session):
 def test_what_prepare_prints_trains_and_what_that_prints_works(tokenizer, session):
     after_make_run(session)
     Path("my text.txt").write_text(SENTENCE * 40)
-    (trains,) = session.type(
-        "prepare/text.py",
-        "--input",
-        "my text.txt",
-        "--out",
-        "data/my text",
-        "--tokenizer",
-        tokenizer,
-    )
-    (again,) = session.type(  # up to date: the same word on how to go on
-        "prepare/text.py",
-        "--input",
-        "my text.txt",
-        "--out",
-        "data/my text",
-        "--tokenizer",
-        tokenizer,
-    )
+    prepare = ["prepare/text.py", "--input", "my text.txt", "--out", "data/my text"]
+    prepare += ["--tokenizer", tokenizer]
+    (trains,) = session.type(*prepare)
+    (again,) = session.type(*prepare)  # up to date: the same word on how to go on
     assert trains == again
     printed = session.run(trains, SMALL)
     assert scripts(printed) == ["sample.py", "evaluate.py", "train.py"]

@@ -22,6 +22,7 @@ from model import (
 )
 
 Layer = Callable[[Tensor], Tensor]
+EXAMPLE_TOKENS = 3
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -101,3 +102,20 @@ class DecodingBlock(nn.Module):
         x = x + self.attend(self.ln_1(x), rope, mask, cache, layer, steps)
         hidden = self.activation(self.mlp_fc(self.ln_2(x)))
         return x + self.mlp_proj(hidden)
+
+
+@torch.inference_mode()
+def is_as_derived(block: Block, layer: int, rope: Tensor | None) -> bool:
+    """Whether the block computes what DecodingBlock does, by a small example.
+
+    So whoever changes attention, MLP or Block in model.py need not know of it. rope: of the first
+    positions, if any.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, EXAMPLE_TOKENS, block.attn.config.n_embd, generator=generator)
+    try:
+        expected = block(x, rope, None, None, layer, None)
+        y = DecodingBlock(block, lambda linear: linear)(x, rope, None, None, layer, None)
+    except Exception:  # a block with other parts or arguments is another one, too
+        return False
+    return torch.allclose(y, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())

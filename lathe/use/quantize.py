@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lathe.run import devices
-from lathe.use.decoding_block import DecodingBlock
+from lathe.use.decoding_block import EXAMPLE_TOKENS, DecodingBlock, is_as_derived
 from model import GPT
 
 PIECE_BYTES = 32 << 20  # of a matrix that is packed in one go
@@ -272,10 +272,25 @@ def prepare_weights(model: GPT, dtype: str) -> GPT:
         packed = pack(layer.weight, layer.bias, dtype, digits and digits.layers[layer])
         return packed.forward  # the plain function: a module's call adds to it
 
+    rope = None
+    if model.config.position == "rope":
+        rope = model.rope[:, :EXAMPLE_TOKENS]
     blocks = model.transformer.h
     for i, block in enumerate(blocks):  # the old weights of each are let go before the next's
-        blocks[i] = DecodingBlock(block, pack_layer)
+        if is_as_derived(block, i, rope):
+            blocks[i] = DecodingBlock(block, pack_layer)
+        else:
+            pack_in_place(block, dtype, digits)
     return model
+
+
+def pack_in_place(block: nn.Module, dtype: str, digits: Digits | None):
+    """Lay out the linear layers of a block that is not as DecodingBlock has it."""
+    linears = [name for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
+    for name in linears:
+        layer = block.get_submodule(name)
+        packed = pack(layer.weight, layer.bias, dtype, digits and digits.layers[layer])
+        block.set_submodule(name, packed)
 
 
 def pack(weight: Tensor, bias: Tensor | None, dtype: str, digits: int | None) -> nn.Module:

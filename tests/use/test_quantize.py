@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny_run import loud_model
 
+from lathe.use.decoding_block import DecodingBlock
 from lathe.use.generation import generate
 from lathe.use.quantize import choose_weights, prepare_weights
 from lathe.use.sampling import Sampling
-from model import GPT
+from model import GPT, MLP, Block
 
 T, V = 24, 61
 
@@ -52,6 +53,24 @@ def test_decoding_blocks_compute_what_blocks_do(architecture):
     with torch.inference_mode():
         expected = model(idx)
         torch.testing.assert_close(prepare_weights(model, "float32")(idx), expected)
+    assert all(isinstance(block, DecodingBlock) for block in model.transformer.h)
+
+
+def louder_mlp(self: MLP, x: torch.Tensor) -> torch.Tensor:
+    gate, value = self.c_fc(x).chunk(2, dim=-1)
+    return 3 * self.c_proj(torch.relu(gate) * value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_network_that_was_changed_decodes_as_it_is(dtype, monkeypatch):
+    monkeypatch.setattr(MLP, "forward", louder_mlp)
+    model = tiny_model()
+    idx = torch.randint(V, (3, T))
+    with torch.inference_mode():
+        expected = model(idx)
+        error = prepare_weights(model, dtype)(idx) - expected
+    assert error.norm() / expected.norm() < (0.1 if dtype == "int8" else 1e-5)
+    assert isinstance(model.transformer.h[0], Block)
 
 
 def test_prepared_weights_say_the_same_text():
