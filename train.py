@@ -28,7 +28,7 @@ import os
 import statistics
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -246,7 +246,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         compile_updates(optimizers)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     average = None
-    if s.average_fraction and s.parallel != "fsdp":
+    if s.average_fraction:
         average = TailAverage(model)
     seed_everything(s.seed + 1 + runtime.rank)  # dropout differs between ranks
     if plan.resumed:
@@ -798,8 +798,9 @@ def evaluate(run: Run):
     if is_best or not s.checkpoint_interval or state.step == s.max_steps:
         run.saved_step = None  # a save from before this evaluation lacks it: save once more
         save(run, is_best)
-    if s.sample_tokens and s.parallel == "fsdp":
-        write_samples(run)  # of whose ranks none has the whole network
+    if s.sample_tokens and s.parallel == "fsdp":  # of whose ranks none has the whole network
+        with the_better_weights(run):
+            write_samples(run)
     what = f"samples and page of step {state.step}"
     ranks.while_main_works(what, partial(write_for_people, run), run.watchdog.alive)
     if run.stop_asked():
@@ -821,15 +822,19 @@ def warn_where_validation_turns(run: Run, val_loss: float):
 def write_for_people(run: Run):
     """On rank 0, as long as it takes: samples and the page."""
     s = run.settings
-    state = run.state
-    step = state.step
+    step = run.state.step
     if s.sample_tokens and s.parallel != "fsdp":
-        with run.average.in_place(run.model) if state.averaged else nullcontext():
+        with the_better_weights(run):
             write_samples(run)
     is_last = step >= s.max_steps
     refresh_report(run, now=is_last)
     if is_last:
         run.logs.mirrors.log({"step": step, "report": run.out / "report.html"})
+
+
+def the_better_weights(run: Run) -> AbstractContextManager:
+    """Inside, the model has averaged weights if these did better at the last evaluation."""
+    return run.average.in_place(run.model) if run.state.averaged else nullcontext()
 
 
 def check_soundness(run: Run):
@@ -845,6 +850,9 @@ def check_soundness(run: Run):
         for what, tensor in of_optimizer.items():
             if isinstance(tensor, Tensor):
                 tensors[f"{what} of {name}"] = tensor
+    if run.average is not None and run.average.n:
+        for name, tensor in run.average.weights.items():
+            tensors[f"average of {name}"] = tensor
     run.soundness.check(state.step, tensors, partial(last_good_checkpoint, run))
     is_repeatable = run.runtime.device.type == "cpu" or s.deterministic
     if not run.soundness.replay_is_due() or not is_repeatable or s.dropout or s.parallel == "fsdp":
@@ -1011,7 +1019,7 @@ def save(run: Run, best: bool = False):
         is_better = state.averaged and state.evaluation.get("step") == state.step
         packed = pack(run.average, weights, is_better)
         if is_better:
-            weights = run.average.weights
+            weights = weights | run.average.weights
     rest = {
         "kinds": optimizer_kinds(run.optimizers),
         "scaler": run.scaler.state_dict(),
@@ -1022,6 +1030,9 @@ def save(run: Run, best: bool = False):
     )
     tokenizer = run.dataset.tokenizer()
     if run.settings.parallel == "fsdp":
+        if packed is not None:
+            moments = moments | {checkpoint.AVERAGE: packed.pop("other")}
+            rest["average"] = packed
         share = sharded_save.take_share(run.out, state.step, weights, moments, copy)
         if not run.runtime.is_main:
             run.writer.start(partial(sharded_save.write_share, share))
@@ -1120,9 +1131,7 @@ def restore(
             scaler.load_state_dict(saved["scaler"])
         n_ranks = len(saved["random"])
     changed = changed_settings(start.state["settings"], plan.settings)
-    if "average" in saved and plan.settings.parallel == "fsdp":
-        changed.append("weights averaged so far are left, or gone on from where they did better")
-    elif "average" in saved:
+    if "average" in saved:
         with reading(file, "holds no averaged weights"):
             unpack(average or TailAverage(model), model, saved["average"])
     if n_ranks == runtime.world_size:

@@ -14,6 +14,8 @@ written its rows of them (run/sharded_save.py), of a job of N ranks those of ran
     model.rankR-of-N.safetensors  optimizer.rankR-of-N.safetensors
 
 and optimizer.pt has the rest. state.json says N, as `pieces`. run/pieces.py reads either.
+An optimizer's tensors there are PARAMETER/NAME, such as transformer.wte.weight/exp_avg; with
+averaged weights (optim/average.py) the other ones are average/PARAMETER.
 """
 
 import math
@@ -53,6 +55,7 @@ from model import GPTConfig
 
 WHOLE, IN_PIECES = 1, 2  # formats
 FORMATS = (WHOLE, IN_PIECES)
+AVERAGE = "average"  # in pieces of the optimizer's: the weights that model.safetensors has not
 Files = dict[str, dict[str, int]]  # {name: {"size": bytes, "crc32": checksum}}
 
 
@@ -223,6 +226,8 @@ def load_optimizer(path: Path) -> dict:
         for name, tensor in open_tensors(tensor_paths(path, "optimizer")).items():
             parameter, _, key = name.rpartition("/")
             state.setdefault(parameter, {})[key] = tensor
+        if AVERAGE in state:
+            saved["average"]["other"] = state.pop(AVERAGE)
         saved["optimizer"] = state
     return saved
 

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 # 12 sequences are shared by 1, 2, 3 and 4 ranks; 36 and 257 rows not evenly by
 # all.
 PLAIN = dict(n_embd=36, batch_size=12, max_steps=12, eval_interval=6, keep_checkpoints=10)
+PLAIN["average_fraction"] = 0.75  # from step 4 on: resumes begin in the middle of it
 FSDP = dict(parallel="fsdp", **PLAIN)
 MICRO = {1: 6, 2: 3, 3: 2, 4: 3}
 
@@ -123,6 +124,33 @@ def test_any_number_of_ranks_goes_on_with_it(world, name):
     assert close(losses(world / name), losses(world / "one"))
     ours, theirs = (rows(world / n, "val_loss")[-1]["val_loss"] for n in (name, "one"))
     assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def averages_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """The weights that a checkpoint has as averaged ones, whole."""
+    folder = checkpoint.step_path(run, step)
+    about = checkpoint.load_optimizer(folder)["average"]
+    assert about["n"] == step - 3
+    if about["model_is_average"]:
+        return load_weights(folder, merged=False)
+    return {name: tensor[...] for name, tensor in about["other"].items()}
+
+
+@pytest.mark.parametrize("name", ["four", "four-3", "four-2", "four-2-ddp", "four-1", "one-2"])
+def test_weights_are_averaged_on_any_number_of_ranks(world, name):
+    expected = averages_of(world / "one", 12)
+    averages = averages_of(world / name, 12)
+    assert averages.keys() == expected.keys()
+    earlier = load_weights(checkpoint.step_path(world / "one", 6), merged=False)
+    for key, tensor in averages.items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-4)
+        assert not torch.allclose(tensor, earlier[key], atol=1e-3)
+
+
+def test_only_corrections_of_low_rank_are_averaged(world):
+    folder = checkpoint.step_path(world / "lora-2-longer", 8)
+    names = checkpoint.load_optimizer(folder)["average"]["other"]
+    assert names and all(name.endswith(("lora_A", "lora_B")) for name in names)
 
 
 def test_any_number_of_ranks_begins_with_its_weights(world):
