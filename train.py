@@ -14,11 +14,13 @@ if __name__ == "__main__":
 STARTED = time.monotonic()  # here: importing torch takes seconds, too
 
 from lathe import cli, hints
+from lathe.run.launch import seconds_since_launch
 from lathe.settings import RESUMING, Settings, default_preset
 
 ABOUT = "Train a GPT."
 PARSER = dict(prog="train.py", description=ABOUT, presets=True, default_preset=default_preset)
 if __name__ == "__main__":
+    STARTED = time.monotonic() - seconds_since_launch()
     # Before torch is imported, which takes seconds: --help and mistakes need not wait for that.
     settings = cli.parse_before_imports(Settings, **PARSER)
 
@@ -49,12 +51,20 @@ from lathe.optim.build import (
     optimizer_state,
 )
 from lathe.optim.optimizer import Optimizer, TorchOptimizer
-from lathe.optim.schedule import Leg, lr_factor, position, read_pace, set_rates
+from lathe.optim.schedule import (
+    Leg,
+    is_near_end,
+    lr_factor,
+    position,
+    read_pace,
+    set_rates,
+)
 from lathe.output import never_wait
 from lathe.reading import reading
 from lathe.run import checkpoint, devices, dry_run, ranks, sharded_save
 from lathe.run.background import BackgroundWriter
 from lathe.run.clock import Clock
+from lathe.run.dial import spaced
 from lathe.run.farewell import farewell, resume_command
 from lathe.run.files import LineLog, write_atomically
 from lathe.run.gpus import peak_flops
@@ -283,14 +293,17 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         signals=contexts.enter_context(StopSignals(say)),
         standstill=Standstill(plan.compiled),
         soundness=Soundness(batches, s.micro_batch_size * s.block_size, runtime.world_size),
-        clock=make_clock(plan, state, dataset),
+        clock=make_clock(plan, state, dataset, "eval_interval" not in settings.given),
         average=average,
         saved_step=state.step if plan.resumed else None,
     )
 
 
-def make_clock(plan: Plan, state: TrainState, dataset: Dataset) -> Clock | None:
-    """That of a run by minutes, of which earlier processes have spent a part."""
+def make_clock(
+    plan: Plan, state: TrainState, dataset: Dataset, spaces_evaluations: bool
+) -> Clock | None:
+    """That of a run by minutes, of which earlier processes have spent a part. spaces_evaluations:
+    where the user has not said when to evaluate."""
     minutes = plan.settings.minutes
     if not minutes or state.step >= plan.settings.max_steps:  # complete
         return None
@@ -300,6 +313,7 @@ def make_clock(plan: Plan, state: TrainState, dataset: Dataset) -> Clock | None:
     clock = Clock(60 * minutes, state.spent, STARTED, state.step, evaluation_steps)
     if plan.settings.average_fraction:  # the last evaluation is one more of the averaged weights
         clock.ending_steps = evaluation_steps
+    clock.spaces_evaluations = spaces_evaluations
     return clock
 
 
@@ -542,6 +556,10 @@ def follow_clock(run: Run):
     if leg != legs[-1]:
         legs.append(leg)
     settings = replace(s, max_steps=leg.last_step, pace=[str(leg) for leg in legs])
+    if clock.spaces_evaluations and not run.state.evaluation:
+        # Until the first one it is not too late to place them as the steps now come out.
+        interval = spaced(leg.last_step, s.minutes)
+        settings = replace(settings, eval_interval=max(step + 1, interval))
     run.plan = replace(run.plan, settings=settings)
     run.progress.set_last_step(leg.last_step)
 
@@ -641,10 +659,15 @@ def largest_norm(run: Run) -> float:
 
 
 def evaluation_is_due(run: Run) -> bool:
+    s = run.settings
     step = run.state.step
     if step == 0 or step == run.state.evaluation.get("step"):
         return False
-    return step % run.settings.eval_interval == 0 or step >= run.settings.max_steps
+    if step >= s.max_steps:
+        return True
+    if step % s.eval_interval:
+        return False
+    return not is_near_end(step, s.eval_interval / 2, s.max_steps, s.pace)
 
 
 def save_is_due(run: Run) -> bool:

@@ -70,6 +70,16 @@ def position(step: int, max_steps: int, pace: list[str]) -> Position:
     return Position(leg.share_at(step) * leg.last_step, leg.last_step)
 
 
+def is_near_end(step: int, margin: float, max_steps: int, pace: list[str]) -> bool:
+    """Whether, in a run by the clock, less than `margin` steps were to follow after `step` updates,
+    as far as was known when the last of them began. Never in a run without a clock."""
+    legs = read_pace(pace)
+    if not legs or legs[-1].last_step != max_steps:
+        return False
+    known = [leg for leg in legs if leg.step < step]
+    return known[-1].last_step - step < margin
+
+
 # -----------------------------------------------------------------------------
 # The rate there
 

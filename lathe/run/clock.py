@@ -5,15 +5,18 @@ takes is seen from the steps since the last look, of which there are ever more t
 that the last one comes on time whether the machine slows down or speeds up.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from itertools import count
 
 from lathe.optim.schedule import Leg
+from lathe.run import ranks
 
 # Left over at the end: looks are some steps apart, and the process has to close what is open.
 SPARE_SHARE = 0.012
-SPARE_SECONDS = 0.6
+SPARE_SECONDS = 0.5
+SPARE_OF_RANKS = 0.4  # more of that under torchrun, which looks now and then who has ended
 LOOKS = 8  # the next one comes after this part of what is left
 FIRST_LOOK = 2  # steps of a process, the first of which is slow
 KEPT_SECONDS = 4.0  # of training that say what a step takes
@@ -47,8 +50,12 @@ class Clock:
         self.next_look = step + FIRST_LOOK
         self.evaluation_steps = evaluation_steps
         self.ending_steps = 0.0  # what the last evaluation takes longer than others, in steps
+        self.spaces_evaluations = False  # whether their interval follows the number of steps
         self.pause: float | None = None  # of the last evaluation with samples and page, if any
+        self.pause_step = 0.0  # seconds of a step at that time
+        self.step_seconds = 0.0  # at the last look
         self.save = SAVE_SECONDS  # of the last save, which the end waits for; first a guess
+        self._last_evaluation = 0.0  # seconds of training until then
         self._pauses = 0.0  # seconds of this process in which nothing was trained
         self._marks: list[Mark] = []  # the newest looks, oldest first
 
@@ -67,31 +74,38 @@ class Clock:
         self._pauses += seconds
         if is_evaluation:
             self.pause = seconds
+            self.pause_step = self.step_seconds
+            self._last_evaluation = self._trained()
 
     def look(self, step: int, eval_interval: int, leg: Leg) -> Leg:
         """The leg that begins before update `step`: the one so far where it comes out the same."""
-        step_seconds = self._step_seconds(step)
+        self.step_seconds = step_seconds = self._step_seconds(step)
         spare = SPARE_SECONDS + SPARE_SHARE * self.budget
-        pause = self.pause
-        if pause is None:
-            pause = PAUSE_SECONDS + self.evaluation_steps * step_seconds
+        if ranks.own_number()[1] > 1:
+            spare += SPARE_OF_RANKS
+        pause = self._next_pause()
         ending = pause + self.ending_steps * step_seconds + self.save
         left = self.budget - spare - self.spent() - ending
-        n_steps = round(left / step_seconds)
-        for n_evaluations in count(1):
-            if (step + n_steps - 1) // eval_interval - step // eval_interval < n_evaluations:
-                break
-            n_steps = round((left - n_evaluations * pause) / step_seconds)
-        n_steps = max(1, n_steps)
+        n_steps = max(1, steps_beside_evaluations(left, step_seconds, pause, step, eval_interval))
         before = leg.last_step - step
         if abs(n_steps - before) <= 0.01 * before:
             return leg
-        return Leg(step, leg.share_at(step), step + n_steps)
+        # Where the end was put off again and again, the share would round to the whole way.
+        return Leg(step, min(leg.share_at(step), 1 - 1e-9), step + n_steps)
 
     def set_next_look(self, step: int, last_step: int):
         """Soon at the beginning, when little is known, and ever more often towards the end."""
         done = step - self.first_step
         self.next_look = step + max(1, min(done // 2, (last_step - step) // LOOKS))
+
+    def _next_pause(self) -> float:
+        """Of an evaluation: as long as the last one, and longer where steps are by now, too."""
+        if self.pause is None:
+            return PAUSE_SECONDS + self.evaluation_steps * self.step_seconds
+        if self._trained() - self._last_evaluation < KEPT_SECONDS:
+            # What is seen of steps lags behind: the evaluation may have met the slower machine.
+            self.pause_step = max(self.pause_step, self.step_seconds)
+        return self.pause * self.step_seconds / (self.pause_step or self.step_seconds)
 
     def _trained(self) -> float:
         return time.monotonic() - self.began - self._pauses
@@ -103,3 +117,22 @@ class Clock:
             del self._marks[0]
         first = self._marks[0]
         return max(1e-6, (now.trained - first.trained) / (step - first.step))
+
+
+def steps_beside_evaluations(
+    seconds: float, step_seconds: float, pause: float, step: int, eval_interval: int
+) -> int:
+    """How many steps there is time for after `step`, beside evaluations of `pause` seconds each.
+
+    None is held less than half an interval before the last step.
+    """
+    n_steps = 0
+    for n_evaluations in count():
+        in_time = round((seconds - n_evaluations * pause) / step_seconds)
+        following = (step // eval_interval + n_evaluations + 1) * eval_interval
+        # With a step more, that one would be held, too.
+        # With one step more that one would be held, too.
+        most = math.ceil(following + eval_interval / 2) - 1 - step
+        n_steps = max(n_steps, min(in_time, most))
+        if in_time <= most:
+            return n_steps

@@ -288,6 +288,12 @@ def evaluations(minutes: float) -> int:
     return max(n for least, n in N_EVALUATIONS.items() if minutes >= least)
 
 
+def spaced(n_steps: int, minutes: float) -> int:
+    """The eval_interval of a run of so many steps."""
+    # 1.06: no evaluation just before the last one, also where there are a few steps more.
+    return math.ceil(1.06 * n_steps / evaluations(minutes))
+
+
 @dataclass(frozen=True)
 class Choice:
     """Of a setting's value."""
@@ -337,14 +343,12 @@ def evaluation_choices(
     one: Candidate, minutes: float, n_val_tokens: int, world_size: int
 ) -> dict[str, Choice]:
     n_evaluations = evaluations(minutes)
-    # 1.06: no evaluation just before the last one, also where there are a few steps more.
-    interval = math.ceil(1.06 * one.n_steps / n_evaluations)
     seconds = EVALUATION_SHARE * 60 * minutes
     n_tokens = int(2 * seconds / one.timing.token * world_size)  # a pass without gradients is short
     if n_tokens >= n_val_tokens:
         n_tokens = 0  # all
     return {
-        "eval_interval": Choice(interval, f"{n_evaluations} evaluations"),
+        "eval_interval": Choice(spaced(one.n_steps, minutes), f"{n_evaluations} evaluations"),
         "eval_tokens": Choice(n_tokens, f"{EVALUATION_SHARE:.0%} of the time each"),
     }
 

@@ -77,6 +77,7 @@ def test_a_run_by_minutes_is_repeated_and_resumed_by_its_steps(
 ):
     first = tmp_path / "first"
     words = options(dataset, first, minutes=BUDGET, dropout=0.1, checkpoint_interval=20)
+    words.append("--keep_checkpoints=10")
     assert run(hours, monkeypatch, *words) == 0
     said = capsys.readouterr().err
     for name in (

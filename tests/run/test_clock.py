@@ -1,10 +1,10 @@
 """Promises of a run by minutes about time, on a clock that the tests turn."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lathe.optim.schedule import Leg, position, read_pace
+from lathe.optim.schedule import Leg, is_near_end, position, read_pace
 from lathe.run import clock
 from lathe.run.clock import Clock
 
@@ -32,6 +32,7 @@ class Machine:
         run.begin(0)
         legs = [Leg(0, 0.0, planned)]
         step = 0
+        self.evaluated = []
         while step < legs[-1].last_step:
             if step >= run.next_look:
                 leg = run.look(step, interval, legs[-1])
@@ -40,11 +41,20 @@ class Machine:
                     legs.append(leg)
             self.now += self.before if self.now < self.turn else self.after
             step += 1
-            if step % interval == 0 and step < legs[-1].last_step:
-                self.now += self.pause
-                run.paused(self.pause, is_evaluation=True)
-        self.now += self.pause + 0.4  # the last evaluation, and the end of the process
+            last = legs[-1].last_step
+            if step % interval or step >= last:
+                continue
+            if not is_near_end(step, interval / 2, last, [str(leg) for leg in legs]):
+                pause = self.pause_now()
+                self.now += pause
+                run.paused(pause, is_evaluation=True)
+                self.evaluated.append(step)
+        self.now += self.pause_now() + 0.4  # the last evaluation, and the end of the process
         return legs
+
+    def pause_now(self) -> float:
+        """An evaluation takes longer, too, where steps do."""
+        return self.pause * (1.0 if self.now < self.turn else self.after / self.before)
 
 
 @many
@@ -88,6 +98,40 @@ def test_legs_are_one_way_from_the_first_step_to_the_last(step, change, turn):
         known = legs[n - 1]
         k = known.step
         assert position(k, known.last_step, pace[:n]) == position(k, last, pace)
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(
+    budget=st.sampled_from([12.0, 60.0, 300.0]),
+    interval=st.integers(20, 5000),
+    step=st.floats(0.02, 0.3),
+    pause=st.floats(0.1, 1.5),
+)
+def test_no_evaluation_comes_just_before_the_last_on_a_steady_machine(
+    budget, interval, step, pause
+):
+    assume(interval * step > 2 * pause)
+    machine = Machine(budget, step, step, 1.0, pause)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "time", machine)
+        legs = machine.train(round(budget / step), interval)
+    last = legs[-1].last_step
+    expected = [n for n in range(interval, last, interval) if last - n >= interval / 2]
+    # The steps to come are known to a hundredth of those left.
+    assert machine.evaluated in (expected, expected[:-1])
+    assert all(last - n >= 0.4 * interval for n in machine.evaluated)
+
+
+def test_a_repeat_by_its_legs_evaluates_where_the_run_did():
+    machine = Machine(60.0, 0.05, 0.02, 0.5, 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "time", machine)
+        legs = machine.train(800, interval=170)
+    pace = [str(leg) for leg in legs]
+    last = legs[-1].last_step
+    again = [n for n in range(170, last, 170) if not is_near_end(n, 85, last, pace)]
+    assert again == machine.evaluated != []
+    assert not is_near_end(last - 1, 85, last, []), "without a clock each interval counts"
 
 
 def test_without_legs_a_step_is_where_it_is():
