@@ -607,6 +607,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
             "loss": loss / run.runtime.world_size,
             "stops_asked": torch.full_like(loss, run.signals.asked),
             "saves_failed": torch.full_like(loss, run.writer.failed),
+            "clocks_late": torch.full_like(loss, run.clock is not None and run.clock.is_overdue()),
         }
     )
     is_good = shared["loss"].isfinite() & grad_norm.isfinite() & (grad_norm <= largest_norm(run))
@@ -701,6 +702,8 @@ def report(run: Run, keep: int):
             run.stopping = True
         if numbers.pop("saves_failed"):
             settle_last_save(run)
+        if numbers.pop("clocks_late"):
+            run.clock.next_look = run.state.step
         run.standstill.look(update.step, update.lr, numbers)
         count_skipped(run, update, numbers)
         run.row_tokens += run.plan.tokens_per_step

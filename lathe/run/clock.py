@@ -18,6 +18,7 @@ SPARE_SHARE = 0.012
 SPARE_SECONDS = 0.5
 SPARE_OF_RANKS = 0.4  # more of that under torchrun, which looks now and then who has ended
 LOOKS = 8  # the next one comes after this part of what is left
+LATE = 2.0  # times what the steps until a look should take; then there is one at once
 FIRST_LOOK = 2  # steps of a process, the first of which is slow
 KEPT_SECONDS = 4.0  # of training that say what a step takes
 PAUSE_SECONDS = 1.0  # of samples and page, before the first ones are measured
@@ -55,6 +56,7 @@ class Clock:
         self.pause_step = 0.0  # seconds of a step at that time
         self.step_seconds = 0.0  # at the last look
         self.save = SAVE_SECONDS  # of the last save, which the end waits for; first a guess
+        self._next_look_due = math.inf  # in seconds of training
         self._last_evaluation = 0.0  # seconds of training until then
         self._pauses = 0.0  # seconds of this process in which nothing was trained
         self._marks: list[Mark] = []  # the newest looks, oldest first
@@ -96,7 +98,13 @@ class Clock:
     def set_next_look(self, step: int, last_step: int):
         """Soon at the beginning, when little is known, and ever more often towards the end."""
         done = step - self.first_step
-        self.next_look = step + max(1, min(done // 2, (last_step - step) // LOOKS))
+        n_steps = max(1, min(done // 2, (last_step - step) // LOOKS))
+        self.next_look = step + n_steps
+        self._next_look_due = self._trained() + LATE * n_steps * self.step_seconds
+
+    def is_overdue(self) -> bool:
+        """Whether the next look should have come by now: steps have become much slower."""
+        return self._trained() > self._next_look_due
 
     def _next_pause(self) -> float:
         """Of an evaluation: as long as the last one, and longer where steps are by now, too."""
@@ -112,6 +120,8 @@ class Clock:
 
     def _step_seconds(self, step: int) -> float:
         now = Mark(step, self._trained())
+        if self.is_overdue():  # what steps took before says no more
+            del self._marks[:-1]
         self._marks.append(now)
         while len(self._marks) > 2 and now.trained - self._marks[1].trained > KEPT_SECONDS:
             del self._marks[0]

@@ -41,6 +41,8 @@ class Machine:
                     legs.append(leg)
             self.now += self.before if self.now < self.turn else self.after
             step += 1
+            if run.is_overdue():
+                run.next_look = step
             last = legs[-1].last_step
             if step % interval or step >= last:
                 continue
@@ -74,6 +76,16 @@ def test_a_run_ends_on_time_whatever_the_machine_does(budget, step, change, turn
         machine.train(planned, interval=max(1, planned // 4))
     took = machine.now - 1000.0
     assert 0.90 * budget <= took <= 1.02 * budget
+
+
+@pytest.mark.parametrize("slower", [5.0, 20.0, 60.0])
+def test_a_machine_that_comes_to_a_crawl_is_noticed_at_once(slower):
+    """As two ranks do beside busy processes: the next look was hundreds of steps away."""
+    machine = Machine(60.0, 0.02, 0.02 * slower, 0.4, 0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "time", machine)
+        machine.train(2500, interval=10_000)
+    assert 0.90 * 60 <= machine.now - 1000.0 <= 1.02 * 60
 
 
 @settings(max_examples=10, derandomize=True, deadline=None)
