@@ -36,8 +36,8 @@ class GPTConfig:
     A field below `# --- model` is a setting of training, and its comment the setting's help:
     lathe/settings.py reads them from here. From papers are n_kv_head (arXiv 2305.13245), rope
     (2104.09864), sinusoidal (1706.03762, 3.5), rmsnorm (1910.07467), swiglu (2002.05202), relu2
-    (2109.08668), qk_norm (2302.05442; before rope, as in Qwen3), logit_softcap (2408.00118) and,
-    from modded-nanogpt's records, bigram_rows.
+    (2109.08668), qk_norm (2302.05442; before rope, as in Qwen3) and logit_softcap (2408.00118);
+    tables by n-grams are lathe/ngrams.py's.
     """
 
     # --- what the data decides
@@ -70,8 +70,10 @@ class GPTConfig:
     tie_weights: bool = False  # one matrix for token embedding and output head
     zero_init: bool = True  # output projections start at zero; false = GPT-2's initialisation
     logit_softcap: float = 0.0  # c squashes logits to c tanh(logits / c); 0 = off
-    # a table by pairs of tokens beside the embedding; such a model cannot be exported; 0 = off
-    bigram_rows: int = 0
+    # rows of a table by the last tokens, for each length of these; see lathe/ngrams.py; 0 = off
+    ngram_rows: int = 0
+    ngram_order: int = 5  # most tokens that such a row goes by: 2 is pairs
+    ngram_dropout: float = 0.0  # probability of dropping such a row in training
     dropout: float = 0.0  # probability of dropping an activation in training
 
     def __post_init__(self):
@@ -113,7 +115,9 @@ class GPTConfig:
             check(is_rope_scaling(self.rope_scaling), "rope_scaling", rule)
         check(0 <= self.dropout < 1, "dropout", "be at least 0 and below 1")
         check(0 <= self.logit_softcap < math.inf, "logit_softcap", "be 0 (off) or more")
-        check(self.bigram_rows >= 0, "bigram_rows", "be 0 (off) or more")
+        check(self.ngram_rows >= 0, "ngram_rows", "be 0 (off) or more")
+        check(self.ngram_order >= 2, "ngram_order", "be 2 (pairs) or more")
+        check(0 <= self.ngram_dropout < 1, "ngram_dropout", "be at least 0 and below 1")
 
     @property
     def padded_vocab_size(self) -> int:
@@ -124,7 +128,10 @@ class GPTConfig:
 
 
 # More is a mistake, which would fill the memory before it shows.
-MOST = dict(vocab_size=2**32, block_size=2**24, n_layer=10_000, n_head=2**16, n_embd=2**20)
+MOST = dict(
+    vocab_size=2**32, block_size=2**24, n_layer=10_000, n_head=2**16, n_embd=2**20,
+    ngram_rows=2**31, ngram_order=16,
+)  # fmt: skip
 CHOICES = {f.name: get_args(f.type) for f in fields(GPTConfig) if get_args(f.type)}
 
 
@@ -339,8 +346,8 @@ class KVCache:
       in each row. positions, (T,) or (B, T): theirs in the tables of positions. mask, booleans
       (T, S) or (B, 1, T, S): which of the S positions that `append` will return each of them may
       look at. None: all up to its own; only where T is S or 1, see fused_attention.
-    - last, (B, 1). GPT.pairs, if there is a table by pairs, reads here which token stands before
-      the new ones of each row, and writes the last of the new ones.
+    - last, (B, n). NGrams, if there is such a table, reads here which n tokens stand before the new
+      ones of each row, and writes the last ones again.
     - append(layer, k, v) -> k, v. Attention calls it in each layer: keep the new tokens' keys and
       values, (B, nkv, T, hd); return those of all S positions, (B, nkv, S, hd).
 
@@ -360,7 +367,8 @@ class KVCache:
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.length = length
         self.pos = 0
-        self.last = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+        n_last = config.ngram_order - 1 if config.ngram_rows else 1
+        self.last = torch.zeros(batch_size, n_last, dtype=torch.long, device=device)
 
     def advance(self, T: int) -> tuple[Tensor, Tensor | None]:
         begin = self.pos
@@ -568,9 +576,11 @@ class GPT(nn.Module):
         modules = {"wte": nn.Embedding(config.padded_vocab_size, config.n_embd)}
         if config.position == "learned":
             modules["wpe"] = nn.Embedding(config.block_size, config.n_embd)
-        if config.bigram_rows:
-            rows = min(config.bigram_rows, config.vocab_size**2)
-            modules["bigram"] = nn.Embedding(rows, config.n_embd)
+        if config.ngram_rows:
+            from lathe.ngrams import NGrams  # a wing: without it this file needs torch alone
+
+            sizes = (config.vocab_size, config.ngram_order, config.ngram_rows, config.n_embd)
+            modules["ngrams"] = NGrams(*sizes, config.ngram_dropout)
         modules["drop"] = nn.Dropout(config.dropout)
         modules["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         modules["ln_f"] = make_norm(config)
@@ -600,13 +610,15 @@ class GPT(nn.Module):
                 nn.init.zeros_(p)
             elif p.dim() < 2:  # gains
                 nn.init.ones_(p)
+            elif name.endswith("ngrams.weight"):
+                nn.init.zeros_(p)
             elif not c.zero_init and output:  # 2 n_layer of them add up in the residual stream
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
             elif not c.zero_init:
                 nn.init.normal_(p, std=0.02)
             elif name.endswith(("wte.weight", "wpe.weight")):
                 nn.init.normal_(p, std=0.02 if c.tie_weights else 0.2)
-            elif output or name.endswith(("bigram.weight", "lm_head.weight")):
+            elif output or name.endswith("lm_head.weight"):
                 nn.init.zeros_(p)
             else:
                 nn.init.normal_(p, std=0.5 / math.sqrt(p.shape[1]))
@@ -617,19 +629,6 @@ class GPT(nn.Module):
         if self.lm_head is None:
             return self.transformer.wte.weight
         return self.lm_head.weight
-
-    def pairs(self, idx: Tensor, cache: KVCache | None) -> Tensor:
-        """ids (B, T) -> (B, T), the row of the table by pairs for each with the one before it."""
-        c = self.config
-        before = F.pad(idx, (1, -1))  # ids moved right by one; 0, as none is before the first
-        if cache is not None:
-            before[:, :1] = cache.last
-            cache.last[:] = idx[:, -1:]
-        before = before.masked_fill(idx == c.document_token, 0)  # nor before a document
-        rows = self.transformer.bigram.num_embeddings
-        if rows == c.vocab_size**2:
-            return before * c.vocab_size + idx  # a row for each pair
-        return (before * 0x9E3779B1 + idx) % rows  # pairs share rows; the factor is a prime
 
     def masks_documents_in_blocks(self, idx: Tensor) -> bool:
         """Whether document_blocks have a kernel: where all of this, or each block alone (as in
@@ -663,8 +662,10 @@ class GPT(nn.Module):
                 in_blocks = trace is None and self.masks_documents_in_blocks(idx)
                 mask = document_blocks(begins) if in_blocks else document_mask(begins)
         x = self.transformer.wte(idx)
-        if c.bigram_rows:
-            x = x + self.transformer.bigram(self.pairs(idx, cache))
+        if c.ngram_rows:
+            last = None if cache is None else cache.last
+            by_ngrams = self.transformer.ngrams(idx, positions, last)
+            x = x + by_ngrams.to_input
         rope = None
         if c.position == "learned":
             x = x + self.transformer.wpe(positions)
@@ -680,7 +681,10 @@ class GPT(nn.Module):
             x = block(x, rope, mask, cache, layer, steps)
             if trace is not None:
                 trace.append({**steps, "residual": x})
-        return self.transformer.ln_f(x)
+        x = self.transformer.ln_f(x)
+        if c.ngram_rows:
+            x = x + by_ngrams.to_features.to(x.dtype)
+        return x
 
     def logits(self, x: Tensor) -> Tensor:
         """Features (..., C) -> float32 logits (..., V) of the real vocabulary: no padded ids."""

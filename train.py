@@ -46,6 +46,7 @@ from lathe.optim.average import TailAverage, pack, unpack
 from lathe.optim.build import (
     build_optimizers,
     compile_updates,
+    is_ngram_table,
     load_optimizer_state,
     optimizer_kinds,
     optimizer_state,
@@ -77,6 +78,7 @@ from lathe.run.parallel import (
     dry_pass,
     parallelize,
     total_norm,
+    use_sparse_gradients,
 )
 from lathe.run.passes import CapturedPasses, Passes, capture
 from lathe.run.plan import SHAPE, Plan, refuse_what_no_memory_holds
@@ -164,6 +166,7 @@ class Run:
     network: nn.Module  # what training calls: the model, or DDP around it
     passes: Passes | CapturedPasses  # of it, forward and backward
     parameters: list[nn.Parameter]  # those that are trained
+    clipped: list[nn.Parameter]  # those whose gradients have one norm: all but a table by n-grams
     optimizers: list[Optimizer | TorchOptimizer]
     scaler: torch.amp.GradScaler
 
@@ -250,7 +253,9 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
     network = parallelize(model.train(), blocks, s.parallel, plan.compiled, runtime)
     if is_filled_later(plan, start):
         fill_rows(model, plan, start, runtime)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    use_sparse_gradients(model, runtime, plan.compiled)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(trained.values())
     optimizers = make_optimizers(s, model)
     if plan.compiled and runtime.device.type == "cuda":
         compile_updates(optimizers)
@@ -281,6 +286,7 @@ def set_up(settings: Settings, contexts: ExitStack) -> Run:
         network=network,
         passes=Passes(network, parameters, scaler, runtime, accumulates_in_buckets(plan)),
         parameters=parameters,
+        clipped=[p for name, p in trained.items() if not is_ngram_table(name)],
         optimizers=optimizers,
         scaler=scaler,
         held=held[0] if held else None,
@@ -391,6 +397,7 @@ def make_optimizers(s: Settings, model: GPT) -> list[Optimizer | TorchOptimizer]
         (s.beta1, s.beta2),
         s.muon_momentum,
         model.fused_rows(),
+        s.ngram_learning_rate,
     )
 
 
@@ -601,7 +608,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
 
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
-    grad_norm = total_norm(run.parameters)
+    grad_norm = total_norm(run.clipped)
     shared = ranks.sum_by_name(
         {
             "loss": loss / run.runtime.world_size,
@@ -613,7 +620,7 @@ def train_step(run: Run) -> dict[str, Tensor]:
     is_good = shared["loss"].isfinite() & grad_norm.isfinite() & (grad_norm <= largest_norm(run))
     skipped = ~is_good  # the same on every rank
     if s.grad_clip:
-        nn.utils.clip_grads_with_norm_(run.parameters, s.grad_clip, grad_norm, foreach=True)
+        nn.utils.clip_grads_with_norm_(run.clipped, s.grad_clip, grad_norm, foreach=True)
     for optimizer in run.optimizers:
         optimizer.step(skipped)
     run.passes.clear_gradients()

@@ -20,6 +20,7 @@ ALIASES = {
     "backend": ["device", "parallel"],
     "start": ["prompt"],
     "init_from": ["out_dir=RUN", "model=hf:NAME"],  # where it is none of ours: in sample.py
+    "bigram_rows": ["ngram_rows"],  # of earlier versions
     # litgpt, nanochat
     "checkpoint_dir": ["init_from=RUN | out_dir=RUN"],
     "model_name": ["init_from=hf:NAME | model=hf:NAME | out_dir=RUN"],

@@ -31,6 +31,7 @@ from lathe import ROOT, hints
 from lathe.aliases import did_you_mean
 from lathe.fields import PathName, read_comments
 from lathe.output import finish_output
+from lathe.settings import RETIRED
 from lathe.terminal import escape, print_note, print_result, printable, speak_utf8
 
 PRESET_DIR = ROOT / "config"
@@ -209,6 +210,8 @@ def read_preset(preset: str, types: dict[str, type]) -> dict[str, Given]:
         path = path.relative_to(ROOT)
     given = {}
     for name, value in table.items():
+        if name not in types and name in RETIRED and value == RETIRED[name]:
+            continue
         if name not in types:
             raise ValueError(f"{path}: unknown setting {name}{did_you_mean(name, types)}")
         values = value if is_list(types[name]) and isinstance(value, list) else [value]

@@ -79,13 +79,22 @@ class RunSettings:
 ModelSettings = make_dataclass("ModelSettings", model_fields(), bases=(RunSettings,), frozen=True)
 
 
+# Settings of earlier versions, which their files may have with the value that means off.
+RETIRED = {"bigram_rows": 0}
+
 RESUMING = ("resume", "auto")  # init_from: go on in out_dir, auto only if there is something
 
 # As in model.py's MOST, which is not imported here since torch takes seconds
 LARGEST = {"block_size": 2**24, "n_layer": 10_000, "n_head": 2**16, "n_embd": 2**20}
 # More than anybody wants, and not so much that arrays of it fill the memory
 LARGEST |= {"batch_size": 2**24, "micro_batch_size": 2**20, "n_hidden": 2**22, "head_dim": 2**16}
-LARGEST |= {"bigram_rows": 2**32, "lora_rank": 2**16, "num_samples": 10_000, "sample_tokens": 10**6}
+LARGEST |= {
+    "ngram_rows": 2**31,
+    "ngram_order": 16,
+    "lora_rank": 2**16,
+    "num_samples": 10_000,
+    "sample_tokens": 10**6,
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ class Settings(ModelSettings):
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for hidden matrices, AdamW for others
     learning_rate: float = 0.004  # peak rate of AdamW; 0 = by rule
     muon_learning_rate: float = 0.02  # peak rate of Muon; 0 = by rule
+    ngram_learning_rate: float = 0.05  # peak rate of the table by n-grams, see ngram_rows
     weight_decay: float = 0.1  # on matrices only; -1 = by rule
     beta1: float = 0.9  # AdamW: decay of the mean of gradients
     beta2: float = 0.95  # AdamW: decay of the mean of squared gradients

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lathe.text.tokenizer import Tokenizer
+from lathe.use.caches import remember_last
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from model import GPT, GPTConfig, KVCache, rope_frequencies
@@ -39,7 +40,7 @@ def look_inside(
     likeliest_next = int(reading.logits[-1].argmax())
     following = torch.tensor([*ids[1:], likeliest_next])  # what comes after each token
     logp_following = logp[torch.arange(T), following]
-    lens = logit_lens(model, reading.streams, following)
+    lens = logit_lens(model, reading.streams, reading.by_ngrams, following)
     scores = head_scores(weights) | {"induction": induction_scores(model, ids)}
     chosen = choose_heads(scores, T, c, options.heads)
     next_ids, tail = next_token(reading.logits[-1])
@@ -124,6 +125,7 @@ class Reading:
     logits: Tensor  # (T, V)
     trace: list[dict[str, Tensor]]  # of GPT.features, a dict a layer
     streams: Tensor  # (L + 1, T, C), the residual streams from the embeddings on
+    by_ngrams: Tensor  # (T, C), what a table by n-grams adds for the head; else zeros
     gradients: Tensor  # (L + 1, T), norms of the loss's gradient in the streams
     # of each MLP, the share of units that move less than a hundredth of the layer's strongest
     idle: list[float]
@@ -150,7 +152,8 @@ def read_once(model: GPT, ids: list[int]) -> Reading:
         with torch.enable_grad():
             idx = torch.tensor([ids])
             trace: list[dict[str, Tensor]] = []
-            logits = model.logits(model.features(idx, trace=trace))[0]
+            features = model.features(idx, trace=trace)
+            logits = model.logits(features)[0]
             streams = [embedded[0], *(layer["residual"] for layer in trace)]
             if len(ids) > 1:
                 loss = F.cross_entropy(logits[:-1], idx[0, 1:])
@@ -164,6 +167,7 @@ def read_once(model: GPT, ids: list[int]) -> Reading:
         logits=logits.detach(),
         trace=[{name: tensor.detach() for name, tensor in layer.items()} for layer in trace],
         streams=torch.cat(streams).detach(),
+        by_ngrams=(features - model.transformer.ln_f(streams[-1])).detach()[0],
         gradients=torch.cat(gradients).norm(dim=-1),
         idle=[share_of_idle(units) for units in hidden],
     )
@@ -188,11 +192,12 @@ class Lens:
 
 
 @torch.no_grad()
-def logit_lens(model: GPT, streams: Tensor, following: Tensor) -> Lens:
-    """streams (L + 1, T, C), following (T,): the id after each token."""
+def logit_lens(model: GPT, streams: Tensor, by_ngrams: Tensor, following: Tensor) -> Lens:
+    """streams (L + 1, T, C), by_ngrams (T, C), following (T,): the id after each token."""
     ids, probabilities, of_following = [], [], []
     for stream in streams:  # one at a time: a large vocabulary's logits are large
-        p = model.logits(model.transformer.ln_f(stream)).softmax(dim=-1)  # (T, V)
+        features = model.transformer.ln_f(stream) + by_ngrams
+        p = model.logits(features).softmax(dim=-1)  # (T, V)
         top = p.topk(min(10, p.shape[-1]), dim=-1)
         ids.append(top.indices)
         probabilities.append(top.values)
@@ -275,7 +280,8 @@ def leave_one_out(
     model.features(torch.tensor([ids]), cache)
     for i in range(T - 1, begin - 1, -1):
         effects[i, i] = with_all[i] - logp[i - 1, following[i]]
-        cache.pos, cache.last[:] = i, ids[i - 1]
+        cache.pos = i
+        remember_last(cache.last[0], ids[:i])
         if i < T - 1:
             features = model.features(torch.tensor([ids[i + 1 :]]), cache)
             without = F.log_softmax(model.logits(features)[0], dim=-1)
@@ -421,8 +427,8 @@ def parts(model: GPT) -> tuple[list[dict], int]:
         part("MLP", block.mlp),
     ]
     drawing = [part("Token embedding", t.wte)]
-    if c.bigram_rows:
-        drawing.append(part("Pairs of tokens", t.bigram))
+    if c.ngram_rows:
+        drawing.append(part("N-grams", t.ngrams))
     drawing.append(part("Positions", t.wpe if c.position == "learned" else None))
     drawing.append({**part("Block", *t.h), "inner": inner})
     drawing.append(part("Norm", t.ln_f))
@@ -460,7 +466,8 @@ def descriptions(model: GPT) -> dict[str, str]:
     rope_scaling = f", {c.rope_scaling}" if c.rope_scaling else ""
     return {
         "Token embedding": f"{c.vocab_size:,} x {c.n_embd}",
-        "Pairs of tokens": f"{min(c.bigram_rows, c.vocab_size**2):,} x {c.n_embd}",
+        "N-grams": f"by the last 2 to {c.ngram_order} tokens: {c.ngram_order - 1} x "
+        f"{c.ngram_rows:,} rows, half of each for the first block, half for the head",
         "Positions": {
             "rope": f"rotary, in attention (theta {c.rope_theta:g}{rope_scaling})",
             "none": "none",

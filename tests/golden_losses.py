@@ -39,7 +39,7 @@ RUNS = {
     # 8 x 256 tokens x 8,256 rows are more than model.LOGITS_AT_ONCE: the loss goes in pieces.
     "loss_in_pieces": dict(
         dataset="signs", block_size=256, n_layer=1, n_head=4, n_kv_head=2, logit_softcap=15,
-        activation="swiglu", bigram_rows=1000,
+        activation="swiglu", ngram_rows=1000,
     ),
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ KINDS = {
     "GPT-2's network": Kind(
         dict(position="learned", norm="layernorm", norm_weight=True, bias=True, tie_weights=True)
     ),
-    "pairs and a mask": Kind(dict(document_mask=True, dropout=0.1, bigram_rows=300), "pairs"),
+    "pairs and a mask": Kind(dict(document_mask=True, dropout=0.1, ngram_rows=300), "pairs"),
     "a mixture": Kind(data="text:0.7,other:0.3"),
     "epochs": Kind(dict(batch_size=198, micro_batch_size=99)),  # of two steps each
     "LoRA": Kind(dict(lora_rank=2, init_from="base", learning_rate=0.01)),

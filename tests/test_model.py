@@ -58,7 +58,7 @@ configs = st.builds(
     bias=st.booleans(),
     tie_weights=st.booleans(),
     logit_softcap=st.sampled_from((0.0, 3.0)),
-    bigram_rows=st.sampled_from((0, 100, V * V)),
+    ngram_rows=st.sampled_from((0, 100, V * V)),
     zero_init=st.booleans(),
 )
 over_the_grid = settings(max_examples=50, derandomize=True)
@@ -116,7 +116,7 @@ def gradients(model: GPT, loss: torch.Tensor) -> dict[str, torch.Tensor]:
         ({"dropout": math.nan}, "dropout"),
         ({"logit_softcap": -1.0}, "logit_softcap"),
         ({"logit_softcap": math.inf}, "logit_softcap"),
-        ({"bigram_rows": -1}, "bigram_rows"),
+        ({"ngram_rows": -1}, "ngram_rows"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"norm_eps": math.nan}, "norm_eps"),
         ({"rope_theta": -1.0}, "rope_theta"),
@@ -232,29 +232,6 @@ def test_rotary_products_depend_on_distance_alone(p, q, shift, theta):
     far = rotate(a, cos[p + shift], sin[p + shift]) @ rotate(b, cos[q + shift], sin[q + shift]).T
     torch.testing.assert_close(near, far, rtol=0, atol=1e-5)
     torch.testing.assert_close(rotate(a, cos[p], sin[p]).norm(), a.norm())
-
-
-def test_a_pair_of_tokens_has_a_row_of_its_own_or_one_by_hash():
-    idx = torch.cartesian_prod(torch.arange(V), torch.arange(V))  # every pair
-    exact, hashed = (GPT(GPTConfig(**SMALL, bigram_rows=rows)) for rows in (10**6, 1000))
-    rows = exact.pairs(idx, None)
-    assert exact.transformer.bigram.num_embeddings == V * V and len(rows[:, 1].unique()) == V * V
-    assert (rows[:, 0] == idx[:, 0]).all()  # nothing is before the first token
-    counts = hashed.pairs(idx, None)[:, 1].bincount(minlength=1000)
-    assert len(counts) == hashed.transformer.bigram.num_embeddings == 1000
-    assert counts.min() >= 1 and counts.max() <= 10
-    for vocab_size, n in (
-        (60, 30),
-        (66, 32),
-        (50, 1000),
-    ):  # with common factors: both tokens count all the same
-        model = GPT(GPTConfig(**SMALL | dict(vocab_size=vocab_size, bigram_rows=n)))
-        rows = model.pairs(torch.tensor([[i, 7] for i in range(vocab_size)]), None)[:, 1]
-        assert len(rows.unique()) == min(n, vocab_size)
-    exact.config.document_token = 5
-    assert (
-        exact.pairs(idx, None)[idx[:, 1] == 5] == torch.tensor([[i, 5] for i in range(V)])
-    ).all()
 
 
 def test_rotary_turns_pairs_by_the_formulas_angles():
@@ -374,7 +351,10 @@ def test_explicit_attention_equals_the_fused_and_shows_each_step(config):
             patch.setattr("model.SHORT_CONTEXT", {})
             fused = model.features(idx)
     torch.testing.assert_close(explicit, fused, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.transformer.ln_f(trace[-1]["residual"]), explicit)
+    features = model.transformer.ln_f(trace[-1]["residual"])
+    if config.ngram_rows:
+        features = features + model.transformer.ngrams(idx, torch.arange(T), None).to_features
+    torch.testing.assert_close(features, explicit)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     assert len(trace) == config.n_layer
     for steps in trace:

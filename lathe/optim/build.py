@@ -1,9 +1,11 @@
-"""Which parameter is updated how: Muon for the matrices inside the blocks, AdamW for the rest."""
+"""Which parameter is updated how: Muon for the matrices inside the blocks, Adagrad for the table by
+n-grams, AdamW for the rest."""
 
 from collections.abc import Iterable
 
 from torch import Tensor
 
+from lathe.optim.adagrad import Adagrad
 from lathe.optim.adamw import AdamW
 from lathe.optim.muon import Muon
 from lathe.optim.optimizer import Optimizer, TorchOptimizer
@@ -18,8 +20,10 @@ def build_optimizers(
     betas: tuple[float, float],
     muon_momentum: float,
     fused_rows: dict[str, tuple[int, ...]],
+    ngram_learning_rate: float = 0.0,
 ) -> list[Optimizer | TorchOptimizer]:
-    """[Muon, AdamW] or, with optimizer="adamw", [AdamW]. Groups carry `names` and `base_lr`.
+    """[Muon, AdamW] or, with optimizer="adamw", [AdamW]; and Adagrad, if there is a table by
+    n-grams. Groups carry `names` and `base_lr`.
 
     Every parameter that is trained is in exactly one group. fused_rows: see GPT.fused_rows. Raises
     ValueError for an unknown optimizer. To have one of torch.optim, add its name to the choices in
@@ -28,9 +32,15 @@ def build_optimizers(
     NAdam's weight decay is a term of the gradient; decoupled_weight_decay=True makes it AdamW's.
     """
     trained = {name: p for name, p in named_params if p.requires_grad}
+    tables = {name: p for name, p in trained.items() if is_ngram_table(name)}
+    trained = {name: p for name, p in trained.items() if name not in tables}
+    by_rows = []
+    if tables:
+        group = dict(params=tables.values(), names=list(tables), base_lr=ngram_learning_rate)
+        by_rows = [Adagrad([group], ngram_learning_rate)]
     if optimizer == "adamw":
         groups = decay_groups(trained, learning_rate, weight_decay)
-        return [AdamW(groups, learning_rate, betas, eps=1e-8)]
+        return [AdamW(groups, learning_rate, betas, eps=1e-8), *by_rows]
     if optimizer == "muon":
         hidden = {name: p for name, p in trained.items() if p.dim() == 2 and ".h." in name}
         rest = {name: p for name, p in trained.items() if name not in hidden}
@@ -45,8 +55,13 @@ def build_optimizers(
             groups = decay_groups(rest, learning_rate, weight_decay)
             # The small eps lets rows that are rarely seen (rare tokens) move as far as the others.
             built.append(AdamW(groups, learning_rate, betas, eps=1e-10))
-        return built
+        return [*built, *by_rows]
     raise ValueError(f"optimizer is {optimizer!r}: choose muon or adamw")
+
+
+def is_ngram_table(name: str) -> bool:
+    """Whether a parameter is the weight of lathe/ngrams.py."""
+    return name.endswith("ngrams.weight")
 
 
 def decay_groups(named: dict[str, Tensor], learning_rate: float, weight_decay: float) -> list[dict]:
@@ -141,4 +156,6 @@ def fits(tensors: dict[str, Tensor], optimizer: Optimizer | TorchOptimizer, p: T
         return True
     if isinstance(optimizer, Optimizer) and set(tensors) != optimizer.keeps:
         return False
-    return state_name in tensors and tensors[state_name].shape == p.shape
+    if state_name not in tensors:
+        return False
+    return tuple(tensors[state_name].shape) == optimizer.state_shape(p)

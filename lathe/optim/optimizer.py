@@ -31,12 +31,14 @@ def own_rows(p: Tensor) -> tuple[int, int]:
 
 
 def from_own_rows(rows: Tensor, p: Tensor) -> Tensor:
-    """The tensor of which each rank has these rows, sharded as p is."""
+    """The tensor of which each rank has these rows: as many in all as p, and sharded as p is."""
     from torch.distributed.tensor import DTensor
 
     # With the whole's shape: ranks with fewer rows, or none, would have it guessed wrong.
+    shape = torch.Size((p.shape[0], *rows.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        rows, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+        rows, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride
     )
 
 
@@ -48,7 +50,7 @@ def like_parameter(value: Tensor, p: Tensor, device: torch.device | None = None)
     """
     device = device or p.device
     copy = isinstance(value, Tensor)  # what is read is a copy already
-    if is_sharded(p) and value.shape == p.shape:
+    if is_sharded(p) and value.shape[:1] == p.shape[:1]:  # a count of steps has no rows
         begin, end = own_rows(p)
         return from_own_rows(value[begin:end].to(device, copy=copy), p)
     return value[...].to(device, copy=copy)
@@ -63,7 +65,7 @@ class Optimizer:
     """
 
     keeps: frozenset[str]  # names of the tensors of a parameter's state
-    state_name: str  # of the one, shaped as the parameter, by which saved state is recognised
+    state_name: str  # of the one, of state_shape, by which saved state is recognised
 
     def __init__(self, groups: Iterable[dict], **defaults: Any):
         self.name = type(self).__name__
@@ -71,6 +73,9 @@ class Optimizer:
         for group in groups:
             self.param_groups.append({**defaults, **group, "params": list(group["params"])})
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+
+    def state_shape(self, p: Tensor) -> tuple[int, ...]:
+        return tuple(p.shape)
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None):
@@ -107,6 +112,9 @@ class TorchOptimizer:
         self.optimizer = optimizer
         self.name = type(optimizer).__name__
         self.state_name = state_name
+
+    def state_shape(self, p: Tensor) -> tuple[int, ...]:
+        return tuple(p.shape)
 
     @property
     def param_groups(self) -> list[dict]:

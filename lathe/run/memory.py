@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from lathe.data.batches import windows_per_pass
-from lathe.optim.build import build_optimizers
+from lathe.optim.build import build_optimizers, is_ngram_table
 from lathe.optim.muon import Muon
+from lathe.run.parallel import has_sparse_gradients
 from lathe.settings import Settings
 from model import (
     GPT,
@@ -33,7 +34,7 @@ class StepMemory:
     weights: float
     gradients: float
     muon: float  # its momentum
-    adamw: float  # its two moments
+    adamw: float  # its two moments; Adagrad's, a number a row, are nothing beside them
     activations: float  # what is kept for the backward pass of one micro-batch
     working: float  # beside them, while the last block is gone back through
     logits: float  # pieces of them, and the head's gradient
@@ -70,8 +71,13 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
     if s.parallel == "fsdp":
         shards = world_size
     weights = 4 * model.n_params()
-    muon, adamw = trained_bytes(s.optimizer, model)
-    gradients = (muon + adamw) / shards
+    trained = trained_bytes(s.optimizer, model)
+    muon = trained.muon
+    adamw = trained.adamw
+    table = trained.table
+    if has_sparse_gradients(s.device, world_size, s.compile == "true"):
+        table = 0
+    gradients = (muon + adamw + table) / shards
 
     # In the backward pass a block's gradients exist too, and what checkpointing had left out of it.
     working = tokens * number_size(half) * (2 * c_fc_width(config) + config.n_embd)
@@ -93,7 +99,7 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
         working=working,
         logits=logit_bytes(model, tokens, half),
         # Momentum looked ahead, results of the iterations, the matrices on the way there
-        updates=3 * muon / shards,
+        updates=max(3 * muon, 2 * table) / shards,
         checkpoint=weights + muon + 2 * adamw,
         kept=gradients * (accumulates or in_buckets),
         leaving=0,
@@ -109,11 +115,20 @@ def muon_parameters(optimizer: str, model: GPT) -> list[nn.Parameter]:
     return [p for muon in muons for group in muon.param_groups for p in group["params"]]
 
 
-def trained_bytes(optimizer: str, model: GPT) -> tuple[int, int]:
-    """Bytes of the parameters that Muon updates, and of those that AdamW does."""
+@dataclass(frozen=True)
+class TrainedBytes:
+    """Of the parameters that each optimizer updates."""
+
+    muon: int
+    adamw: int
+    table: int  # by n-grams; Adagrad's
+
+
+def trained_bytes(optimizer: str, model: GPT) -> TrainedBytes:
     muon = 4 * sum(p.numel() for p in muon_parameters(optimizer, model))
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return muon, trained - muon
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    table = 4 * sum(n for name, n in trained.items() if is_ngram_table(name))
+    return TrainedBytes(muon, 4 * sum(trained.values()) - muon - table, table)
 
 
 def number_size(half: bool) -> int:
@@ -258,8 +273,10 @@ def step_memory_on_gpu(s: Settings, model: GPT, world_size: int) -> StepMemory:
     gpu = on_gpu(s, model, world_size)
     shards = world_size if gpu.sharded else 1
     weights = 4 * model.n_params()
-    muon, adamw = trained_bytes(s.optimizer, model)
-    gradients = (muon + adamw) / shards
+    trained = trained_bytes(s.optimizer, model)
+    muon = trained.muon
+    adamw = trained.adamw
+    gradients = (muon + adamw + trained.table) / shards
     in_buckets = s.parallel == "ddp" and world_size > 1  # which DDP allocates once
     gathered = gathered_bytes(gpu)
     return StepMemory(
@@ -271,7 +288,7 @@ def step_memory_on_gpu(s: Settings, model: GPT, world_size: int) -> StepMemory:
         working=going_back(gpu),
         logits=at_the_loss(gpu),
         # Results in the iterations' type, updates, and what decays
-        updates=2.5 * muon / shards,
+        updates=max(2.5 * muon, 2 * trained.table) / shards,
         checkpoint=weights + muon + 2 * adamw,
         kept=gathered + gradients * (gpu.accumulates or in_buckets),
         leaving=at_the_end(gpu) + gathered,

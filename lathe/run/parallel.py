@@ -12,6 +12,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from lathe.run.devices import Runtime
 from lathe.run.process import random_state, set_random_state
+from model import GPT
 
 
 def parallelize(
@@ -91,6 +92,18 @@ def total_norm(parameters: list[nn.Parameter]) -> Tensor:
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
     return norm
+
+
+def use_sparse_gradients(model: GPT, runtime: Runtime, compiled: bool):
+    """Of a table by n-grams the rows alone that a step uses, where nobody minds: a CPU's process by
+    itself, which would spend most of a step on the others."""
+    table = model.transformer["ngrams"] if "ngrams" in model.transformer else None
+    if table is not None:
+        table.sparse = has_sparse_gradients(runtime.device.type, runtime.world_size, compiled)
+
+
+def has_sparse_gradients(device: str, world_size: int, compiled: bool) -> bool:
+    return device == "cpu" and world_size == 1 and not compiled
 
 
 # -----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from model import GPT, GPTConfig
 
 # Settings that are fields of GPTConfig, too. Another model's weights bring all but dropout.
 NETWORK = {f.name for f in fields(GPTConfig)} & {f.name for f in fields(Settings)}
-SHAPE = sorted(NETWORK - {"dropout"})
+SHAPE = sorted(NETWORK - {"dropout", "ngram_dropout"})
 
 
 @dataclass(frozen=True)

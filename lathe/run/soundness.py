@@ -129,7 +129,10 @@ def local(tensor: Tensor) -> Tensor:
 
 def bits_sum(tensor: Tensor) -> Tensor:
     """int64 (): the sum of a tensor's numbers read as integers, which every flipped bit changes."""
-    tensor = tensor.detach().contiguous()
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    tensor = tensor.contiguous()
     return tensor.view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
 
 

@@ -18,6 +18,7 @@ from lathe.optim.build import build_optimizers
 from lathe.run import ranks
 from lathe.run.devices import Runtime
 from lathe.run.files import write_atomically
+from lathe.run.parallel import use_sparse_gradients
 from lathe.run.provenance import cpu_name
 from lathe.settings import Settings
 from model import GPT, GPTConfig
@@ -50,7 +51,9 @@ class TimedNetwork:
             betas=(0.8, 0.95),
             muon_momentum=0.9,
             fused_rows=model.fused_rows(),
+            ngram_learning_rate=1e-6,
         )
+        use_sparse_gradients(model, runtime, compiled=False)
         self.skipped = torch.tensor(False, device=runtime.device)
 
     def one_pass(self, n_sequences: int, n_tokens: int) -> float:

@@ -1,5 +1,7 @@
 """Two more kinds of cache; KVCache in model.py says what is asked of each, when and by whom."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,13 @@ def cache_dtype(model: GPT) -> torch.dtype:
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return weight.dtype
+
+
+def remember_last(last: Tensor, ids: Sequence[int]):
+    """Set one row of a cache's `last`, (n,), as it is once these ids are read."""
+    n = min(len(last), len(ids))
+    if n:
+        last[-n:] = torch.tensor(ids[-n:], device=last.device)
 
 
 class RaggedCache(KVCache):

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from lathe.optim.optimizer import cut_rows
 from lathe.reading import KINDS, check_kinds, reading
 from lathe.run.checkpoint import open_weights, read_state
+from lathe.settings import RETIRED
 from lathe.use import lora
 from model import GPT, GPTConfig
 
@@ -23,7 +24,8 @@ def model_config(state: dict, path: Path) -> GPTConfig:
     """
     if not state.get("model"):
         raise ValueError(f"{path} is damaged: state.json describes no network")
-    unknown = set(state["model"]) - {f.name for f in fields(GPTConfig)}
+    model = {name: value for name, value in state["model"].items() if not is_off(name, value)}
+    unknown = set(model) - {f.name for f in fields(GPTConfig)}
     if unknown:
         raise ValueError(
             f"{path} was written by code that has the setting {min(unknown)}, which this code lacks"
@@ -31,8 +33,13 @@ def model_config(state: dict, path: Path) -> GPTConfig:
     known = {f.name: f.type for f in fields(GPTConfig)}
     kinds = {name: kind if kind in KINDS else str for name, kind in known.items()}
     with reading(path, "is damaged: state.json describes no network"):
-        check_kinds("model", state["model"], kinds, optional=True)
-        return GPTConfig(**state["model"])
+        check_kinds("model", model, kinds, optional=True)
+        return GPTConfig(**model)
+
+
+def is_off(name: str, value: object) -> bool:
+    """Whether it is a setting of an earlier version with the value that means off."""
+    return name in RETIRED and value == RETIRED[name]
 
 
 def refuse_fewer_layers(config: GPTConfig, n_tensors: int, path: Path):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lathe.run.devices import without_plans
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.caches import ContinuationCache, cache_dtype
+from lathe.use.caches import ContinuationCache, cache_dtype, remember_last
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from model import GPT, IGNORE, KVCache, rows_at_once
@@ -106,8 +106,8 @@ def read_contexts(model: GPT, contexts: list[tuple[int, ...]]) -> KVCache:
         model.features(pad_rows([contexts[i][:-1] for i in batch], device), part)
         cache.k[:, batch, :, :longest] = part.k
         cache.v[:, batch, :, :longest] = part.v
-        last_ids = [contexts[i][-2] if lengths[i] else 0 for i in batch]
-        cache.last[batch, 0] = torch.tensor(last_ids, device=device)
+        for i in batch:
+            remember_last(cache.last[i], contexts[i][: lengths[i]])
     return cache
 
 

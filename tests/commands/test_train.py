@@ -358,16 +358,16 @@ def test_a_signal_saves_and_exits_with_128_plus_its_number(dataset, tmp_path, nu
 def test_a_run_with_pairs_of_tokens_resumes_and_speaks_and_is_not_exported(
     dataset, tmp_path, capsys
 ):
-    pairs = dict(bigram_rows=300, document_mask=True, dropout=0.1, max_steps=12, eval_interval=6)
+    pairs = dict(ngram_rows=300, document_mask=True, dropout=0.1, max_steps=12, eval_interval=6)
     assert train.train(settings(dataset, tmp_path / "straight", **pairs)) == 0
     as_it_was(str(tmp_path / "resumed"), str(tmp_path / "straight"), 6)
     assert train.train(settings(dataset, tmp_path / "resumed", init_from="resume", **pairs)) == 0
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
     assert same(weights(tmp_path / "resumed"), weights(tmp_path / "straight"))
-    with pytest.raises(ValueError, match="bigram_rows 300 -> 0"):
+    with pytest.raises(ValueError, match="ngram_rows 300 -> 0"):
         train.train(
             settings(
-                dataset, tmp_path / "resumed", init_from="resume", **{**pairs, "bigram_rows": 0}
+                dataset, tmp_path / "resumed", init_from="resume", **{**pairs, "ngram_rows": 0}
             )
         )
     capsys.readouterr()
@@ -382,7 +382,7 @@ def test_a_run_with_pairs_of_tokens_resumes_and_speaks_and_is_not_exported(
         assert sample.main([*words, "--temperature=0", "--max_new_tokens=20"]) == 0
         said.append(capsys.readouterr().out)
     assert len(said[0]) > 5 and said[0][:3] == said[1][:3]
-    with pytest.raises(ValueError, match="bigram_rows=300"):
+    with pytest.raises(ValueError, match="ngram_rows=300"):
         huggingface.main(
             ["export", f"--out_dir={tmp_path / 'straight'}", f"--to={tmp_path / 'hf'}"]
         )

@@ -26,7 +26,7 @@ RUNS = {
     "selective": dict(activation_checkpointing="selective", dropout=0.1),
     "gpt2": dict(
         position="learned", norm="layernorm", activation="gelu_tanh", bias=True, tie_weights=True,
-        logit_softcap=15.0, bigram_rows=100,
+        logit_softcap=15.0, ngram_rows=100,
     ),
 }  # fmt: skip
 RANKS = {

@@ -32,12 +32,12 @@ CASES = {
     "dropout": dict(dropout=0.1),
     "gpt2": dict(
         position="learned", norm="layernorm", norm_weight=True, activation="gelu_tanh", bias=True,
-        tie_weights=True, logit_softcap=15.0, bigram_rows=100, sample_tokens=8,
+        tie_weights=True, logit_softcap=15.0, ngram_rows=100, sample_tokens=8,
     ),
     "saves": dict(checkpoint_interval=1, sample_tokens=8),
     "tasks": dict(eval_tasks=TASKS, block_size=256, batch_size=2),
     "deterministic": dict(
-        deterministic=True, bigram_rows=100, dropout=0.1, sample_tokens=8, eval_tasks=TASKS[:1],
+        deterministic=True, ngram_rows=100, dropout=0.1, sample_tokens=8, eval_tasks=TASKS[:1],
         block_size=256, batch_size=2,
     ),
     "lora": dict(lora_rank=4, init_from="muon"),

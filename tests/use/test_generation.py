@@ -34,7 +34,7 @@ def run(model, prompts, n_rows=None, **options):
 
 
 ARCHITECTURES = [dict(position=p) for p in CHOICES["position"]]
-ARCHITECTURES += [dict(n_kv_head=2), dict(GPT2), dict(bigram_rows=10**4)]
+ARCHITECTURES += [dict(n_kv_head=2), dict(GPT2), dict(ngram_rows=10**4)]
 ARCHITECTURES += [dict(n_kv_head=1, norm_weight=True, tie_weights=True)]
 
 

@@ -20,7 +20,7 @@ configs = st.builds(
     bias=st.booleans(),
     tie_weights=st.booleans(),
     zero_init=st.booleans(),
-    bigram_rows=st.sampled_from([0, 50]),
+    ngram_rows=st.sampled_from([0, 50]),
 )
 
 

@@ -25,7 +25,7 @@ ARCHITECTURES = [
     dict(n_kv_head=1),
     dict(GPT2),
     dict(logit_softcap=5.0, norm_weight=True),
-    dict(bigram_rows=10**4),
+    dict(ngram_rows=10**4),
 ]
 
 
