@@ -21,7 +21,7 @@ LOOKS = 8  # the next one comes after this part of what is left
 LATE = 2.0  # times what the steps until a look should take; then there is one at once
 FIRST_LOOK = 2  # steps of a process, the first of which is slow
 KEPT_SECONDS = 4.0  # of training that say what a step takes
-PAUSE_SECONDS = 1.0  # of samples and page, before the first ones are measured
+PAUSE_SECONDS = 0.6  # of samples and page, before the first ones are measured
 SAVE_SECONDS = 0.2
 
 

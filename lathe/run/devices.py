@@ -228,12 +228,14 @@ def deterministic_algorithms() -> Iterator[None]:
 def in_any_order() -> Iterator[None]:
     """Inside, deterministic_algorithms is off: for sampled text, which nothing is computed from.
     torch refuses its running sums on a GPU (cumsum), although those of a row are of one order."""
-    asked = torch.are_deterministic_algorithms_enabled()
+    if not torch.are_deterministic_algorithms_enabled():
+        yield  # to say so once more would import torch's compiler: a second
+        return
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(asked)
+        torch.use_deterministic_algorithms(True)
 
 
 def describe_determinism(device: torch.device) -> str:

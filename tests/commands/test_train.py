@@ -270,6 +270,24 @@ def test_samples_at_evaluations_use_the_same_prompt_and_say_so(dataset, tmp_path
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_that_is_not_compiled_never_imports_the_compiler(dataset, tmp_path):
+    """A second of processor time, which `import torch` itself does not take; with samples, a page,
+    averaged weights and a save."""
+    words = arguments(dataset, tmp_path / "run", sample_tokens=4, average_fraction=0.5)
+    program = (
+        "import sys, train\n"
+        f"assert train.main({words!r}) == 0\n"
+        "print(*{name.split('.')[1] for name in sys.modules if name.startswith('torch.')})\n"
+        "print('sympy' in sys.modules)"
+    )
+    code, out, err = finished(command("-c", program))
+    assert code == 0, err[-2000:]
+    *_, imported, has_sympy = out.splitlines()
+    assert "_higher_order_ops" in imported.split(), "as torch's own modules are seen here"
+    assert not {"_dynamo", "_inductor"} & set(imported.split())
+    assert has_sympy == "False"
+
+
 def test_tasks_at_evaluations_say_what_evaluate_says(dataset, tmp_path, capsys):
     names = ("hellaswag", "lambada", "exact_match")
     tasks = [f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in names]
