@@ -140,9 +140,15 @@ def say_how_to_go_on(options: Options, source: "FoundModel"):
     """The call that continues a text, for each client that can hold the model."""
     from lathe.text.chat import TEMPLATES
     from lathe.use.hf.clients import calls_of_export
+    from lathe.use.hf.ngrams import MODEL_FILE
     from lathe.use.hf.tokenizers import answers_begin_with_a_space
 
     chat = source.template in TEMPLATES
+    if options.to and source.config.ngram_rows:
+        print_note(
+            f"ngram_rows={source.config.ngram_rows}: {MODEL_FILE} in {options.to} computes the "
+            "table, in transformers with trust_remote_code=True; other programs cannot hold it"
+        )
     lines = calls_of_export(source.config, source.tokenizer, options.to, options.gguf, chat)
     print_note(
         "answer a message with:" if chat else "texts begin with end-of-text; continue one with:"
@@ -193,6 +199,7 @@ FILES = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    "modeling_ngrams.py",
     "tokenizer.json",
     "tokenizer_config.json",
 )

@@ -76,6 +76,8 @@ def faults_for_llama_cpp(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
         for name, values in family.settings.items()
         if getattr(config, name) not in values
     ]
+    if config.ngram_rows:
+        faults.append(f"ngram_rows={config.ngram_rows}")
     if config.rope_scaling.startswith("llama3") and not family.scales_frequencies:
         faults.append(f"rope_scaling={config.rope_scaling} with qk_norm or norm=layernorm")
     if family.name == "starcoder2" and config.n_head * config.head_dim != config.n_embd:

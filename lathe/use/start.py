@@ -376,7 +376,8 @@ def choose_network(
         return GPTConfig(vocab_size=vocab_size, document_token=document_token, **settings)
     if s.init_from in RESUMING:
         refuse_another_network(s, start)
-    return replace(start.config, dropout=s.dropout, document_token=document_token)
+    dropouts = dict(dropout=s.dropout, ngram_dropout=s.ngram_dropout)
+    return replace(start.config, **dropouts, document_token=document_token)
 
 
 def refuse_another_network(s: Settings, start: FoundModel):

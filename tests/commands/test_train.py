@@ -373,37 +373,36 @@ def test_a_signal_saves_and_exits_with_128_plus_its_number(dataset, tmp_path, nu
     assert int(saved.name[5:]) == rows(tmp_path)[-1]["step"] and "--init_from=resume" in err
 
 
-def test_a_run_with_pairs_of_tokens_resumes_and_speaks_and_is_not_exported(
-    dataset, tmp_path, capsys
-):
-    pairs = dict(ngram_rows=300, document_mask=True, dropout=0.1, max_steps=12, eval_interval=6)
-    assert train.train(settings(dataset, tmp_path / "straight", **pairs)) == 0
+def test_a_run_with_a_table_by_ngrams_resumes_speaks_and_is_exported(dataset, tmp_path, capsys):
+    table = dict(ngram_rows=300, document_mask=True, dropout=0.1, max_steps=12, eval_interval=6)
+    assert train.train(settings(dataset, tmp_path / "straight", **table)) == 0
     as_it_was(str(tmp_path / "resumed"), str(tmp_path / "straight"), 6)
-    assert train.train(settings(dataset, tmp_path / "resumed", init_from="resume", **pairs)) == 0
+    assert train.train(settings(dataset, tmp_path / "resumed", init_from="resume", **table)) == 0
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
     assert same(weights(tmp_path / "resumed"), weights(tmp_path / "straight"))
     with pytest.raises(ValueError, match="ngram_rows 300 -> 0"):
         train.train(
             settings(
-                dataset, tmp_path / "resumed", init_from="resume", **{**pairs, "ngram_rows": 0}
+                dataset, tmp_path / "resumed", init_from="resume", **{**table, "ngram_rows": 0}
             )
         )
     capsys.readouterr()
+    run = f"--out_dir={tmp_path / 'straight'}"
+    folder = f"hf:{tmp_path / 'hf'}"
+    huggingface.main(["export", run, f"--to={tmp_path / 'hf'}"])
+    capsys.readouterr()
     said = []
-    for dtype in ("float32", "int8"):
-        words = [
-            f"--out_dir={tmp_path / 'straight'}",
-            "--prompt=the",
-            "--device=cpu",
-            f"--dtype={dtype}",
-        ]
-        assert sample.main([*words, "--temperature=0", "--max_new_tokens=20"]) == 0
+    for model in ([run], [run, "--dtype=int8"], [run, "--dtype=bfloat16"], [f"--model={folder}"]):
+        words = [*model, "--prompt=the", "--device=cpu", "--temperature=0", "--max_new_tokens=20"]
+        assert sample.main(words) == 0
         said.append(capsys.readouterr().out)
-    assert len(said[0]) > 5 and said[0][:3] == said[1][:3]
-    with pytest.raises(ValueError, match="ngram_rows=300"):
-        huggingface.main(
-            ["export", f"--out_dir={tmp_path / 'straight'}", f"--to={tmp_path / 'hf'}"]
-        )
+    assert len(said[0]) > 5 and said[0][:3] == said[1][:3] == said[2][:3]
+    assert said[3] == said[0]
+    tuned = dict(init_from=folder, ngram_dropout=0.3, max_steps=2, eval_interval=1)
+    assert train.train(settings(dataset, tmp_path / "tuned", **tuned)) == 0
+    model = checkpoint.read_state(checkpoint.newest_checkpoint(tmp_path / "tuned")[0])["model"]
+    assert (model["ngram_rows"], model["ngram_order"], model["ngram_dropout"]) == (300, 5, 0.3)
+    assert not same(weights(tmp_path / "tuned"), weights(tmp_path / "straight"))
 
 
 def test_auto_starts_from_scratch_and_then_goes_on_and_then_is_complete(dataset, tmp_path, capsys):

@@ -40,7 +40,6 @@ def test_the_old_export_stays_until_the_new_one_is_checked(tmp_path):
     "settings, words",
     [
         (dict(logit_softcap=30.0), "logit_softcap=30.0"),
-        (dict(ngram_rows=100), "ngram_rows=100"),
         (dict(position="none"), "position=none"),
         (dict(position="sinusoidal"), "position=sinusoidal"),
         (dict(GPT2, n_kv_head=2), "n_kv_head=2"),

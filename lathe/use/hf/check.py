@@ -50,7 +50,9 @@ def check_in_transformers(model: GPT, source: FoundModel, folder: Path):
 
     logging.disable_progress_bar()  # it fills pipes with carriage returns
     logging.set_verbosity_error()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # The model file of a table by n-grams, which was copied there just now
+    trusted = {"trust_remote_code": True} if model.config.ngram_rows else {}
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **trusted)
     difference, largest = largest_difference(model, lambda idx: theirs(idx).logits, model.config)
     print_note(f"max |difference of logits| through transformers: {difference:.1e}")
     if difference > 1e-4 * max(1.0, largest):

@@ -17,7 +17,7 @@ VLLM_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of its atten
 
 def faults_for_vllm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     """It computes xIELU for Apertus, whatever config.json says."""
-    faults = faults_of_apertus(config)
+    faults = faults_of_table(config) + faults_of_apertus(config)
     if config.head_dim not in VLLM_HEADS:
         faults.append(f"head_dim={config.head_dim}")
     return faults
@@ -26,7 +26,7 @@ def faults_for_vllm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
 def faults_for_ctranslate2(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     """It has no converter for other families, and the usual numbers built in."""
     architecture = architecture_of(config)
-    faults = []
+    faults = faults_of_table(config)
     if config.rope_scaling.startswith("llama3"):  # which it computes in another way
         faults.append(f"rope_scaling={config.rope_scaling}")
     if architecture not in (GPT2, "LlamaForCausalLM", "Qwen3ForCausalLM"):
@@ -41,7 +41,7 @@ def faults_for_ctranslate2(config: GPTConfig, tokenizer: Tokenizer) -> list[str]
 def faults_for_mlx_lm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     """GPT-2 as published alone, Starcoder2 with the gelu of its other models."""
     architecture = architecture_of(config)
-    faults = faults_of_apertus(config)
+    faults = faults_of_table(config) + faults_of_apertus(config)
     if architecture == "ArceeForCausalLM":
         faults.append(f"activation={config.activation} (its class is {architecture})")
     elif architecture == GPT2:
@@ -61,6 +61,11 @@ def faults_for_mlx_lm(config: GPTConfig, tokenizer: Tokenizer) -> list[str]:
     return faults
 
 
+def faults_of_table(config: GPTConfig) -> list[str]:
+    """The code of a table by n-grams, in the folder, is for transformers."""
+    return [f"ngram_rows={config.ngram_rows}"] if config.ngram_rows else []
+
+
 def faults_of_apertus(config: GPTConfig) -> list[str]:
     if architecture_of(config) != "ApertusForCausalLM":
         return []
@@ -76,7 +81,8 @@ class Client:
     """A program that opens an export."""
 
     faults: Callable[[GPTConfig, Tokenizer], list[str]]  # what it cannot hold, as SETTING=VALUE
-    call: str  # how it continues "Once"; {folder}, {file} and {end} stand for what they are here
+    # how it continues "Once"; {folder}, {file}, {end} and {trust} stand for what they are here
+    call: str
     chat: str = ""  # how it answers "Who are you?"
     reads_gguf: bool = False  # a file, and no folder
 
@@ -96,8 +102,8 @@ CLIENTS = {
     "lm-eval": Client(
         faults=lambda config, tokenizer: [],
         call="lm_eval --model hf --model_args "
-        "pretrained={folder},dtype=float32,add_bos_token=True --tasks TASK",
-        chat="lm_eval --model hf --model_args pretrained={folder},dtype=float32 "
+        "pretrained={folder},dtype=float32,add_bos_token=True{trust} --tasks TASK",
+        chat="lm_eval --model hf --model_args pretrained={folder},dtype=float32{trust} "
         "--apply_chat_template --tasks TASK",
     ),
     "ctranslate2": Client(
@@ -139,6 +145,7 @@ def calls_of_export(
     """{client: how it continues a text, or answers a message of a chat}, for those that can hold
     the model. folder, file: what was written, "" if it was not."""
     places = {"folder": folder, "file": file, "end": end_of_text(tokenizer)}
+    places["trust"] = ",trust_remote_code=True" if config.ngram_rows else ""
     calls = {}
     for name, client in CLIENTS.items():
         is_written = file if client.reads_gguf else folder

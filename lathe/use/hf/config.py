@@ -8,6 +8,7 @@ from lathe.reading import KINDS, is_of
 from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.families import FAMILIES, GPT2, Family
 from lathe.use.hf.foreign import biased_modules, refuse_another_type, refuse_foreign_fields
+from lathe.use.hf.ngrams import has_table, our_table, with_table, without_table
 from lathe.use.hf.rope import our_rope, their_rope, their_scaling
 from model import GPTConfig
 
@@ -56,6 +57,12 @@ OUR_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
 
 def their_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokenizer) -> dict:
     """config.json, with the keys that transformers, vLLM and llama.cpp read."""
+    values = family_config(c, architecture, dtype, tokenizer)
+    return with_table(values, c) if c.ngram_rows else values
+
+
+def family_config(c: GPTConfig, architecture: str, dtype: str, tokenizer: Tokenizer) -> dict:
+    """That of a network without a table by n-grams."""
     keys = GPT2_KEYS if architecture == GPT2 else LLAMA_KEYS
     values = {theirs: getattr(c, ours) for theirs, ours in keys.items()}
     values |= {
@@ -119,6 +126,10 @@ def our_config(theirs: dict, path: Path) -> Described:
 
 
 def _our_config(theirs: dict, path: Path) -> Described:
+    table = {}
+    if has_table(theirs):
+        table = our_table(theirs, path)
+        theirs = without_table(theirs)
     architecture = read_architecture(theirs, path)
     family = FAMILIES[architecture]
     keys = GPT2_KEYS if architecture == GPT2 else LLAMA_KEYS
@@ -141,6 +152,7 @@ def _our_config(theirs: dict, path: Path) -> Described:
     refuse_another_type(theirs, architecture, family, path)
     config = GPTConfig(
         **numbers,
+        **table,
         position=family.settings["position"][0],
         norm=norm,
         norm_weight=True,

@@ -16,6 +16,7 @@ from lathe.text.tokenizer import Tokenizer
 from lathe.use.hf.clients import calls_of_export
 from lathe.use.hf.config import their_config
 from lathe.use.hf.families import architecture_of
+from lathe.use.hf.ngrams import MODEL_FILE, model_code
 from lathe.use.hf.tokenizers import end_of_text, write_tokenizer
 from lathe.use.hf.weights import their_weights, written_as
 from model import GPT, GPTConfig
@@ -29,7 +30,7 @@ tags: [lathe]
 # {title}
 
 A GPT of {parameters:,} parameters, trained with lathe on `{dataset}` and written \
-for Hugging Face as `{architecture}`.
+for Hugging Face as `{architecture}`{table}.
 
 | | |
 |---|---|
@@ -46,7 +47,8 @@ Texts begin with `{end}`, and so should prompts. Greedy text is then the same ev
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained("."{trust})
 ids = tokenizer("{end}Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
 ```
@@ -55,6 +57,9 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
 |---|---|
 {rows}
 """
+TABLE = f""" with a table by n-grams, which is computed by `{MODEL_FILE}` in
+this folder: transformers runs that with `trust_remote_code=True`, and other programs cannot hold
+the model"""
 CHAT = """\
 It answers messages. The template puts `{end}` before them and refuses roles other than {roles}, and
 tools. Before it trains on a dialogue, give the template `end_of_text=True`: without, nothing says
@@ -63,7 +68,8 @@ where the last answer ends.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained("."{trust})
 messages = [{{"role": "user", "content": "Who are you?"}}]
 ids = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -125,6 +131,8 @@ def write_files(
         folder / "config.json",
         their_config(written_as(model.config), architecture, dtype, tokenizer),
     )
+    if model.config.ngram_rows:
+        (folder / MODEL_FILE).write_text(model_code(architecture), encoding="utf-8")
     generation = {
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": tokenizer.eot_id,
@@ -142,6 +150,7 @@ def write_files(
         title=printable(title),
         parameters=model.n_params(),
         architecture=architecture,
+        table=TABLE if model.config.ngram_rows else "",
         c=model.config,
         tokenizer=tokenizer.name,
         dataset=printable(without_local_folders(dataset)),
@@ -169,6 +178,7 @@ def how_to_go_on(config: GPTConfig, tokenizer: Tokenizer, template: str) -> str:
     calls = calls_of_export(config, tokenizer, ".", "", is_chat)
     return (CHAT if is_chat else PLAIN).format(
         end=end_of_text(tokenizer),
+        trust=", trust_remote_code=True" if config.ngram_rows else "",
         rows="\n".join(f"| {client} | `{call}` |" for client, call in calls.items()),
         roles=", ".join(TEMPLATES.get(template, {})),
     )

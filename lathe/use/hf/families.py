@@ -51,7 +51,7 @@ PLAIN_MLP = {"mlp.c_fc": ["mlp.up_proj"]}
 STARCODER2_MLP = {"mlp.c_fc": ["mlp.c_fc"], "mlp.c_proj": ["mlp.c_proj"]}
 APERTUS_NORMS = {"ln_1": ["attention_layernorm"], "ln_2": ["feedforward_layernorm"]}
 
-NO_FAMILY_HAS = {"logit_softcap": [0.0], "ngram_rows": [0]}
+NO_FAMILY_HAS = {"logit_softcap": [0.0]}
 LLAMA_LIKE = {"position": ["rope"], "norm": ["rmsnorm"]} | NO_FAMILY_HAS
 SWIGLU = {"activation": ["swiglu"]}
 PLAIN_ACTIVATION = {"activation": ["relu2", "gelu", "gelu_tanh"]}

@@ -64,6 +64,8 @@ def tensor_pairs(config: GPTConfig, architecture: str) -> Iterator[TensorPair]:
             ]
     if not config.tie_weights:
         modules["lm_head"] = ["lm_head"]
+    if config.ngram_rows:
+        modules["transformer.ngrams"] = ["ngrams"]
     if family.settings.get("norm_weight") == [False]:
         modules = {ours: theirs for ours, theirs in modules.items() if not is_norm(ours)}
 
@@ -136,7 +138,8 @@ def their_weights(
             tensor = tensor[: config.vocab_size]
         for name, part in pair.split(tensor).items():
             weights[name] = part.to(dtype).contiguous()
-    if architecture == GPT2 and config.tie_weights and not as_linear:  # mlx-lm reads no others
+    # mlx-lm reads no others, and no table by n-grams
+    if architecture == GPT2 and config.tie_weights and not as_linear and not config.ngram_rows:
         weights = {name.removeprefix("transformer."): part for name, part in weights.items()}
     return weights
 
@@ -156,6 +159,7 @@ def read_config(folder: Path, tokenizer: Tokenizer | None) -> GPTConfig:
     config = described.config
     if tokenizer is not None:
         refuse_ids_without_rows(config, tokenizer, folder)
+        refuse_ngrams_of_other_ids(config, tokenizer, folder)
         config.vocab_size = min(config.vocab_size, tokenizer.vocab_size)
     files = tensor_files(folder)
     refuse_fewer_layers(config, len(files), folder)
@@ -185,6 +189,15 @@ def refuse_ids_without_rows(config: GPTConfig, tokenizer: Tokenizer, folder: Pat
         raise ValueError(
             f"{folder}: vocab_size is {config.vocab_size} in config.json, and the tokenizer has "
             f"ids up to {of_text[-1]}: it is another model's"
+        )
+
+
+def refuse_ngrams_of_other_ids(config: GPTConfig, tokenizer: Tokenizer, folder: Path):
+    """ValueError if the table by n-grams counts ids that are to be left out."""
+    if config.ngram_rows and tokenizer.vocab_size < config.vocab_size:
+        raise ValueError(
+            f"{folder}: the table by n-grams is of {config.vocab_size} ids, and the tokenizer has "
+            f"{tokenizer.vocab_size}: it is another model's"
         )
 
 
