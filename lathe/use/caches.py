@@ -1,11 +1,15 @@
 """Two more kinds of cache; KVCache in model.py says what is asked of each, when and by whom."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from model import GPT, GPTConfig, KVCache, causal_mask
+
+COLUMNS = 64  # in fewer, or in a part of them, a CPU adds up in another order
 
 
 def cache_dtype(model: GPT) -> torch.dtype:
@@ -29,17 +33,21 @@ class RaggedCache(KVCache):
 
     `filled` (B,) says how many positions each row has. Attention looks at the first `view`
     positions of every row (S = view), masked. Shapes and addresses stay the same from step to step,
-    so one compiled graph serves as many steps as fit into `view`.
+    so one compiled graph serves as many steps as fit into `view`. It has room
+    for `capacity` of them, `length` or a few more.
     """
 
     def __init__(
         self, config: GPTConfig, batch_size: int, length: int,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ):  # fmt: skip
-        super().__init__(config, batch_size, length, device, dtype)
+        self.capacity = math.ceil(length / COLUMNS) * COLUMNS
+        shape = replace(config, block_size=max(config.block_size, self.capacity))
+        super().__init__(shape, batch_size, self.capacity, device, dtype)
+        self.length = length
         self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self.index = torch.arange(length, device=device)
-        self.view = length
+        self.index = torch.arange(self.capacity, device=device)
+        self.view = self.capacity
 
     def advance(self, T: int) -> tuple[Tensor, Tensor]:
         """positions (B, T) and mask (B, 1, T, view)."""

@@ -197,7 +197,7 @@ class Decoder:
         each such view and then replayed: launching its kernels one by one takes longer than
         running them.
         """
-        self.cache.view = view_of(longest, self.length, self.device)
+        self.cache.view = view_of(longest, self.cache.capacity, self.device)
         if not is_captured(self.model, self.device):
             return self.step()
         if self.cache.view not in self.graphs:

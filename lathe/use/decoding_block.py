@@ -4,6 +4,7 @@ One token's products are so small that as much time goes into what surrounds the
 modules, dropout that drops nothing, conversions to the type that is there already.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lathe.use.caches import COLUMNS
 from model import (
     Block,
     GPTConfig,
@@ -23,6 +25,7 @@ from model import (
 
 Layer = Callable[[Tensor], Tensor]
 EXAMPLE_TOKENS = 3
+ROWS_ALIKE = 3  # MKL multiplies up to so many rows alike, whatever else the product has
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -44,6 +47,46 @@ def norm_as_function(norm: nn.LayerNorm | nn.RMSNorm) -> Layer:
     if isinstance(norm, nn.LayerNorm):
         return lambda x: torch.layer_norm(x, shape, norm.weight, norm.bias, norm.eps)
     return lambda x: torch.rms_norm(x, shape, norm.weight, norm.eps)
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """model.py's attention, by products that are the same for a row whatever is beside it.
+
+    Those of many rows in one call need not be: which kernel is taken, and how it cuts its sums,
+    depends on how many there are. q (B, nh, T, hd), k and v (B, nkv, S, hd), mask None or (T, S) or
+    (B, 1, T, S). Returns (B, nh, T, hd).
+    """
+    B, nh, T, hd = q.shape
+    if T == 1 and mask is not None and mask.shape[-1] % COLUMNS == 0:
+        return attend_to_cache(q, k, v, mask)
+    attend = fused_attention if fused_attention_wins(q, v) else attention
+    if B == 1:
+        return attend(q, k, v, mask, 0.0)
+    of_rows = []
+    for i in range(B):
+        row = slice(i, i + 1)
+        own = mask if mask is None or mask.dim() == 2 else mask[row]
+        of_rows.append(attend(q[row], k[row], v[row], own, 0.0))
+    return torch.cat(of_rows)
+
+
+def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """attend_apart for one new token a row, with S a multiple of COLUMNS.
+
+    As products with a few rows, of which each is added up alike for any B and S.
+    """
+    B, nh, _, hd = q.shape
+    nkv, S = k.shape[1:3]
+    queries = q.reshape(B * nkv, nh // nkv, hd)
+    keys = k.flatten(0, 1).mT  # (B nkv, hd, S)
+    values = v.flatten(0, 1)
+    outputs = []
+    for some in queries.split(ROWS_ALIKE, dim=1):
+        bias = mask.expand(B, nkv, some.shape[1], S).reshape(B * nkv, -1, S)
+        scores = torch.baddbmm(bias, some, keys, alpha=1 / math.sqrt(hd))
+        outputs.append(torch.bmm(scores.softmax(dim=-1), values))
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return y.view(B, nh, 1, hd)
 
 
 class DecodingBlock(nn.Module):
@@ -89,10 +132,7 @@ class DecodingBlock(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        if steps is None and fused_attention_wins(q, v):
-            y = fused_attention(q, k, v, mask, 0.0)
-        else:
-            y = attention(q, k, v, mask, 0.0, steps)
+        y = attend_apart(q, k, v, mask) if steps is None else attention(q, k, v, mask, 0.0, steps)
         return self.attn_proj(y.transpose(1, 2).flatten(2))  # (B, nh, T, hd) -> (B, T, nh hd)
 
     def forward(

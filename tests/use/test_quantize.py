@@ -124,20 +124,36 @@ def test_int8_serves_widths_of_any_number(n_embd, has_fbgemm, monkeypatch):
             assert error.abs().max() / expected.abs().max() < 0.1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize("architecture", [dict(), dict(position="learned", activation="gelu_tanh")])
-def test_a_sample_alone_is_what_it_is_among_others(dtype, architecture):
-    model = prepare_weights(tiny_model(bias=True, **architecture), dtype)
-    prompts = [[1 + i] * (1 + i % 3) for i in range(8)]
-    sampling = Sampling(temperature=1.0)
+SHAPES = [
+    dict(),
+    dict(position="learned", activation="gelu_tanh", bias=True, n_embd=64, n_hidden=1088),
+    dict(n_kv_head=2, block_size=150, n_embd=128),
+    dict(n_kv_head=1, norm_weight=True, tie_weights=True, vocab_size=1030),
+]
 
-    def tokens(prompts: list[list[int]]) -> dict[int, list]:
-        rows = {row: [] for row in range(len(prompts))}
-        for step in generate(model, prompts, max_new_tokens=40, sampling=sampling):
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("seed, shape", enumerate(SHAPES))
+def test_a_sample_alone_is_what_it_is_among_others_to_the_last_bit(dtype, seed, shape):
+    """Tokens, and the log-probabilities of the likeliest ones: of prompts of several lengths, some
+    read together and one so long that the others' attention looks at more columns with it."""
+    try:
+        choose_weights(dtype, torch.device("cpu"))
+    except ValueError as error:
+        pytest.skip(str(error))
+    model = prepare_weights(tiny_model(seed=seed, **shape), dtype)
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [1, 2, 5, 5, 5, 1, 17, min(100, model.config.block_size)]
+    prompts = [torch.randint(V, (length,), generator=generator).tolist() for length in lengths]
+    sampling = Sampling(temperature=1.0, seed=seed, logprobs=5)
+
+    def samples(prompts: list[list[int]]) -> list[list[tuple]]:
+        rows = [[] for _ in prompts]
+        for step in generate(model, prompts, max_new_tokens=30, sampling=sampling):
             for token in step:
-                rows[token.row].append(token.id)
+                rows[token.row].append(token[1:])
         return rows
 
-    among = tokens(prompts)
-    for i, prompt in enumerate(prompts):
-        assert tokens([prompt])[0] == among[i]
+    among = samples(prompts)
+    for prompt, of_prompt in zip(prompts, among, strict=True):
+        assert samples([prompt]) == [of_prompt]
