@@ -158,7 +158,7 @@ def say_how_to_go_on(options: Options, source: "FoundModel"):
     if chat and answers_begin_with_a_space(source.template, source.tokenizer):
         print_note(
             "answers begin with a space there, which sample.py leaves out: it is in their first "
-            "token; --template instruction of prepare/pairs.py has none"
+            "token; --template turns of prepare/pairs.py has none"
         )
 
 

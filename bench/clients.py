@@ -81,6 +81,7 @@ ROWS = {
     "characters, chat": Row(LLAMA, "char", "chat"),
     "bpe, chat": Row(LLAMA, "bpe", "chat"),
     "bpe, instruction": Row(LLAMA, "bpe", "instruction"),
+    "bpe, turns": Row(LLAMA, "bpe", "turns"),
     "bpe cut as cl100k_base": Row(LLAMA, "cl100k"),
     "bpe cut as Llama 3": Row(LLAMA, "llama3"),
     "gpt2": Row(LEARNED | dict(activation="gelu_tanh", bias=True, tie_weights=True), "gpt2"),

@@ -7,9 +7,10 @@ scored.
 Rows, in JSON lines, JSON, CSV or parquet, are {"prompt": TEXT, "completion": TEXT} or
 {"messages": [{"role": "user", "content": TEXT}, ...]}. To fine-tune, take the tokenizer of the
 model that you begin with: a run's folder, say. After a completion comes end-of-text, which is
-scored, so that the model learns to stop. Messages need --template=chat (User: ..., Assistant: ...)
-or instruction, which sample.py then speaks; a row of them becomes one document per answer, with all
-that was said before as its prompt. The rest is as in prepare/text.py.
+scored, so that the model learns to stop. Messages need --template=turns (User: ..., Assistant: and
+the answer on the next line), instruction, or chat (the answer on the same line), which sample.py
+then speaks; a row of them becomes one document per answer, with all that was said before as its
+prompt. The rest is as in prepare/text.py.
 """
 
 import sys
@@ -30,7 +31,7 @@ class Options(options.Options):
     prompt_field: str = "prompt"  # field or column with what is given
     completion_field: str = "completion"  # field or column with what the model learns to answer
     field: str = "messages"  # field with chat messages; rows with it need no prompt and completion
-    template: Literal["plain", "chat", "instruction"] = "plain"  # plain: the texts as they are
+    template: Literal["plain", "turns", "instruction", "chat"] = "plain"  # plain: texts as they are
 
     def rules(self, needs_hashes: bool) -> Rules:
         return replace(

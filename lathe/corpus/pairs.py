@@ -100,8 +100,8 @@ def _messages_of(where: str, row: Any, rules: Rules) -> list[dict]:
 
 def _check_messages(where: str, messages: Any, rules: Rules):
     if rules.template == "plain":
-        choices = " or ".join(TEMPLATES)
-        raise ValueError(f"{where} has messages: they need --template {choices}")
+        choices = ", ".join(TEMPLATES)
+        raise ValueError(f"{where} has messages: they need a --template: {choices}")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError(f'{where}: {rules.field!r} is no list of {{"role": ..., "content": ...}}')
     for message in messages:

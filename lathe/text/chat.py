@@ -1,7 +1,14 @@
 """How chat messages become text that every tokenizer can write."""
 
-# What stands around the words of each role.
+# What stands around the words of each role. Answers of "turns" and "instruction" begin on a line of
+# their own, and so are the same in every program: those of "chat" begin with a space, which other
+# programs show where byte-level BPE has it in the first word's token.
 TEMPLATES = {
+    "turns": {
+        "system": "{}\n\n",
+        "user": "User: {}\n",
+        "assistant": "Assistant:\n{}\n",
+    },
     "chat": {
         "system": "{}\n\n",
         "user": "User: {}\n",

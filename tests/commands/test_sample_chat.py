@@ -16,7 +16,7 @@ import sample
 import train
 from lathe.data.dataset import open_dataset
 from lathe.run import checkpoint
-from lathe.text.chat import chat_prompt
+from lathe.text.chat import TEMPLATES, chat_prompt
 from lathe.use.find_model import find_model
 from lathe.use.hf import tokenizers as hf_tokenizers
 
@@ -136,7 +136,7 @@ def test_fine_tuning_says_what_is_cut_and_refuses_another_tokenizer(chat_run, tm
         train.main(tiny_run.arguments(other.path, tmp_path / "new", init_from=chat_run))
 
 
-@pytest.mark.parametrize("template", ["chat", "instruction"])
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
 def test_an_exported_chat_template_makes_the_ids_that_were_trained_on(
     tmp_path, template, tokenizer

@@ -162,7 +162,7 @@ def test_a_few_pairs_are_split_between_pairs(tmp_path):
     ('{"prompt": "a", "completion": 3}\n', "'completion' is no text but int"),
     ('{"prompt": "a", "completion": "b"\n', "is not JSON"),
     ('["a", "b"]\n', "is a list, no row"),
-    ({"messages": CHAT}, "they need --template chat or instruction"),
+    ({"messages": CHAT}, "they need a --template: turns, chat, instruction"),
 ])  # fmt: skip
 def test_a_bad_row_is_one_line_with_file_and_line(tmp_path, row, said):
     with pytest.raises(ValueError, match=r"rows\.jsonl:3") as error:
