@@ -1,6 +1,6 @@
 """One rank of a job that trains again and again, each time with one bit flipped in one rank.
 
-python flips.py JOB.json: {"settings", "ports": [one for each time], "targets": [weight, moment, gradient, batch; one
+python flips.py JOB.json: {"settings", "ports": [one for each time], "targets": [weight, moment, gradient, batch, table, its moment; one
 for each time], "step": of the flip, "rank": whose}. Prints a line of JSON for each time: what became of it on this rank.
 """
 
@@ -55,6 +55,13 @@ class Flip:
         numbers = self.step_of_training(run)
         if is_time and self.target == "weight":
             flip(self.chance.choice(run.parameters), self.chance)
+        if is_time and self.target in ("table", "its moment"):
+            table = run.model.transformer["ngrams"].weight
+            adagrad = run.optimizers[-1]
+            flip(
+                table if self.target == "table" else adagrad.state[table]["sum_of_squares"],
+                self.chance,
+            )
         if is_time and self.target == "moment":
             optimizer = self.chance.choice(run.optimizers)
             state = optimizer.state[self.chance.choice(list(optimizer.state))]

@@ -34,7 +34,11 @@ KINDS = {
     "GPT-2's network": Kind(
         dict(position="learned", norm="layernorm", norm_weight=True, bias=True, tie_weights=True)
     ),
-    "pairs and a mask": Kind(dict(document_mask=True, dropout=0.1, ngram_rows=300), "pairs"),
+    "n-grams and a mask": Kind(
+        dict(document_mask=True, dropout=0.1, ngram_rows=300, ngram_dropout=0.2), "pairs"
+    ),
+    "n-grams, averaged": Kind(dict(ngram_rows=300, ngram_order=3, average_fraction=0.6)),
+    "LoRA beside n-grams": Kind(dict(lora_rank=2, init_from="base with n-grams", ngram_rows=300)),
     "a mixture": Kind(data="text:0.7,other:0.3"),
     "epochs": Kind(dict(batch_size=198, micro_batch_size=99)),  # of two steps each
     "LoRA": Kind(dict(lora_rank=2, init_from="base", learning_rate=0.01)),
@@ -48,25 +52,31 @@ KINDS = {
     "two ranks, adamw": Kind(dict(optimizer="adamw"), n_ranks=2),
     "sharded": Kind(dict(parallel="fsdp", dropout=0.1), n_ranks=2),
     "sharded, adamw": Kind(dict(parallel="fsdp", optimizer="adamw"), n_ranks=2),
+    "two ranks, n-grams": Kind(dict(ngram_rows=300, ngram_dropout=0.2), n_ranks=2),
+    "sharded, n-grams": Kind(
+        dict(parallel="fsdp", ngram_rows=301, ngram_order=4, average_fraction=0.6), n_ranks=2
+    ),
 }
 
 
 def make_data(folder: Path):
-    """All that the kinds read: two folders of text, pairs, and a run whose weights LoRA corrects."""
+    """All that the kinds read: two folders of text, pairs, and runs whose weights LoRA corrects."""
     make_dataset(folder / "text")
     counting = [" ".join(str(i * j) for j in range(30)) for i in range(40)]
     write_dataset(folder / "other", load_tokenizer("byte"), counting[:36], counting[36:])
     paired.prepare(folder / "rows", PAIRS, val_fraction=0.1)
     (folder / "rows" / "data").rename(folder / "pairs")
-    assert train.train(settings(str(folder / "text"), folder / "base", max_steps=2)) == 0
+    for name, ngram_rows in (("base", 0), ("base with n-grams", 300)):
+        base = settings(str(folder / "text"), folder / name, max_steps=2, ngram_rows=ngram_rows)
+        assert train.train(base) == 0
 
 
 def settings_of(kind: Kind, data: Path, out_dir: Path, **changed) -> Settings:
     """Of a run of this kind. data: as make_data left it."""
     dataset = ",".join(str(data / part) for part in kind.data.split(","))
     asked = {**kind.changed, **changed}
-    if asked.get("init_from") == "base":
-        asked["init_from"] = str(data / "base")
+    if asked.get("init_from", "").startswith("base"):
+        asked["init_from"] = str(data / asked["init_from"])
     return settings(dataset, out_dir, rank_timeout=60, **asked)
 
 

@@ -128,10 +128,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def bits_sum(tensor: Tensor) -> Tensor:
-    """int64 (): the sum of a tensor's numbers read as integers, which every flipped bit changes."""
+    """int64 (): the sum of a tensor's numbers read as integers, which every flipped bit changes. Of
+    a sparse one, of its values and of where they belong."""
     tensor = tensor.detach()
     if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
+        tensor = tensor.coalesce()
+        return bits_sum(tensor.values()) + bits_sum(tensor.indices())
     tensor = tensor.contiguous()
     return tensor.view(INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
 

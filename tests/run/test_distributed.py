@@ -28,6 +28,7 @@ from lathe.use.network import load_weights
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 KINDS = [(parallel, optimizer) for parallel in ("ddp", "fsdp") for optimizer in ("adamw", "muon")]
 OFTEN = dict(checkpoint_interval=5, keep_checkpoints=10)
+NGRAMS = dict(ngram_rows=301, ngram_order=4, **OFTEN)  # 903 rows: shards of several sizes
 TASKS = dict(
     eval_tasks=[f"{name}:{ROOT}/tests/items/{name}.jsonl" for name in ("hellaswag", "exact_match")]
 )
@@ -50,7 +51,8 @@ def world(tmp_path_factory):
         train.train(
             settings(data, here / f"one-{optimizer}", optimizer=optimizer, **OFTEN, **TASKS)
         )
-    two = []
+    train.train(settings(data, here / "one-ngrams", **NGRAMS))
+    two = [make(f"{parallel}2-ngrams", parallel=parallel, **NGRAMS) for parallel in ("ddp", "fsdp")]
     for parallel, optimizer in KINDS:
         kind = dict(
             parallel=parallel, optimizer=optimizer, sample_tokens=4 if optimizer == "muon" else 0
@@ -82,7 +84,13 @@ def world(tmp_path_factory):
 
     as_it_was(one.out_dir, str(here / "ddp2-muon"), 5)
     assert train.train(one) == 0
+    one = settings(data, here / "moved-2fsdp-1-ngrams", init_from="resume", **NGRAMS)
+    as_it_was(one.out_dir, str(here / "fsdp2-ngrams"), 5)
+    assert train.train(one) == 0
     four = [make(f"{p}4-muon", parallel=p) for p in ("ddp", "fsdp")]
+    sharded = dict(NGRAMS, parallel="fsdp")
+    from_two = (here / "fsdp2-ngrams", 10)
+    four.append(make("moved-2fsdp-4fsdp-ngrams", go_on=from_two, **sharded))
     four.append(
         make("moved-2ddp-1-4fsdp", go_on=(here / "moved-2ddp-1", 10), parallel="fsdp", **OFTEN)
     )
@@ -112,6 +120,20 @@ def test_the_losses_of_several_ranks_are_those_of_one(world, name):
         assert scores.items() <= a.items() and len(scores) == (3 if "2" in name else 0)
 
 
+@pytest.mark.parametrize("name", ["ddp2-ngrams", "fsdp2-ngrams"])
+def test_ranks_that_share_a_table_by_ngrams_learn_what_one_does(world, name):
+    """Whose gradients of the table are sparse, and theirs dense."""
+    alone, together = losses(world / "one-ngrams"), losses(world / name)
+    assert len(together) == 20
+    assert max(abs(a - b) for a, b in zip(alone, together, strict=True)) <= 1e-5
+    for step in (5, 20):
+        expected, table = (
+            weights(world / run, step)["transformer.ngrams.weight"] for run in ("one-ngrams", name)
+        )
+        assert expected.any() and expected.shape[0] == 903
+        torch.testing.assert_close(table, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("parallel, optimizer", KINDS)
 def test_two_ranks_go_on_bit_for_bit_where_they_stopped(world, parallel, optimizer):
     straight, resumed = (world / f"drop-{parallel}-{optimizer}{end}" for end in ("", "-resumed"))
@@ -127,6 +149,8 @@ def test_two_ranks_go_on_bit_for_bit_where_they_stopped(world, parallel, optimiz
         ("moved-2ddp-1", "one-muon"),
         ("moved-2ddp-1-4fsdp", "one-muon"),
         ("moved-1-2fsdp", "one-adamw"),
+        ("moved-2fsdp-1-ngrams", "one-ngrams"),
+        ("moved-2fsdp-4fsdp-ngrams", "one-ngrams"),
     ],
 )
 def test_a_run_moves_between_numbers_of_ranks_and_kinds(world, moved, straight):

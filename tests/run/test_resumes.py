@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STEPS = 24
 STOPS = [3, 7, 10, 14, 17]  # between evaluations, and in the step before one
 OFTEN = dict(max_steps=STEPS, eval_interval=5, keep_checkpoints=100)
-IN_THE_SUITE = ("pairs and a mask",)
+IN_THE_SUITE = ("n-grams and a mask",)
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,9 @@ def run_flips(folder: Path, dataset: str, targets: list[str], **changed) -> list
 def test_a_bit_that_flips_in_one_rank_of_two_ends_the_run_before_it_is_saved(
     dataset, tmp_path, optimizer
 ):
-    targets = ["weight", "moment", "gradient", "batch"] * EACH + [""]
+    targets = ["weight", "moment", "gradient", "batch"] * EACH + ["table", "its moment", ""]
     changed = dict(optimizer=optimizer, max_steps=10, eval_interval=10, checkpoint_interval=4)
+    changed["ngram_rows"] = 100
     first, second = run_flips(tmp_path, dataset, targets, **changed)
     for i, (one, other) in enumerate(zip(first, second, strict=True)):
         assert one == other  # all ranks end alike
@@ -201,9 +202,9 @@ class Rounding(torch.autograd.Function):
 
 
 class Net(nn.Module):
-    def __init__(self, flaky: bool):
+    def __init__(self, flaky: bool, sparse: bool):
         super().__init__()
-        self.embed = nn.Embedding(7, 3)
+        self.embed = nn.Embedding(7, 3, sparse=sparse)
         self.flaky = flaky
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -221,11 +222,12 @@ class TwoBatches:
         return ids, ids
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("flaky", [False, True])
-def test_a_processor_that_computes_two_things_from_one_is_noticed(flaky):
+def test_a_processor_that_computes_two_things_from_one_is_noticed(flaky, sparse):
     watch = Soundness(TwoBatches(), 6, 1)
     torch.manual_seed(0)
-    net = Net(flaky)
+    net = Net(flaky, sparse)
     before = torch.get_rng_state()
     runtime = Runtime(torch.device("cpu"), torch.float32)
     assert watch.replay(net, runtime, 0, 0) == int(flaky)
@@ -263,6 +265,16 @@ def test_every_flipped_bit_changes_the_sum():
             assert bits_sum(numbers) != before
             integers[bit % 50] ^= 1 << bit
         assert bits_sum(numbers) == before
+
+
+def test_a_row_of_a_sparse_gradient_that_moves_changes_the_sum():
+    rows = torch.tensor([[1, 4, 1]])
+    values = torch.ones(3, 2)
+    options = dict(size=(8, 2), check_invariants=True)
+    orders = (rows, rows.flip(1), rows + 1)
+    gradients = [torch.sparse_coo_tensor(r, values, **options) for r in orders]
+    there, in_another_order, elsewhere = map(bits_sum, gradients)
+    assert there == in_another_order != elsewhere
 
 
 def test_names_of_what_is_not_finite():
