@@ -9,7 +9,12 @@ from torch import Tensor
 
 from model import GPT, GPTConfig, KVCache, causal_mask
 
-COLUMNS = 64  # in fewer, or in a part of them, a CPU adds up in another order
+
+def columns_alike(head_dim: int) -> int:
+    """Over any multiple of so many positions a CPU adds up attention's products in the same order:
+    not over a part of them, which its vectors are longer than, and MKL leaves small ones to torch.
+    """
+    return 16 if head_dim >= 32 else 64
 
 
 def cache_dtype(model: GPT) -> torch.dtype:
@@ -41,12 +46,15 @@ class RaggedCache(KVCache):
         self, config: GPTConfig, batch_size: int, length: int,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ):  # fmt: skip
-        self.capacity = math.ceil(length / COLUMNS) * COLUMNS
+        columns = columns_alike(config.head_dim)
+        self.capacity = math.ceil(length / columns) * columns
         shape = replace(config, block_size=max(config.block_size, self.capacity))
         super().__init__(shape, batch_size, self.capacity, device, dtype)
         self.length = length
         self.filled = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.index = torch.arange(self.capacity, device=device)
+        begins = torch.arange(0, batch_size * config.n_kv_head * self.capacity, self.capacity)
+        self.begins = begins.view(batch_size, config.n_kv_head, 1).to(self.index.device)
         self.view = self.capacity
 
     def advance(self, T: int) -> tuple[Tensor, Tensor]:
@@ -55,19 +63,19 @@ class RaggedCache(KVCache):
         # Rows that nobody reads any more go on in their last position.
         positions = positions.clamp(max=self.length - 1)
         self.filled += T
-        n_layer, B, nkv, length, hd = self.k.shape
-        self.columns = positions[:, None, :, None].expand(B, nkv, T, hd)
+        # Where the new ones go, with the positions of all rows and heads counted through
+        self.columns = (self.begins + positions.unsqueeze(1)).flatten()  # (B nkv T,)
         # Of each layer: where it writes, and what it reads
-        self.layers = list(zip(self.k, self.v, strict=True))
+        self.layers = list(zip(self.k.flatten(1, 3), self.v.flatten(1, 3), strict=True))
         view = slice(self.view)
         self.views = list(zip(self.k[:, :, :, view], self.v[:, :, :, view], strict=True))
         mask = self.index[: self.view] <= positions.unsqueeze(2)  # (B, T, view)
         return positions, mask.unsqueeze(1)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.layers[layer]
-        keys.scatter_(2, self.columns, k.to(keys.dtype))
-        values.scatter_(2, self.columns, v.to(values.dtype))
+        keys, values = self.layers[layer]  # (B nkv length, hd)
+        keys.index_copy_(0, self.columns, k.reshape(-1, k.shape[-1]).to(keys.dtype))
+        values.index_copy_(0, self.columns, v.reshape(-1, v.shape[-1]).to(values.dtype))
         return self.views[layer]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lathe.run.devices import without_plans
-from lathe.use.caches import RaggedCache, cache_dtype
+from lathe.use.caches import RaggedCache, cache_dtype, columns_alike
 from lathe.use.filters import choose, penalize
 from lathe.use.sampling import Sampling
 from model import GPT, KVCache
@@ -125,6 +125,7 @@ class Decoder:
             self.seen = self._zeros(n_slots, vocab_size, dtype=torch.bool)
             self.counts = self._zeros(n_slots, vocab_size, dtype=torch.int32)
         self.every_slot = torch.arange(n_slots, device=self.device)
+        self.compiled = compiled
         self.step = compiled_step(self._step) if compiled else self._step
         # {view of the cache: a step as a graph, and the tensor that its replays write to}
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -197,7 +198,7 @@ class Decoder:
         each such view and then replayed: launching its kernels one by one takes longer than
         running them.
         """
-        self.cache.view = view_of(longest, self.cache.capacity, self.device)
+        self.cache.view = self._view(longest)
         if not is_captured(self.model, self.device):
             return self.step()
         if self.cache.view not in self.graphs:
@@ -205,6 +206,12 @@ class Decoder:
         graph, drawn = self.graphs[self.cache.view]
         graph.replay()
         return drawn
+
+    def _view(self, longest: int) -> int:
+        """How many positions attention looks at: few numbers where each is compiled or captured."""
+        if self.compiled or self.device.type != "cpu":
+            return view_of(longest, self.cache.capacity, self.device)
+        return round_up(longest, columns_alike(self.model.config.head_dim))
 
     def _step(self) -> Tensor:
         features = self.model.features(self.last, self.cache)  # (n_slots, 1, C)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lathe.use.caches import COLUMNS
+from lathe.use.caches import columns_alike
 from model import (
     Block,
     GPTConfig,
@@ -57,7 +57,7 @@ def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     (B, 1, T, S). Returns (B, nh, T, hd).
     """
     B, nh, T, hd = q.shape
-    if T == 1 and mask is not None and mask.shape[-1] % COLUMNS == 0:
+    if T == 1 and mask is not None and mask.shape[-1] % columns_alike(hd) == 0:
         return attend_to_cache(q, k, v, mask)
     attend = fused_attention if fused_attention_wins(q, v) else attention
     if B == 1:
@@ -71,7 +71,7 @@ def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
 
 
 def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """attend_apart for one new token a row, with S a multiple of COLUMNS.
+    """attend_apart for one new token a row, with S a multiple of columns_alike.
 
     As products with a few rows, of which each is added up alike for any B and S.
     """

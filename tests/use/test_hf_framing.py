@@ -179,7 +179,9 @@ def test_of_several_templates_the_default_counts(tmp_path):
 )
 def test_another_chat_template_is_not_followed_and_that_is_said(template, tmp_path, capsys):
     assert find_model(f"hf:{with_template(tmp_path, template)}").template == ""
-    assert "its chat template is none of lathe's (turns, chat, instruction)" in capsys.readouterr().err
+    assert (
+        "its chat template is none of lathe's (turns, chat, instruction)" in capsys.readouterr().err
+    )
 
 
 def test_without_a_chat_template_nothing_is_said(tmp_path, capsys):
