@@ -77,15 +77,23 @@ def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """
     B, nh, _, hd = q.shape
     nkv, S = k.shape[1:3]
-    queries = q.reshape(B * nkv, nh // nkv, hd)
+    g = nh // nkv  # queries that share a key
+    queries = q.reshape(B * nkv, g, hd)
     keys = k.flatten(0, 1).mT  # (B nkv, hd, S)
     values = v.flatten(0, 1)
-    outputs = []
-    for some in queries.split(ROWS_ALIKE, dim=1):
-        bias = mask.expand(B, nkv, some.shape[1], S).reshape(B * nkv, -1, S)
+    if B == 1:
+        bias = mask.squeeze(1)  # (1, 1, S)
+    else:
+        bias = mask.expand(B, nkv, 1, S).reshape(B * nkv, 1, S)
+
+    def attend(some: Tensor) -> Tensor:
         scores = torch.baddbmm(bias, some, keys, alpha=1 / math.sqrt(hd))
-        outputs.append(torch.bmm(scores.softmax(dim=-1), values))
-    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return torch.bmm(scores.softmax(dim=-1), values)
+
+    if g <= ROWS_ALIKE:
+        y = attend(queries)
+    else:
+        y = torch.cat([attend(some) for some in queries.split(ROWS_ALIKE, dim=1)], dim=1)
     return y.view(B, nh, 1, hd)
 
 
@@ -117,15 +125,16 @@ class DecodingBlock(nn.Module):
         c = self.config
         nh = c.n_head
         nkv = c.n_kv_head
-        qkv = self.attn_fc(x).unflatten(-1, (nh + 2 * nkv, c.head_dim))  # (B, T, heads, hd)
-        qk, v = qkv.split((nh + nkv, nkv), dim=2)
+        B, T, _ = x.shape
+        qkv = self.attn_fc(x).view(B, T, nh + 2 * nkv, c.head_dim)
+        qk, v = qkv.split_with_sizes((nh + nkv, nkv), dim=2)
         if c.qk_norm:
             qk = torch.rms_norm(qk, (c.head_dim,), None, c.norm_eps)
         if self.gains is not None:
             qk = qk * self.gains
         if rope is not None:
             qk = rotate(qk, rope[0], rope[1])
-        q, k = qk.split((nh, nkv), dim=2)
+        q, k = qk.split_with_sizes((nh, nkv), dim=2)
         # (B, T, heads, hd) -> (B, heads, T, hd)
         q = q.transpose(1, 2)
         k = k.transpose(1, 2)
