@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lathe.data.dataset import IGNORE, Dataset, Stream
-from lathe.data.order import MixtureOrder, SampleOrder
+from lathe.data.order import EpochSizes, MixtureOrder, SampleOrder
 from lathe.data.shards import expect_random_reads
 from lathe.data.windows import count_windows, window_bounds
 
@@ -127,7 +127,7 @@ class TrainBatches:
 
     def epochs(self, seen: int) -> float:
         """How often the first `seen` samples go over the text; of a mixture, over all of it."""
-        return self.order.epochs(seen)
+        return self.order.sizes.epochs(seen)
 
     def count_targets(self, seen: int) -> int:
         """How many targets the step after `seen` samples scores on all ranks: one or more."""
@@ -143,12 +143,14 @@ class TrainBatches:
         return count
 
 
-def count_train_windows(dataset: Dataset, block_size: int) -> int:
-    """How many samples an epoch has."""
-    count = 0
+def epoch_sizes(dataset: Dataset, block_size: int, shifted: bool) -> EpochSizes:
+    """How many samples an epoch of TrainBatches has, all datasets of a mixture together. Raises
+    ValueError where there is less than one window."""
+    sizes = []
     for stream, _ in dataset.parts:
-        count += count_windows(stream.n_tokens, block_size, stream.spans(block_size))
-    return count
+        spans = stream.spans(block_size)
+        sizes.append(SampleOrder(stream.n_tokens, block_size, 0, spans, shifted).sizes)
+    return EpochSizes(sum(size.first for size in sizes), sum(size.later for size in sizes))
 
 
 # -----------------------------------------------------------------------------

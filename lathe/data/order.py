@@ -6,6 +6,7 @@ of a run is one integer, and ranks and micro-batches only cut the sequence up.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +28,24 @@ def refuse_too_few(n_tokens: int, block_size: int):
     raise ValueError(
         f"train has {n_tokens} tokens, block_size={block_size} needs {block_size + 1}: {fix}"
     )
+
+
+@dataclass(frozen=True)
+class EpochSizes:
+    """How many samples go once over a text: the first time, and each later one."""
+
+    first: int
+    later: int
+
+    def samples(self, epochs: float) -> float:
+        """That go over the text so often."""
+        return min(epochs, 1.0) * self.first + max(0.0, epochs - 1.0) * self.later
+
+    def epochs(self, n_samples: float) -> float:
+        """How often the first `n_samples` go over the text. Inverse of samples."""
+        if n_samples <= self.first:
+            return n_samples / self.first
+        return 1.0 + (n_samples - self.first) / self.later
 
 
 class SampleOrder:
@@ -60,9 +79,9 @@ class SampleOrder:
         self.n_later = self.n_windows + self.one_more  # windows of each later epoch
         self._kept = {}  # {epoch: its order}; a step across the border of two epochs needs both
 
-    def epochs(self, n_samples: int) -> float:
-        """How often the first `n_samples` go over the text."""
-        return n_samples / self.n_windows
+    @property
+    def sizes(self) -> EpochSizes:
+        return EpochSizes(self.n_windows, self.n_later)
 
     def windows(self, samples: np.ndarray) -> Windows:
         """The windows of the samples with these numbers, int64."""
@@ -149,9 +168,11 @@ class MixtureOrder:
         self._block = None  # the number of the block whose permutation is kept
         self._permutation = None
 
-    def epochs(self, n_samples: int) -> float:
-        """How often the first `n_samples` go over a text, on an average of all."""
-        return n_samples / sum(order.n_windows for order in self.orders)
+    @property
+    def sizes(self) -> EpochSizes:
+        """Of all texts together."""
+        first = sum(order.n_windows for order in self.orders)
+        return EpochSizes(first, sum(order.n_later for order in self.orders))
 
     def windows(self, samples: np.ndarray) -> Windows:
         """The windows of the samples with these numbers, int64."""

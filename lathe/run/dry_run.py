@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lathe.data.batches import count_train_windows
+from lathe.data.batches import epoch_sizes
 from lathe.data.dataset import Dataset, unprepared_parts
 from lathe.run import bounds, devices
 from lathe.run.gpus import GPUS, Gpu, known_gpu, peak_tflops
@@ -138,7 +138,7 @@ def describe_epochs(plan: Plan, dataset: Dataset) -> str:
     """How often the text is read, and a word where that is too often to teach more."""
     s = plan.settings
     n_samples = s.max_steps * s.batch_size
-    epochs = n_samples / count_train_windows(dataset, s.block_size)
+    epochs = epoch_sizes(dataset, s.block_size, s.shift_windows).epochs(n_samples)
     times = f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
     text = f"{times}: each of {dataset.train.n_tokens:,} training tokens is read "
     text += "once at most" if epochs <= 1 else f"{times} times"

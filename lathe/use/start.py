@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lathe import hints
-from lathe.data.batches import count_train_windows
+from lathe.data.batches import epoch_sizes
 from lathe.data.dataset import Dataset
 from lathe.optim.optimizer import from_own_rows, like_parameter
 from lathe.optim.schedule import Leg, read_pace
@@ -332,7 +332,8 @@ def with_tokens_for_epochs(s: Settings, dataset: Dataset | None) -> tuple[Settin
             f"epochs is {s.epochs:g}, but dataset {s.dataset} is not prepared, so that nobody "
             "knows how many tokens that are: prepare it, or give --tokens"
         )
-    n_windows = math.ceil(s.epochs * count_train_windows(dataset, s.block_size))
+    sizes = epoch_sizes(dataset, s.block_size, s.shift_windows)
+    n_windows = math.ceil(sizes.samples(s.epochs))
     tokens = n_windows * s.block_size
     note = f"tokens {tokens:,}: {s.epochs:g} epochs of {dataset.train.n_tokens:,} training tokens"
     return s.but(tokens=tokens, epochs=0.0), note

@@ -106,6 +106,21 @@ def test_epochs_and_seeds_differ_and_small_orders_are_uniform():
     )  # chi-squared, 5 degrees, p = 0.001
 
 
+@pytest.mark.parametrize("n_tokens", [100, 101, 102, 105, 108, 109])
+@pytest.mark.parametrize("shifted", [True, False])
+def test_so_many_epochs_read_every_target_so_often(n_tokens, shifted):
+    """Later epochs have a window more where they are cut at other places."""
+    order = SampleOrder(n_tokens, 8, 5, shifted=shifted)
+    for epochs in (1, 2, 5):
+        n_samples = order.sizes.samples(epochs)
+        windows = order.windows(np.arange(int(n_samples)))
+        own = zip(windows.starts, windows.begins, windows.ends, strict=True)
+        targets = np.concatenate([np.arange(at + a, at + b) + 1 for at, a, b in own])
+        assert (np.bincount(targets)[1:] == epochs).all()
+        assert order.sizes.epochs(n_samples) == epochs
+    assert order.sizes.epochs(order.sizes.samples(2.5)) == pytest.approx(2.5)
+
+
 def test_the_order_of_ten_billion_tokens_takes_40_megabytes():
     tracemalloc.start()
     order = SampleOrder(10**10, 1024, 0)

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import train
 from lathe import cli
-from lathe.data.batches import count_train_windows
+from lathe.data.batches import epoch_sizes
 from lathe.data.dataset import open_dataset
 from lathe.optim.build import build_optimizers
 from lathe.run import plan
@@ -74,11 +74,11 @@ def test_a_dry_run_names_the_part_of_a_mixture_that_is_not_prepared(dataset, tmp
 )
 def test_epochs_decide_the_steps_and_are_said_before_them(epochs, said, dataset, tmp_path, capsys):
     found = dry_run(capsys, *arguments(dataset, tmp_path / "run"), f"--epochs={epochs}")
-    n_windows = count_train_windows(open_dataset(dataset), 16)
-    steps = math.ceil(epochs * n_windows / 8)
+    sizes = epoch_sizes(open_dataset(dataset), 16, shifted=True)
+    steps = math.ceil(sizes.samples(epochs) / 8)
     assert f" in {steps:,} steps;" in found["tokens"] and said in found["epochs"]
     read = float(found["epochs"].partition(":")[0])
-    assert epochs <= read <= epochs + 8 / n_windows + 0.006
+    assert epochs <= read <= epochs + 8 / sizes.first + 0.006
 
 
 def test_a_run_of_epochs_reads_so_often_and_says_so(dataset, tmp_path, capsys):
@@ -86,7 +86,7 @@ def test_a_run_of_epochs_reads_so_often_and_says_so(dataset, tmp_path, capsys):
     assert train.train(settings(dataset, tmp_path / "run", **asked)) == 0
     said = capsys.readouterr().err
     last = rows(tmp_path / "run")[-1]
-    assert 0.5 <= last["epoch"] <= 0.5 + 32 / count_train_windows(open_dataset(dataset), 64)
+    assert 0.5 <= last["epoch"] <= 0.5 + 32 / epoch_sizes(open_dataset(dataset), 64, True).first
     assert f"| epoch {last['epoch']:.2f} |" in said and "0.5 epochs of" in said
     assert said.index("time ") < said.index(" | loss ")  # before the first step
     assert cli.from_toml((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 0
