@@ -8,11 +8,11 @@ nothing: a content-security policy forbids it. The same input gives the same byt
 also written by train.py.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
 from lathe import cli, hints
+from lathe.commands import command_line
 from lathe.terminal import print_note, print_result
 from pages.options import ModelOptions, RunOptions
 
@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> RunOptions | ModelOptions:
     given = repr(command or "nothing")
     advice = f"usage: {USAGE}"
     if hints.is_run(Path(command)):
-        advice = f"did you mean python visualize.py run {shlex.quote(command)}?"
+        advice = f"did you mean {command_line('visualize.py', 'run', command)}?"
     print_note(f"visualize.py: error: {given} is neither run nor model; {advice}")
     sys.exit(2)
 

@@ -80,7 +80,7 @@ DECIDED = {
     "devices": "torchrun decides it: torchrun --standalone --nproc-per-node=N train.py ...",
     "num_gpus": "torchrun decides it: torchrun --standalone --nproc-per-node=N train.py ...",
     "nproc_per_node": "it goes before the command: torchrun --nproc-per-node=N train.py ...",
-    "config": "a preset is written by its name alone: python train.py PRESET.toml",
+    "config": "a preset is written by its name alone: train.py PRESET.toml",
 }
 
 # Settings that a command beside train.py has.

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from lathe import ROOT
+from lathe.commands import command_line
 
 MOST_NAMES = 6  # that one line lists
 KEYWORDS = ("scratch", "resume", "auto")  # of init_from
@@ -145,7 +146,7 @@ def runs_here(name: str = "") -> str:
     """How a sentence goes on about the runs that there are."""
     runs = runs_in("out", ".")
     if not runs:
-        return ": there is no run here yet, python train.py trains one"
+        return f": there is no run here yet, {command_line('train.py')} trains one"
     meant = near(name, runs, cutoff=0.5) if name else ""
     if meant:
         return f"; did you mean {meant}?"
@@ -193,15 +194,18 @@ def instead_of_dataset(folder: Path, of_pairs: bool = False) -> str:
     if meant:
         return f"{is_missing}; did you mean --dataset={shlex.quote(meant)}?"
     if own:
-        return f"{is_missing}: make it with `python prepare/{own}`"
+        script, *words = own.split()
+        return f"{is_missing}: make it with `{command_line(f'prepare/{script}', *words)}`"
     if folder.suffix in TEXT_SUFFIXES:
         return (
             f"{is_missing}, and there is no file of that name to prepare: with one, "
             f"`{prepare(script, folder)}`"
         )
-    template = " --tokenizer=THE_MODEL" if of_pairs else ""
-    example = f"python prepare/{script}.py --input YOUR_TEXT{template} --out"
-    return f"{is_missing}: make it with `{example} {shlex.quote(str(folder))}`"
+    words = ["--input", "YOUR_TEXT"]
+    if of_pairs:
+        words.append("--tokenizer=THE_MODEL")
+    command = command_line(f"prepare/{script}.py", *words, "--out", str(folder))
+    return f"{is_missing}: make it with `{command}`"
 
 
 def own_script(folder: Path) -> str:
@@ -219,8 +223,7 @@ def prepare(script: str, text: Path) -> str:
     name = text.resolve().name
     for suffix in reversed(text.suffixes):
         name = name.removesuffix(suffix)
-    out = shlex.quote(f"data/{name}")
-    return f"python prepare/{script}.py --input {shlex.quote(str(text))} --out {out}"
+    return command_line(f"prepare/{script}.py", "--input", str(text), "--out", f"data/{name}")
 
 
 def datasets_here() -> str:
@@ -234,13 +237,13 @@ def datasets_here() -> str:
 
 # nanoGPT's configuration files, and what does the same here
 NANOGPT = {
-    "train_shakespeare_char": "python train.py config/shakespeare_char.toml",
-    "train_gpt2": "python train.py config/gpt2_124m.toml",
-    "finetune_shakespeare": "python train.py config/finetune_gpt2.toml",
-    "eval_gpt2": "python evaluate.py --model=hf:gpt2 --dataset=FOLDER",
-    "eval_gpt2_medium": "python evaluate.py --model=hf:gpt2-medium --dataset=FOLDER",
-    "eval_gpt2_large": "python evaluate.py --model=hf:gpt2-large --dataset=FOLDER",
-    "eval_gpt2_xl": "python evaluate.py --model=hf:gpt2-xl --dataset=FOLDER",
+    "train_shakespeare_char": "train.py config/shakespeare_char.toml",
+    "train_gpt2": "train.py config/gpt2_124m.toml",
+    "finetune_shakespeare": "train.py config/finetune_gpt2.toml",
+    "eval_gpt2": "evaluate.py --model=hf:gpt2 --dataset=FOLDER",
+    "eval_gpt2_medium": "evaluate.py --model=hf:gpt2-medium --dataset=FOLDER",
+    "eval_gpt2_large": "evaluate.py --model=hf:gpt2-large --dataset=FOLDER",
+    "eval_gpt2_xl": "evaluate.py --model=hf:gpt2-xl --dataset=FOLDER",
 }
 
 
@@ -254,9 +257,9 @@ def instead_of_preset(word: str, presets: list[str]) -> str:
     nothing = f"no preset {word!r}"
     theirs = NANOGPT.get(path.stem)
     if theirs:
-        return f"{nothing}: nanoGPT's file of that name is here `{theirs}`"
+        return f"{nothing}: nanoGPT's file of that name is here `{command_line(*theirs.split())}`"
     if is_run(path):
-        resume = f"python train.py {shlex.quote(str(path / 'settings.toml'))} --init_from=resume"
+        resume = command_line("train.py", str(path / "settings.toml"), "--init_from=resume")
         return f"{nothing}: {word} is a run, which `{resume}` goes on with"
     if is_dataset(path):
         return f"{nothing}: {word} is a dataset; did you mean --dataset={quoted}?"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lathe import hints
+from lathe.commands import command_line
 from lathe.fields import PathName
 
 
@@ -17,7 +18,7 @@ class RunOptions:
 
     def __post_init__(self):
         if not self.runs:
-            raise ValueError("which runs? python visualize.py run RUN [RUN ...]")
+            raise ValueError(f"which runs? {command_line('visualize.py', 'run', 'RUN')} [RUN ...]")
 
 
 @dataclass

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from lathe import cli
+from lathe.commands import command_line
 from lathe.data.dataset import Dataset, Stream, open_dataset
 from lathe.data.order import SampleOrder
 from lathe.data.shards import SPLITS
@@ -36,7 +37,8 @@ class Options:
 
     def __post_init__(self):
         if not self.dataset:
-            raise ValueError("no dataset is named: python prepare/verify.py FOLDER")
+            verify = command_line("prepare/verify.py", "FOLDER")
+            raise ValueError(f"no dataset is named: {verify}")
         least = {"windows": 0, "window_tokens": 1, "seed": 0}
         for name, value in least.items():
             if getattr(self, name) < value:

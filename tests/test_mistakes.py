@@ -91,8 +91,8 @@ def answer(capsys: pytest.CaptureFixture, script: str, *argv: str) -> str:
 # (command, what it must say): a third of them from the trackers of nanoGPT, litgpt and nanochat
 MISTAKES = [
     # nanoGPT's words
-    ("train.py config/train_shakespeare_char.py", "python train.py config/shakespeare_char.toml"),
-    ("train.py config/eval_gpt2_xl.py", "python evaluate.py --model=hf:gpt2-xl"),
+    ("train.py config/train_shakespeare_char.py", "train.py config/shakespeare_char.toml"),
+    ("train.py config/eval_gpt2_xl.py", "evaluate.py --model=hf:gpt2-xl"),
     ("train.py --init_from=gpt2-xl --out_dir=out/x", "written hf:gpt2-xl"),
     ("train.py --init_from=resume --out_dir=out-nano", "--init_from=out-nano/ckpt.pt"),
     ("train.py --vocab_size=50304", "tokenizer decides it"),
@@ -110,7 +110,7 @@ MISTAKES = [
     ("evaluate.py out/en", "did you mean --out_dir=out/en?"),
     ("prepare/pairs.py texts/pairs.jsonl --out data/x", "found: instruction, output"),
     # a thing of another kind
-    ("train.py out/en", "python train.py out/en/settings.toml --init_from=resume"),
+    ("train.py out/en", "train.py out/en/settings.toml --init_from=resume"),
     ("train.py data/en", "did you mean --dataset=data/en?"),
     ("train.py texts/en.txt", "prepare/text.py --input texts/en.txt --out data/en"),
     ("train.py quickstrat", "did you mean quickstart?"),
@@ -131,7 +131,7 @@ MISTAKES = [
     ("sample.py hello", "did you mean --prompt="),
     ("huggingface.py export out/en", "--out_dir=out/en"),
     ("huggingface.py export --model=gpt2", "did you mean --out_dir=RUN?"),
-    ("visualize.py out/en", "python visualize.py run out/en"),
+    ("visualize.py out/en", "visualize.py run out/en"),
     ("prepare/text.py texts/en.txt --tokenizer bpe --out data/x", "--tokenizer=bpe:4096"),
     ("prepare/text.py texts/en.txt --tokenizer hf:gpt2 --out data/x", "--tokenizer=gpt2"),
     # numbers and ids

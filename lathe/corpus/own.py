@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from lathe import ROOT
+from lathe.commands import command_line
 from lathe.corpus.report import CALLED_BY_TRAINING
 from lathe.run.lock import InUseError, lock_folder
 from lathe.terminal import fit, print_note
@@ -46,4 +47,5 @@ def run_command(path: str | Path, command: str):
     environment = {**os.environ, CALLED_BY_TRAINING: "1"}
     done = subprocess.run([sys.executable, ROOT / script, *words, f"--out={path}"], env=environment)
     if done.returncode != 0:
-        raise ValueError(f"{path} could not be prepared: run python {command} to see why")
+        again = command_line(script, *words)
+        raise ValueError(f"{path} could not be prepared: run {again} to see why")

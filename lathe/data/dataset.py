@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lathe import hints
+from lathe.commands import command_line
 from lathe.data.order import mixture_counts
 from lathe.data.shards import (
     SHARD_NAME,
@@ -122,9 +123,10 @@ class Stream:
             count = min(block_size + 1, self.n_tokens - start)  # less in a split below a block
             self.read(start, count, row[:count])
         if self.vocab_size and int(rows.max(initial=0)) >= self.vocab_size:
+            verify = command_line("prepare/verify.py", str(self.path))
             raise ValueError(
                 f"dataset {self.path} has token id {rows.max()}, outside its tokenizer's "
-                f"{self.vocab_size:,} ids: python prepare/verify.py {self.path} shows where; "
+                f"{self.vocab_size:,} ids: {verify} shows where; "
                 f"copy or prepare it again"
             )
         x[:] = rows[:, :-1]
