@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lathe.optim.build import is_ngram_table
 from lathe.run import ranks
 from lathe.run.devices import Runtime
+from lathe.run.parallel import has_sparse_gradients
 from lathe.run.timing import Timing, known_timing
 from lathe.settings import Settings
 from model import GPT, GPTConfig
@@ -131,8 +133,13 @@ def scaled(speed: Timing, measured: GPTConfig, config: GPTConfig) -> Timing:
         one, other = GPT(measured), GPT(config)
     return Timing(
         speed.token * other.flops_per_token() / one.flops_per_token(),
-        speed.update * other.n_params() / one.n_params(),
+        speed.update * n_updated(other) / n_updated(one),
     )
+
+
+def n_updated(model: GPT) -> int:
+    """How many numbers each update moves: of a table by n-grams it moves few."""
+    return sum(p.numel() for name, p in model.named_parameters() if not is_ngram_table(name))
 
 
 def batch_by_tokens(n_tokens: float, block_size: int, world_size: int) -> int:
@@ -141,6 +148,39 @@ def batch_by_tokens(n_tokens: float, block_size: int, world_size: int) -> int:
     n = max(1, round(step_tokens / block_size / world_size))
     step = 2 ** max(0, math.floor(math.log2(n)) - 2)  # 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...
     return world_size * step * round(n / step)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table by n-grams that suits a vocabulary."""
+
+    order: int
+    rows: int
+
+
+OF_CHARACTERS = Table(order=5, rows=16_384)
+OF_WORDS = Table(order=3, rows=65_536)
+CHARACTERS = 300  # ids at most: bytes are like characters
+# A run that reads its text more often comes to know it by heart through the table.
+NGRAM_EPOCHS = 3.0
+NGRAM_WIDTH = 256  # wider networks were not tried with a table
+
+
+def table_for(vocab_size: int) -> Table:
+    return OF_CHARACTERS if vocab_size <= CHARACTERS else OF_WORDS
+
+
+def may_have_table(s: Settings, runtime: Runtime) -> bool:
+    """Where a step moves the rows alone that it uses; to move all takes longer than the rest."""
+    if not is_free(s, "ngram_rows"):
+        return False
+    return has_sparse_gradients(runtime.device.type, runtime.world_size, s.compile == "true")
+
+
+def with_table(config: GPTConfig, s: Settings) -> GPTConfig:
+    table = table_for(config.vocab_size)
+    order = table.order if is_free(s, "ngram_order") else s.ngram_order
+    return replace(config, ngram_rows=table.rows, ngram_order=order)
 
 
 def sized(s: Settings, size: Size, text: Text) -> Settings:
@@ -201,6 +241,8 @@ def choose_network(
         if i in timed:
             return timed[i]
         config = network(sized(s, SIZES[i], text))
+        if may_have_table(s, runtime) and config.n_embd <= NGRAM_WIDTH:
+            config = with_table(config, s)
         if timed and is_late():
             nearest = timed[min(timed, key=lambda k: abs(k - i))]
             speed = scaled(nearest.timing, nearest.config, config)
@@ -225,9 +267,13 @@ def choose_network(
     one = at(i)
     why = f"{one.tokens_per_weight:.3g} tokens for each weight of its blocks"
     following = timed.get(i + 1, one)
-    if following.config != one.config:
+    if str(following) != str(one):
         why += f"; {following} would read {following.tokens_per_weight:.2g}, "
         why += f"at least {least:g} are good"
+    if one.config.ngram_rows and is_free(s, "ngram_rows") and one.n_epochs > NGRAM_EPOCHS:
+        config = replace(one.config, ngram_rows=0)
+        speed = timing_of(config, s, runtime)
+        one = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
     return one, why
 
 
@@ -309,7 +355,27 @@ def network_choices(one: Candidate) -> dict[str, Choice]:
         "n_embd": Choice(config.n_embd),
         "n_head": Choice(config.n_head),
         "qk_norm": Choice(config.qk_norm, "on from a width of 256 on"),
+        **table_choices(one),
     }
+
+
+def table_choices(one: Candidate) -> dict[str, Choice]:
+    config = one.config
+    if not config.ngram_rows:
+        why = f"a table by n-grams pays on a CPU, in up to {NGRAM_EPOCHS:g} epochs"
+        return {"ngram_rows": Choice(0, why)}
+    why = (
+        f"a table by the last 2 to {config.ngram_order} tokens; transformers opens such a network, "
+        "llama.cpp and vLLM do not: for these --ngram_rows=0"
+    )
+    return {
+        "ngram_rows": Choice(config.ngram_rows, why),
+        "ngram_order": Choice(config.ngram_order),
+        "ngram_dropout": Choice(0.0 if one.n_epochs < 1 else NGRAM_DROPOUT),
+    }
+
+
+NGRAM_DROPOUT = 0.5  # once a text is read again
 
 
 def training_choices(one: Candidate, world_size: int) -> dict[str, Choice]:

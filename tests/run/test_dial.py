@@ -1,5 +1,6 @@
 """What the dial promises of its choices, on machines of many speeds that the tests imagine."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lathe.run.timing import Timing
 from lathe.settings import Settings
 from model import GPT, GPTConfig
 
+CPU = devices.Runtime(torch.device("cpu"), torch.float32)
 many = settings(max_examples=5, derandomize=True, deadline=None)
 
 
@@ -21,18 +23,20 @@ def machine(flops: float):
     def timing_of(config: GPTConfig, s: Settings, runtime: devices.Runtime) -> Timing:
         with torch.device("meta"):
             model = GPT(config)
-        return Timing(model.flops_per_token() / flops, 40 * model.n_params() / flops)
+        return Timing(model.flops_per_token() / flops, 40 * dial.n_updated(model) / flops)
 
     return timing_of
 
 
-def turned(minutes: float, flops: float = 5e10, n_tokens: int = 4_000_000, **given) -> dial.Dialled:
+def turned(
+    minutes: float, flops: float = 5e10, n_tokens: int = 4_000_000, vocab_size: int = 512,
+    runtime: devices.Runtime = CPU, **given,
+) -> dial.Dialled:  # fmt: skip
     s = Settings(minutes=minutes, **given)
     object.__setattr__(s, "given", {name: f"--{name}" for name in given})
-    runtime = devices.Runtime(torch.device("cpu"), torch.float32)
 
     def network(s: Settings) -> GPTConfig:
-        return GPTConfig(vocab_size=512, **{name: getattr(s, name) for name in SHAPE})
+        return GPTConfig(vocab_size=vocab_size, **{name: getattr(s, name) for name in SHAPE})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dial, "known_timing", machine(flops))
@@ -40,7 +44,7 @@ def turned(minutes: float, flops: float = 5e10, n_tokens: int = 4_000_000, **giv
         return dial.turn_dial(s, runtime, network, text, 2.0, False)
 
 
-SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "qk_norm", "dropout")
+SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "qk_norm", "dropout", "ngram_rows")
 BY_HAND = {
     "n_layer": 3,
     "n_embd": 80,
@@ -97,6 +101,26 @@ def test_the_plan_fits_into_the_budget(minutes, flops):
     s = dialled.settings
     seconds = s.max_steps * dialled.timing.step(s.batch_size * dialled.config.block_size)
     assert 0.5 * 60 * minutes < seconds < 60 * minutes or s.max_steps == 1
+
+
+def test_a_table_by_ngrams_is_for_texts_that_are_read_few_times_by_one_process_of_a_cpu():
+    words = turned(2)
+    assert words.config.ngram_rows == words.settings.ngram_rows == 65_536
+    assert words.config.ngram_order == words.settings.ngram_order == 3
+    assert words.settings.ngram_dropout == 0 and any("llama.cpp" in line for line in words.lines)
+    characters = turned(2, vocab_size=65, n_tokens=1_000_000)
+    assert characters.config.ngram_order == 5 and characters.settings.ngram_rows == 16_384
+    twice = turned(2, n_tokens=700_000)
+    assert twice.settings.ngram_rows and twice.settings.ngram_dropout == 0.5
+
+    often = turned(2, n_tokens=20_000)
+    many_ranks = turned(2, runtime=replace(CPU, world_size=2))
+    by_hand = turned(2, ngram_rows=0)
+    for without in (often, many_ranks, by_hand):
+        assert without.config.ngram_rows == without.settings.ngram_rows == 0
+    larger = turned(2, ngram_rows=300, ngram_order=4)
+    assert larger.config.ngram_rows == larger.settings.ngram_rows == 300
+    assert larger.settings.ngram_order == 4
 
 
 def test_a_network_is_timed_as_it_trains(monkeypatch):
