@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     about = "Score a model on a prepared dataset, or in tasks."
     options = cli.parse(Options, argv, prog="evaluate.py", description=about)
 
+    from lathe.data.dataset import open_dataset
     from lathe.run import devices, ranks
     from lathe.use.find_model import find_model
     from lathe.use.quantize import choose_weights, prepare_weights
@@ -79,8 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     spec = options.model or options.out_dir
     if spec.startswith("hf:") and not options.dataset and not options.tasks:
         raise ValueError("dataset is empty: a Hugging Face model names none, give --dataset=FOLDER")
+    named = open_dataset(options.dataset) if options.dataset else None
     source = find_model(spec)
-    dataset = find_dataset(options, source)
+    dataset = named or own_dataset(options, source)
     is_without_ends = dataset is not None and "eot_id" not in dataset.meta["tokenizer"]
     if options.tasks or not is_without_ends:  # as nanoGPT measures its own files, if they are read
         source = source.with_all_ids()
@@ -124,12 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def find_dataset(options: Options, source: "FoundModel") -> "Dataset | None":
-    """The one that is named, or else the model's own; None where only tasks are asked for."""
+def own_dataset(options: Options, source: "FoundModel") -> "Dataset | None":
+    """The model's own; None where only tasks are asked for."""
     from lathe.data.dataset import open_dataset
 
-    if options.dataset:
-        return open_dataset(options.dataset)
     if options.tasks:
         return None
     if not source.state:

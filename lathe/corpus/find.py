@@ -14,6 +14,7 @@ from lathe.corpus.formats import FORMAT_OF_SUFFIX
 from lathe.corpus.left_out import LeftOut, kind_of
 from lathe.corpus.report import say
 from lathe.corpus.source import Source, compression_and_suffix, is_url, size_and_version
+from lathe.hub import why_unreachable
 from lathe.terminal import printable
 
 
@@ -193,7 +194,9 @@ def _hub_files(spec: str, option: str) -> list[str]:
             f"write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT"
         )
     is_local = Path(name).is_dir()
+    unreachable = ""
     if not is_local:
+        unreachable = why_unreachable()
         say(f"asking the Hugging Face Hub for {name}")
     try:
         configs = datasets.get_dataset_config_names(name, revision=revision or None)
@@ -206,6 +209,7 @@ def _hub_files(spec: str, option: str) -> list[str]:
         files_of_split = builder.config.data_files or {}
     except Exception as error:  # its own kinds, and those of every file system below it
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
+        reason = unreachable or reason
         if not is_local:
             reason += (
                 f"; if it cannot be reached, download the files of "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lathe.hub import why_unreachable
 from lathe.reading import FAULTS
 from lathe.use.inputs import read_json_lines
 
@@ -234,13 +235,14 @@ def fetch_rows(name: str) -> list[tuple[str, dict]]:
     source = FORMATS[name].source
     if source is None:
         raise ValueError(f"tasks: {name} has no test set of its own: give a file, {name}:FILE")
+    unreachable = why_unreachable()
     try:
         from datasets import load_dataset
 
         rows = load_dataset(source.path, source.configuration, split=source.split)
     except Exception as error:  # no package, network or split: `datasets` raises what it likes
         lines = str(error).strip().splitlines()
-        reason = lines[0][:120] if lines else type(error).__name__
+        reason = unreachable or (lines[0][:120] if lines else type(error).__name__)
         published = f"the {source.split} split of {source.path}"
         if source.configuration:
             published += f" ({source.configuration})"

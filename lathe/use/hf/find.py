@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lathe import hints
+from lathe.hub import why_unreachable
 from lathe.json_text import read_json
 from lathe.terminal import print_note
 
@@ -34,15 +35,19 @@ def find(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    unreachable = ""
     try:
         try:
             return Path(snapshot_download(name, allow_patterns=WANTED_FILES, local_files_only=True))
         except LocalEntryNotFoundError:
+            unreachable = why_unreachable()
+            if unreachable:
+                raise
             print_note(f"fetching {name} from the Hugging Face Hub")
             return Path(snapshot_download(name, allow_patterns=WANTED_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         lines = str(error).strip().splitlines()
-        reason = lines[0][:120] if lines else type(error).__name__
+        reason = unreachable or (lines[0][:120] if lines else type(error).__name__)
         raise OSError(
             f"hf:{name} is neither a folder nor in the Hub's cache, and cannot be fetched "
             f"({reason}): download its config.json, tokenizer.json and model.safetensors elsewhere "
