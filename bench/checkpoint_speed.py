@@ -19,6 +19,7 @@ from typing import Literal, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lathe import cli
+from lathe.fields import PathName
 
 Part = Literal["save", "stall", "scaling"]
 
@@ -38,7 +39,7 @@ class Options:
     extra: str = ""  # further settings of the scaling runs, such as "--n_layer=2"
     parallel: str = "ddp"  # of the scaling run
     device: str = "auto"
-    work: str = ""  # folder on the disk to measure; a temporary one by default
+    work: PathName = ""  # folder on the disk to measure; a temporary one by default
     save: bool = True  # append the table to bench/RESULTS.md
 
 

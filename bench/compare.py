@@ -49,6 +49,7 @@ from bench.arms import (
 from bench.results import record
 from bench.sequential import Interval, interval
 from lathe import cli
+from lathe.fields import PathName
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROBE_STEPS = 20  # of the run by which an arm's steps in a minute are first estimated
@@ -60,7 +61,7 @@ class Options:
 
     arms: list[str] = field(default_factory=list)  # A, B and, if any, further ones
     common: str = ""  # settings of all arms, such as "--max_steps=600 --n_layer=4"
-    dataset: str = ""  # what all arms read; empty = their presets'
+    dataset: PathName = ""  # what all arms read; empty = their presets'
     equal: Literal["steps", "flops", "minutes"] = "steps"  # what both sides of a pair are given
     run_minutes: float = 1.0  # --equal=minutes: wall-clock of a run
     minutes: float = 10.0  # wall-clock of each comparison

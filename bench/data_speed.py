@@ -43,6 +43,7 @@ from lathe import ROOT, cli
 from lathe.data.batches import TrainBatches
 from lathe.data.dataset import Stream, open_dataset
 from lathe.data.order import SampleOrder
+from lathe.fields import PathName
 from lathe.text.bpe import count_pieces, train_bpe
 from lathe.text.tokenizer import load_tokenizer
 
@@ -58,12 +59,12 @@ class Options:
     """What to measure."""
 
     only: list[Part] = field(default_factory=list)  # all where empty
-    work: str = ""  # folder for the corpora and datasets (5 GB); a temporary one by default
-    nanogpt: str = ""  # a checkout of nanoGPT to compare with
+    work: PathName = ""  # folder for the corpora and datasets (5 GB); a temporary one by default
+    nanogpt: PathName = ""  # a checkout of nanoGPT to compare with
     # of the prepare parts; byte where tiktoken's files cannot be reached
     tokenizer: str = "gpt2"
-    shakespeare: str = ""  # file of tiny Shakespeare; empty = left out
-    library: str = ""  # folder of Python source; empty = this Python's library
+    shakespeare: PathName = ""  # file of tiny Shakespeare; empty = left out
+    library: PathName = ""  # folder of Python source; empty = this Python's library
     scale: float = 1.0  # all sizes and counts times this; below 1 for a quick look
     repeats: int = 3  # of each timing; the best is shown
     save: bool = True  # append the table to bench/RESULTS.md

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.gpt2 import Shape
 from lathe import cli
+from lathe.fields import PathName
 
 Part = Literal["batch1", "context", "ten", "quality", "start", "gpu"]
 
@@ -34,9 +35,9 @@ class Options(Shape):
 
     # --- measurement
     only: list[Part] = field(default_factory=list)  # empty = all that are possible
-    peer: str = ""  # folder of nanoGPT
-    run: str = ""  # trained run, for quality
-    dataset: str = ""  # its prepared dataset; empty = the run's own
+    peer: PathName = ""  # folder of nanoGPT
+    run: PathName = ""  # trained run, for quality
+    dataset: PathName = ""  # its prepared dataset; empty = the run's own
     tokens: int = 200  # new tokens of a text
     repeats: int = 5
     read_mib: int = 1024  # memory that is read to find its bandwidth

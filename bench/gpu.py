@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lathe import cli
+from lathe.fields import PathName
 
 KILL_SECONDS = 5.0  # from asking a part to end to ending it
 MODULES = {"pytest_xdist": "xdist"}  # where a wheel's name is not the module's
@@ -41,9 +42,9 @@ MODULES = {"pytest_xdist": "xdist"}  # where a wheel's name is not the module's
 class Options:
     """What to measure."""
 
-    folder: list[str] = field(default_factory=list)  # then names of parts; none = all
+    folder: list[PathName] = field(default_factory=list)  # then names of parts; none = all
     minutes: float = 9.5  # of the whole call
-    out: str = ""  # file of the figures; empty = figures.jsonl in the folder
+    out: PathName = ""  # file of the figures; empty = figures.jsonl in the folder
     rehearse: bool = False  # small sizes, which run on a CPU
 
     def __post_init__(self):

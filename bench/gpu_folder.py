@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lathe import ROOT, cli
+from lathe.fields import PathName
 
 # Packages whose wheels travel, all but torch and what only downloads need; each without what it
 # asks for, which is named here, too.
@@ -38,9 +39,9 @@ VAL_FRACTION = 0.1  # of a text, nanoGPT's
 class Options:
     """What the folder is made of."""
 
-    folder: list[str] = field(default_factory=list)
-    peer: str = ""  # folder of nanoGPT's code
-    text: str = ""  # tiny Shakespeare, input.txt
+    folder: list[PathName] = field(default_factory=list)
+    peer: PathName = ""  # folder of nanoGPT's code
+    text: PathName = ""  # tiny Shakespeare, input.txt
     python: str = "3.12"  # of the machine with the GPU
     most_mib: int = 56  # what the folder may weigh
 

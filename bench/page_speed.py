@@ -23,6 +23,7 @@ import numpy as np
 from bench.gpt2 import Shape, random_gpt2
 from bench.results import record
 from lathe import ROOT, cli
+from lathe.fields import PathName
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Options(Shape):
     points: int = 10_000  # training rows of each run
     report_points: list[int] = field(default_factory=lambda: [300_000, 1_000_000])  # of reports
     models: bool = True  # false leaves the models' pages out
-    out: str = ""  # folder that keeps the pages
+    out: PathName = ""  # folder that keeps the pages
     save: bool = False  # append to bench/RESULTS.md
 
 

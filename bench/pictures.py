@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from lathe import ROOT, cli
+from lathe.fields import PathName
 from pages.options import ModelOptions
 from pages.run_reader import RunReader
 
@@ -39,9 +40,9 @@ VIRIDIS = ("#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#a
 class Options:
     """What to draw."""
 
-    run: list[str] = field(default_factory=list)  # folder of the run
+    run: list[PathName] = field(default_factory=list)  # folder of the run
     prompt: str = ModelOptions.prompt  # text that the heads read
-    out: str = str(ROOT / "docs")  # folder for the pictures
+    out: PathName = str(ROOT / "docs")  # folder for the pictures
 
     def __post_init__(self):
         if len(self.run) != 1:

@@ -19,6 +19,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lathe import cli
+from lathe.fields import PathName
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Options:
     writers: int = 4
     readers: list[int] = field(default_factory=lambda: [4, 3, 2, 1])
     copy: bool = False  # whether training goes on and the save needs a copy
-    work: str = ""  # folder on the disk to measure; a temporary one by default
+    work: PathName = ""  # folder on the disk to measure; a temporary one by default
     save: bool = True  # append the table to bench/RESULTS.md
     part: Literal["", "write", "read"] = ""  # of a process that this command starts itself
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.screen import Screen, seen_on_terminal
 from lathe import ROOT, cli
+from lathe.fields import PathName
 
 STYLE = (
     "<style>"
@@ -35,7 +36,7 @@ class Options:
     command: list[str] = field(default_factory=list)  # what is typed; empty = make run
     seconds: float = 60.0  # after which the screen is drawn
     columns: int = 100  # of the terminal
-    out: str = str(ROOT / "docs" / "terminal.svg")  # file for the picture
+    out: PathName = str(ROOT / "docs" / "terminal.svg")  # file for the picture
 
 
 def main(argv: list[str] | None = None) -> int:

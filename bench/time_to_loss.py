@@ -20,6 +20,7 @@ from bench import nanogpt
 from bench.processes import absolute, train
 from bench.results import record
 from lathe import cli
+from lathe.fields import PathName
 
 FIRST_SEED = 1337  # nanoGPT has no other
 # What nanoGPT's README gives its config/train_shakespeare_char.py for CPUs; for GPUs it is nothing.
@@ -34,11 +35,11 @@ PRESET = "config/shakespeare_char_cpu.toml"
 class Options:
     """What to time."""
 
-    run: list[str] = field(default_factory=lambda: [PRESET])  # preset and settings' file
+    run: list[PathName] = field(default_factory=lambda: [PRESET])  # preset and settings' file
     extra: str = ""  # further settings for our side
-    dataset: str = "data/shakespeare_char"  # what our side reads
+    dataset: PathName = "data/shakespeare_char"  # what our side reads
     target: float = 1.8857  # validation loss in nats that a run must end at or below
-    peer: str = ""  # folder of nanoGPT, with data/shakespeare_char prepared
+    peer: PathName = ""  # folder of nanoGPT, with data/shakespeare_char prepared
     seeds: int = 3  # runs of each
     save: bool = True  # append the table to bench/RESULTS.md
 

@@ -27,6 +27,7 @@ from bench.processes import absolute, run_child, train
 from bench.results import record
 from bench.turns import in_turn
 from lathe import ROOT, cli
+from lathe.fields import PathName
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,15 @@ class Options:
     """What to time."""
 
     # a preset, or a shape: gpt2_tiny, gpt2_small, gpt2_124m(_1024, _64)
-    run: list[str] = field(default_factory=list)
+    run: list[PathName] = field(default_factory=list)
     # folder of nanoGPT, with data/shakespeare_char prepared; its loop is timed alternately
-    peer: str = ""
+    peer: PathName = ""
     # folder in its data/; one without meta.pkl has GPT-2's vocabulary
     peer_dataset: str = "shakespeare_char"
     # let nanoGPT compile; auto: on a GPU, as it does by itself
     peer_compile: Literal["auto", "true", "false"] = "auto"
     extra: str = ""  # further settings for our side, such as "--dtype=bfloat16 --compile=true"
-    dataset: str = "data/shakespeare_char"  # what our side reads
+    dataset: PathName = "data/shakespeare_char"  # what our side reads
     steps: int = 60  # optimizer steps a run
     against: str = ""  # settings of a second arm of ours, added to those of the first
     repeats: int = 3  # runs of each arm

@@ -499,3 +499,15 @@ def test_a_difference_between_clients_is_told(theirs, fault):
     ours = {"ids": [[1, 2]], "continued": [" c  d"], "answers": ["yes"]}
     about = {"texts": ["ab"], "end": "<|endoftext|>"}
     assert clients.first_difference(ours | about, ours | theirs) == fault
+
+
+def test_options_that_name_files_know_the_home_folder():
+    """As every command's: `~` in a str would be a folder of that name."""
+    others = []
+    for path in sorted((ROOT / "bench").glob("*.py")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            option, _, about = line.partition("#")
+            names_a_file = any(word in about for word in ("folder", "file of", "checkout", "reads"))
+            if ": str =" in option and names_a_file:
+                others.append(f"{path.name}:{number}")
+    assert not others
