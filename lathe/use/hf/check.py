@@ -61,7 +61,7 @@ def check_in_transformers(model: GPT, source: FoundModel, folder: Path):
         )
 
     tokenizer = source.tokenizer
-    their_tokenizer = AutoTokenizer.from_pretrained(folder)
+    their_tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
     texts = nasty_texts(tokenizer)
     for text in texts:
         if their_tokenizer(text)["input_ids"] != tokenizer.encode(text):

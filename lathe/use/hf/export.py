@@ -47,7 +47,7 @@ Texts begin with `{end}`, and so should prompts. Greedy text is then the same ev
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained("."{trust})
 model = AutoModelForCausalLM.from_pretrained("."{trust})
 ids = tokenizer("{end}Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
@@ -68,7 +68,7 @@ where the last answer ends.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained("."{trust})
 model = AutoModelForCausalLM.from_pretrained("."{trust})
 messages = [{{"role": "user", "content": "Who are you?"}}]
 ids = tokenizer.apply_chat_template(
