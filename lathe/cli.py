@@ -212,6 +212,11 @@ def read_preset(preset: str, types: dict[str, type]) -> dict[str, Given]:
     for name, value in table.items():
         if name not in types and name in RETIRED and value == RETIRED[name]:
             continue
+        if name in RETIRED and name not in types:
+            raise ValueError(
+                f"{path}: {name} is {value}, which this version no longer has: leave it out, or "
+                f"use another{did_you_mean(name, types)}"
+            )
         if name not in types:
             raise ValueError(f"{path}: unknown setting {name}{did_you_mean(name, types)}")
         values = value if is_list(types[name]) and isinstance(value, list) else [value]

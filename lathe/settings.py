@@ -187,7 +187,7 @@ class Settings(ModelSettings):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self._check_largest()
+        self._check_sizes()
         for name, value in vars(self).items():
             if not isinstance(value, int | float):
                 continue
@@ -195,7 +195,7 @@ class Settings(ModelSettings):
                 continue
             if not 0 <= value < 2**63:  # nan is refused, too
                 raise ValueError(f"{name} is {value}; it must be a number from 0 to 2^63")
-        for name in ("dropout", "beta1", "beta2", "muon_momentum"):
+        for name in ("dropout", "ngram_dropout", "beta1", "beta2", "muon_momentum"):
             value = getattr(self, name)
             if value >= 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
@@ -214,11 +214,13 @@ class Settings(ModelSettings):
         self._check_overwrite()
         self._check_length()
 
-    def _check_largest(self):
+    def _check_sizes(self):
         for name, most in LARGEST.items():
             value = getattr(self, name)
             if value > most:
                 raise ValueError(f"{name} is {value}; it must be {most:,} at most")
+        if self.ngram_order < 2:
+            raise ValueError(f"ngram_order is {self.ngram_order}; it must be 2 (pairs) or more")
 
     def _check_length(self):
         if self.tokens and self.epochs:

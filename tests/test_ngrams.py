@@ -1,15 +1,21 @@
 """The table by n-grams: its rows, what it may look at, and what of it is learned."""
 
 import itertools
+from dataclasses import asdict
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import make_dataset
+from tiny_run import settings as settings_of_run
 
+import train
+from lathe import cli
 from lathe.ngrams import NGrams
 from lathe.optim.adagrad import Adagrad
 from lathe.use.caches import remember_last
+from lathe.use.network import model_config
 from model import GPT, GPTConfig, KVCache
 
 V = 7
@@ -157,3 +163,41 @@ def test_rows_are_dropped_in_training_alone_and_others_make_up_for_them():
     ratio = (dropped / plain).unique()
     assert len(ratio.round(decimals=3).unique()) == 2  # 0 or twice
     assert ratio.min() == 0 and ratio.max().item() == pytest.approx(2, rel=1e-3)
+
+
+# -----------------------------------------------------------------------------
+# Settings
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["ngram_order=1", "ngram_rows=-1", "ngram_dropout=1", "ngram_dropout=nan"]
+    + ["ngram_learning_rate=-1", "ngram_learning_rate=nan", "ngram_order=17", "ngram_rows=1.5"],
+)
+def test_a_value_that_cannot_be_is_named_in_one_line(setting, tmp_path, capsys):
+    words = [f"--dataset={make_dataset(tmp_path / 'data')}", f"--out_dir={tmp_path / 'run'}"]
+    with pytest.raises((SystemExit, ValueError)) as end:
+        train.main([*words, f"--{setting}"])
+    said = capsys.readouterr().err if end.type is SystemExit else str(end.value)
+    assert setting.partition("=")[0] in said and said.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_that_no_memory_holds_is_refused_before_it_is_allocated(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    asked = settings_of_run(dataset, tmp_path / "run", ngram_rows=2_000_000_000)
+    with pytest.raises(ValueError, match="a step needs about .*ngram_rows .2,000,000,000."):
+        train.train(asked)
+
+
+def test_a_table_by_pairs_of_an_earlier_version_is_refused_and_its_absence_is_not(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text("bigram_rows = 0\nmax_steps = 3\n")
+    assert set(cli.read_preset(str(path), {"max_steps": int, "ngram_rows": int})) == {"max_steps"}
+    path.write_text("bigram_rows = 300\n")
+    with pytest.raises(ValueError, match="bigram_rows is 300.*leave it out.*ngram_rows"):
+        cli.read_preset(str(path), {"max_steps": int, "ngram_rows": int})
+    model = asdict(GPTConfig(**SMALL | dict(ngram_rows=0)))
+    assert model_config({"model": model | {"bigram_rows": 0}}, path) == GPTConfig(**model)
+    with pytest.raises(ValueError, match="has bigram_rows=300.*train again with ngram_rows"):
+        model_config({"model": model | {"bigram_rows": 300}}, path)

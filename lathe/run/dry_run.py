@@ -176,7 +176,7 @@ def memory_lines(memory: StepMemory, target: Target) -> list[Line]:
         "AdamW": memory.adamw,
         "activations": memory.activations,
         "logits": memory.logits,
-        "Muon's step": memory.updates,
+        "update": memory.updates,
     }
     lines = [("memory", peak)]
     for name, n_bytes in parts.items():

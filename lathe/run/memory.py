@@ -38,7 +38,7 @@ class StepMemory:
     activations: float  # what is kept for the backward pass of one micro-batch
     working: float  # beside them, while the last block is gone back through
     logits: float  # pieces of them, and the head's gradient
-    updates: float  # what Muon computes beside its momentum
+    updates: float  # what Muon computes beside its momentum, or Adagrad of a table by n-grams
     checkpoint: float  # weights and optimizer state, copied to the CPU while they are written
     kept: float  # gradients that are there while a micro-batch is read, or DDP's buckets for them
     leaving: float  # beside gradients, at the end of the backward pass: of embedding and head
@@ -85,8 +85,9 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
         working += tokens * block_activations(config, s.block_size, "none", half)
     block = block_activations(config, s.block_size, s.activation_checkpointing, half)
     activations = tokens * (config.n_layer * block + 4 * config.n_embd)
-    if half:  # 16-bit copies of the matrices
-        activations += 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    if half:  # 16-bit copies of the matrices; of a table by n-grams rows are looked up alone
+        matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2}
+        activations += 2 * sum(p.numel() for n, p in matrices.items() if not is_ngram_table(n))
 
     accumulates = s.batch_size > s.micro_batch_size * world_size
     in_buckets = s.parallel == "ddp" and world_size > 1  # which DDP allocates once

@@ -159,10 +159,11 @@ def refuse_what_no_memory_holds(s: Settings, shapes: GPT, world_size: int):
     size = s.micro_batch_size or 1
     needed = step_memory(replace(s, micro_batch_size=size), shapes, world_size).peak
     if needed > 2 * memory:
+        table = f", ngram_rows ({s.ngram_rows:,})" if s.ngram_rows else ""
         raise ValueError(
             f"a step needs about {needed / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f}: "
-            f"lower n_layer ({s.n_layer}), n_embd ({s.n_embd}), block_size ({s.block_size}) or "
-            f"micro_batch_size ({size}); --dry_run shows what takes how much"
+            f"lower n_layer ({s.n_layer}), n_embd ({s.n_embd}), block_size ({s.block_size})"
+            f"{table} or micro_batch_size ({size}); --dry_run shows what takes how much"
         )
 
 

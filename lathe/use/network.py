@@ -26,6 +26,12 @@ def model_config(state: dict, path: Path) -> GPTConfig:
         raise ValueError(f"{path} is damaged: state.json describes no network")
     model = {name: value for name, value in state["model"].items() if not is_off(name, value)}
     unknown = set(model) - {f.name for f in fields(GPTConfig)}
+    retired = sorted(unknown & set(RETIRED))
+    if retired:
+        raise ValueError(
+            f"{path} has {retired[0]}={model[retired[0]]}, which this version no longer computes: "
+            "use the version that wrote it, or train again with ngram_rows"
+        )
     if unknown:
         raise ValueError(
             f"{path} was written by code that has the setting {min(unknown)}, which this code lacks"

@@ -48,6 +48,7 @@ import faults
 import model as model_file
 import train
 from lathe.data.batches import windows_per_pass
+from lathe.optim.build import is_ngram_table
 from lathe.optim.schedule import set_rates
 from lathe.run.devices import DTYPES, Runtime
 from lathe.run.memory import step_memory
@@ -221,11 +222,17 @@ def build_run(s: Settings, model: GPT, world: int) -> train.Run:
         network=net,
         passes=passes,
         parameters=parameters,
+        clipped=[
+            p
+            for name, p in model.named_parameters()
+            if p.requires_grad and not is_ngram_table(name)
+        ],
         optimizers=optimizers,
         scaler=scaler,
         watchdog=none,
         progress=SimpleNamespace(within=lambda *_: None),
         signals=none,
+        clock=None,
         writer=none,
     )
 

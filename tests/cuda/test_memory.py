@@ -53,7 +53,7 @@ CASES = {
     "grouped queries": dict(MODERN, n_kv_head=2),
     "relu2": dict(MODERN, activation="relu2", tie_weights=True),
     "dropout": dict(PUBLISHED, dropout=0.1),
-    "gains, a cap, pairs": dict(MODERN, norm_weight=True, bias=True, logit_softcap=15.0, ngram_rows=32768),
+    "gains, a cap, n-grams": dict(MODERN, norm_weight=True, bias=True, logit_softcap=15.0, ngram_rows=32768),
     "full": dict(MODERN, activation_checkpointing="full", micro_batch_size=64, batch_size=128),
     "selective": dict(MODERN, activation_checkpointing="selective", micro_batch_size=64, batch_size=128),
     "gpt2_124m, selective": dict(PUBLISHED, activation_checkpointing="selective"),

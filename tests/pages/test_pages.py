@@ -349,7 +349,7 @@ SHAPES = {
     "no positions": dict(position="none", logit_softcap=5.0, activation="gelu"),
     "grouped": dict(n_head=4, n_kv_head=2, head_dim=6, norm_weight=True, qk_norm=True),
     "one key head": dict(n_head=4, n_kv_head=1, qk_norm=False),
-    "pairs of tokens": dict(ngram_rows=1000),
+    "n-grams": dict(ngram_rows=1000),
 }
 TEXT = "Jane visits Africa in September."
 
