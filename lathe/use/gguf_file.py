@@ -96,9 +96,14 @@ def refuse_what_llama_cpp_cannot_hold(config: GPTConfig, tokenizer: Tokenizer):
     faults = faults_for_llama_cpp(config, tokenizer)
     if faults:
         raise ValueError(
-            f"llama.cpp cannot hold {', '.join(faults)}: train with other settings, or export a "
-            "folder with --to"
+            f"llama.cpp cannot hold {', '.join(faults)}: train with {settings_to_train_with(config)}, "
+            "or export a folder with --to"
         )
+
+
+def settings_to_train_with(config: GPTConfig) -> str:
+    """Those of a network that other programs hold; the dial's choices have but one such fault."""
+    return "--ngram_rows=0" if config.ngram_rows else "other settings"
 
 
 def import_gguf():  # noqa: ANN201 (a module)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.gguf_file import faults_for_llama_cpp
+from lathe.use.gguf_file import faults_for_llama_cpp, settings_to_train_with
 from lathe.use.hf.families import GPT2, architecture_of
 from lathe.use.hf.tokenizers import end_of_text
 from model import GPTConfig
@@ -134,8 +134,8 @@ def refuse_for(clients: list[str], config: GPTConfig, tokenizer: Tokenizer):
         faults = CLIENTS[name].faults(config, tokenizer)
         if faults:
             raise ValueError(
-                f"{name} cannot hold {', '.join(faults)}: train with other settings, or leave "
-                f"{name} out of --for"
+                f"{name} cannot hold {', '.join(faults)}: train with "
+                f"{settings_to_train_with(config)}, or leave {name} out of --for"
             )
 
 
