@@ -96,8 +96,8 @@ def refuse_what_llama_cpp_cannot_hold(config: GPTConfig, tokenizer: Tokenizer):
     faults = faults_for_llama_cpp(config, tokenizer)
     if faults:
         raise ValueError(
-            f"llama.cpp cannot hold {', '.join(faults)}: train with {settings_to_train_with(config)}, "
-            "or export a folder with --to"
+            f"llama.cpp cannot hold {', '.join(faults)}: train with "
+            f"{settings_to_train_with(config)}, or export a folder with --to"
         )
 
 
