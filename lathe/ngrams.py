@@ -53,15 +53,15 @@ class NGrams(nn.Module):
         last: of a cache, (B, order - 1), the ids before these, which is moved on by them; of those
         a text's first positions look at as many as there were.
         """
-        found = self.find_rows(self.with_earlier(idx, last), positions)
-        vectors = F.embedding(found, self.weight, sparse=self.sparse)  # (B, T, order - 1, 2 C)
+        rows = self.find_rows(self.with_earlier(idx, last), positions)
+        vectors = F.embedding(rows, self.weight, sparse=self.sparse)  # (B, T, order - 1, 2 C)
         if self.training and self.dropout:  # a whole row or none of it
-            kept = torch.rand(found.shape, device=idx.device) >= self.dropout
+            kept = torch.rand(rows.shape, device=idx.device) >= self.dropout
             vectors = vectors * (kept / (1 - self.dropout)).unsqueeze(-1)
         return Added(*vectors.sum(dim=2).chunk(2, dim=-1))
 
     def with_earlier(self, idx: Tensor, last: Tensor | None) -> Tensor:
-        """(B, order - 1 + T): the ids, behind those that came before them; 0 where none did."""
+        """(B, order - 1 + T): the ids, after those that came before them; 0 where none did."""
         n_earlier = self.order - 1
         if last is None:
             return F.pad(idx, (n_earlier, 0))
@@ -81,7 +81,7 @@ class NGrams(nn.Module):
         n_ids = self.vocab_size + 1  # none is one, too
         number = ids[:, n_earlier:] + 1  # (B, T)
         mixed = number
-        found = []
+        rows = []
         for back in range(1, self.order):
             begin = n_earlier - back
             earlier = ids[:, begin : begin + T] + 1
@@ -93,5 +93,5 @@ class NGrams(nn.Module):
                 row = number
             else:
                 row = mixed % self.rows
-            found.append(row + (back - 1) * self.rows)
-        return torch.stack(found, dim=-1)
+            rows.append(row + (back - 1) * self.rows)
+        return torch.stack(rows, dim=-1)
