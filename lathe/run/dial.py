@@ -80,9 +80,17 @@ SIZES = [Size(2, 64), Size(2, 96), Size(3, 96), Size(3, 128), Size(4, 160), Size
 SIZES += [Size(5, 256), Size(6, 384), Size(8, 512), Size(12, 768), Size(16, 1024), Size(20, 1280)]
 # The best network is the largest one that reads so many tokens for each weight of its blocks.
 TOKENS_PER_WEIGHT = 4.0
+# Beside a table by words, which knows already what small networks learn first.
+TOKENS_PER_WEIGHT_BESIDE_TABLE = 3.0
 # Where it would read a small text more often than this, a larger one with fewer tokens is better.
 MANY_EPOCHS = 8.0
 TOKENS_PER_WEIGHT_THEN = 2.5
+
+
+def tokens_wanted(config: GPTConfig) -> float:
+    """Tokens for each weight of its blocks, with which a network is not too large."""
+    by_words = config.ngram_rows > 0 and config.vocab_size > CHARACTERS
+    return TOKENS_PER_WEIGHT_BESIDE_TABLE if by_words else TOKENS_PER_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -251,15 +259,18 @@ def choose_network(
         timed[i] = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
         return timed[i]
 
-    def reads_enough(i: int, least: float) -> bool:
-        return i < len(SIZES) and at(i).tokens_per_weight >= least
+    def reads_enough(i: int, least: float | None = None) -> bool:
+        if i == len(SIZES):
+            return False
+        one = at(i)
+        return one.tokens_per_weight >= (least or tokens_wanted(one.config))
 
     i = first_guess(s, runtime, network, text, seconds)
-    while i > 0 and not reads_enough(i, TOKENS_PER_WEIGHT):
+    while i > 0 and not reads_enough(i):
         i -= 1
-    while reads_enough(i + 1, TOKENS_PER_WEIGHT):
+    while reads_enough(i + 1):
         i += 1
-    least = TOKENS_PER_WEIGHT
+    least = tokens_wanted(at(i).config)
     if at(i).n_epochs > MANY_EPOCHS:
         least = TOKENS_PER_WEIGHT_THEN
         while at(i).n_epochs > MANY_EPOCHS and reads_enough(i + 1, least):
