@@ -171,6 +171,7 @@ OF_WORDS = Table(order=3, rows=65_536)
 CHARACTERS = 300  # ids at most: bytes are like characters
 # A run that reads its text more often comes to know it by heart through the table.
 NGRAM_EPOCHS = 3.0
+NGRAM_DROPOUT = 0.5  # once a text is read again
 NGRAM_WIDTH = 256  # wider networks were not tried with a table
 
 
@@ -178,17 +179,20 @@ def table_for(vocab_size: int) -> Table:
     return OF_CHARACTERS if vocab_size <= CHARACTERS else OF_WORDS
 
 
-def may_have_table(s: Settings, runtime: Runtime) -> bool:
-    """Where a step moves the rows alone that it uses; to move all takes longer than the rest."""
-    if not is_free(s, "ngram_rows"):
-        return False
-    return has_sparse_gradients(runtime.device.type, runtime.world_size, s.compile == "true")
+def with_order(config: GPTConfig, s: Settings) -> GPTConfig:
+    """With the order that suits the vocabulary, if there is to be a table and the user has left
+    that open."""
+    if not config.ngram_rows or not is_free(s, "ngram_order"):
+        return config
+    return replace(config, ngram_order=table_for(config.vocab_size).order)
 
 
-def with_table(config: GPTConfig, s: Settings) -> GPTConfig:
-    table = table_for(config.vocab_size)
-    order = table.order if is_free(s, "ngram_order") else s.ngram_order
-    return replace(config, ngram_rows=table.rows, ngram_order=order)
+def table_pays(one: "Candidate", s: Settings, runtime: Runtime) -> bool:
+    """Whether a table would do better: it learns fast, where a step moves the rows alone that it
+    uses, and a text is not read often."""
+    is_sparse = has_sparse_gradients(runtime.device.type, runtime.world_size, s.compile == "true")
+    is_small = one.config.n_embd <= NGRAM_WIDTH
+    return is_sparse and is_small and one.n_epochs <= NGRAM_EPOCHS
 
 
 def sized(s: Settings, size: Size, text: Text) -> Settings:
@@ -249,8 +253,7 @@ def choose_network(
         if i in timed:
             return timed[i]
         config = network(sized(s, SIZES[i], text))
-        if may_have_table(s, runtime) and config.n_embd <= NGRAM_WIDTH:
-            config = with_table(config, s)
+        config = with_order(config, s)
         if timed and is_late():
             nearest = timed[min(timed, key=lambda k: abs(k - i))]
             speed = scaled(nearest.timing, nearest.config, config)
@@ -281,10 +284,6 @@ def choose_network(
     if str(following) != str(one):
         why += f"; {following} would read {following.tokens_per_weight:.2g}, "
         why += f"at least {least:g} are good"
-    if one.config.ngram_rows and is_free(s, "ngram_rows") and one.n_epochs > NGRAM_EPOCHS:
-        config = replace(one.config, ngram_rows=0)
-        speed = timing_of(config, s, runtime)
-        one = candidate(config, s, speed, text.n_tokens, seconds, runtime.world_size)
     return one, why
 
 
@@ -366,27 +365,26 @@ def network_choices(one: Candidate) -> dict[str, Choice]:
         "n_embd": Choice(config.n_embd),
         "n_head": Choice(config.n_head),
         "qk_norm": Choice(config.qk_norm, "on from a width of 256 on"),
-        **table_choices(one),
     }
 
 
-def table_choices(one: Candidate) -> dict[str, Choice]:
+def table_choices(one: Candidate, s: Settings, runtime: Runtime) -> dict[str, Choice]:
+    """None is taken unless it is asked for: few programs open such a network."""
     config = one.config
-    if not config.ngram_rows:
-        why = f"a table by n-grams pays on a CPU, in up to {NGRAM_EPOCHS:g} epochs"
-        return {"ngram_rows": Choice(0, why)}
-    why = (
-        f"a table by the last 2 to {config.ngram_order} tokens; transformers opens such a network, "
-        "llama.cpp and vLLM do not: for these --ngram_rows=0"
-    )
-    return {
-        "ngram_rows": Choice(config.ngram_rows, why),
-        "ngram_order": Choice(config.ngram_order),
-        "ngram_dropout": Choice(0.0 if one.n_epochs < 1 else NGRAM_DROPOUT),
-    }
-
-
-NGRAM_DROPOUT = 0.5  # once a text is read again
+    if config.ngram_rows:
+        return {
+            "ngram_rows": Choice(config.ngram_rows),
+            "ngram_order": Choice(config.ngram_order, "suits the vocabulary"),
+            "ngram_dropout": Choice(
+                0.0 if one.n_epochs < 1 else NGRAM_DROPOUT,
+                f"the text is read {one.n_epochs:.3g} times",
+            ),
+        }
+    why = "every program opens such a network"
+    if table_pays(one, s, runtime):
+        rows = table_for(config.vocab_size).rows
+        why += f"; --ngram_rows={rows} would do better, and opens in transformers alone"
+    return {"ngram_rows": Choice(0, why)}
 
 
 def training_choices(one: Candidate, world_size: int) -> dict[str, Choice]:
@@ -470,7 +468,7 @@ def turn_dial(
     else:
         one, why = choose_network(s, runtime, network, text, seconds)
         lines.append(f"network {one}: {why}")
-        choices = network_choices(one)
+        choices = network_choices(one) | table_choices(one, s, runtime)
     choices |= training_choices(one, n_ranks)
     choices |= evaluation_choices(one, s.minutes, text.n_val_tokens, n_ranks)
 

@@ -44,7 +44,8 @@ def turned(
         return dial.turn_dial(s, runtime, network, text, 2.0, False)
 
 
-SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "qk_norm", "dropout", "ngram_rows")
+SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "qk_norm", "dropout")
+SHAPE += ("ngram_rows", "ngram_order")
 BY_HAND = {
     "n_layer": 3,
     "n_embd": 80,
@@ -103,24 +104,33 @@ def test_the_plan_fits_into_the_budget(minutes, flops):
     assert 0.5 * 60 * minutes < seconds < 60 * minutes or s.max_steps == 1
 
 
-def test_a_table_by_ngrams_is_for_texts_that_are_read_few_times_by_one_process_of_a_cpu():
-    words = turned(2)
-    assert words.config.ngram_rows == words.settings.ngram_rows == 65_536
-    assert words.config.ngram_order == words.settings.ngram_order == 3
-    assert words.settings.ngram_dropout == 0 and any("llama.cpp" in line for line in words.lines)
-    characters = turned(2, vocab_size=65, n_tokens=1_000_000)
-    assert characters.config.ngram_order == 5 and characters.settings.ngram_rows == 16_384
-    twice = turned(2, n_tokens=700_000)
-    assert twice.settings.ngram_rows and twice.settings.ngram_dropout == 0.5
+def line_on_ngrams(dialled: dial.Dialled) -> str:
+    (line,) = [line for line in dialled.lines if line.startswith("ngram_rows ")]
+    return line
 
+
+def test_a_table_by_ngrams_is_offered_where_it_pays_and_taken_where_it_is_asked_for():
+    words = turned(2)
+    assert words.config.ngram_rows == words.settings.ngram_rows == 0
+    assert "--ngram_rows=65536" in line_on_ngrams(words)
+    assert "--ngram_rows=16384" in line_on_ngrams(turned(2, vocab_size=65, n_tokens=1_000_000))
     often = turned(2, n_tokens=20_000)
     many_ranks = turned(2, runtime=replace(CPU, world_size=2))
-    by_hand = turned(2, ngram_rows=0)
-    for without in (often, many_ranks, by_hand):
-        assert without.config.ngram_rows == without.settings.ngram_rows == 0
-    larger = turned(2, ngram_rows=300, ngram_order=4)
-    assert larger.config.ngram_rows == larger.settings.ngram_rows == 300
-    assert larger.settings.ngram_order == 4
+    wide = turned(2, n_embd=512, n_head=8)
+    for without in (often, many_ranks, wide):
+        assert without.settings.ngram_rows == 0 and "--" not in line_on_ngrams(without)
+
+    asked = turned(2, ngram_rows=65_536)
+    assert asked.config.ngram_rows == asked.settings.ngram_rows == 65_536
+    assert asked.config.ngram_order == asked.settings.ngram_order == 3
+    assert asked.settings.ngram_dropout == 0 and "as given" in line_on_ngrams(asked)
+    characters = turned(2, vocab_size=65, ngram_rows=300)
+    assert characters.config.ngram_order == characters.settings.ngram_order == 5
+    twice = turned(2, n_tokens=700_000, ngram_rows=300)
+    assert twice.settings.ngram_dropout == 0.5
+    by_hand = turned(2, ngram_rows=300, ngram_order=4, ngram_dropout=0.1)
+    assert by_hand.config.ngram_order == by_hand.settings.ngram_order == 4
+    assert by_hand.settings.ngram_dropout == 0.1
 
 
 def test_a_network_is_timed_as_it_trains(monkeypatch):
