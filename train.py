@@ -709,7 +709,8 @@ def report(run: Run, keep: int):
             run.stopping = True
         if numbers.pop("saves_failed"):
             settle_last_save(run)
-        if numbers.pop("clocks_late"):
+        is_late = numbers.pop("clocks_late")
+        if run.clock is not None and is_late:
             run.clock.next_look = run.state.step
         run.standstill.look(update.step, update.lr, numbers)
         count_skipped(run, update, numbers)

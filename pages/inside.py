@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.caches import remember_last
+from lathe.use.caches import last_ids
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from model import GPT, GPTConfig, KVCache, rope_frequencies
@@ -281,7 +281,7 @@ def leave_one_out(
     for i in range(T - 1, begin - 1, -1):
         effects[i, i] = with_all[i] - logp[i - 1, following[i]]
         cache.pos = i
-        remember_last(cache.last[0], ids[:i])
+        cache.last[0] = torch.tensor(last_ids(ids[:i], cache.last.shape[1]))
         if i < T - 1:
             features = model.features(torch.tensor([ids[i + 1 :]]), cache)
             without = F.log_softmax(model.logits(features)[0], dim=-1)

@@ -47,7 +47,10 @@ def test_whoever_has_decided_is_not_asked(asked, monkeypatch):
         assert os.environ["HF_HUB_OFFLINE"] == decided
 
 
-def test_a_model_that_cannot_be_fetched_is_said_to_be_unreachable_and_what_to_do(tmp_path):
+def test_a_model_that_cannot_be_fetched_is_said_to_be_unreachable_and_what_to_do(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # as another test may have found it out
     env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
     code, _, err = finished(command("evaluate.py", "--model=hf:a/b", "--tasks", "lambada", env=env))
     assert code == 1

@@ -14,7 +14,7 @@ import train
 from lathe import cli
 from lathe.ngrams import NGrams
 from lathe.optim.adagrad import Adagrad
-from lathe.use.caches import remember_last
+from lathe.use.caches import last_ids
 from lathe.use.network import model_config
 from model import GPT, GPTConfig, KVCache
 
@@ -99,14 +99,10 @@ def test_pieces_through_a_cache_get_what_the_whole_does(order, cuts):
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-5)
 
 
-def test_what_a_cache_remembers_may_be_set_for_texts_shorter_than_it():
-    last = torch.tensor([9, 9, 9, 9])
-    remember_last(last, [])
-    assert last.tolist() == [9, 9, 9, 9]
-    remember_last(last, [1, 2])
-    assert last.tolist()[2:] == [1, 2]
-    remember_last(last, [1, 2, 3, 4, 5])
-    assert last.tolist() == [2, 3, 4, 5]
+def test_what_a_cache_remembers_of_texts_shorter_than_it():
+    assert last_ids([], 4) == [0, 0, 0, 0]
+    assert last_ids([1, 2], 4) == [0, 0, 1, 2]
+    assert last_ids((1, 2, 3, 4, 5), 4) == [2, 3, 4, 5]
 
 
 def test_an_untrained_table_changes_nothing():

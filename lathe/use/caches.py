@@ -26,11 +26,10 @@ def cache_dtype(model: GPT) -> torch.dtype:
     return weight.dtype
 
 
-def remember_last(last: Tensor, ids: Sequence[int]):
-    """Set one row of a cache's `last`, (n,), as it is once these ids are read."""
-    n = min(len(last), len(ids))
-    if n:
-        last[-n:] = torch.tensor(ids[-n:], device=last.device)
+def last_ids(ids: Sequence[int], n: int) -> list[int]:
+    """What a row of a cache's `last`, (n,), is once these ids are read; 0 where there are fewer."""
+    last = list(ids[-n:])
+    return [0] * (n - len(last)) + last
 
 
 class RaggedCache(KVCache):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lathe.run.devices import without_plans
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.caches import ContinuationCache, cache_dtype, remember_last
+from lathe.use.caches import ContinuationCache, cache_dtype, last_ids
 from lathe.use.generation import generate
 from lathe.use.sampling import Sampling
 from model import GPT, IGNORE, KVCache, rows_at_once
@@ -106,8 +106,9 @@ def read_contexts(model: GPT, contexts: list[tuple[int, ...]]) -> KVCache:
         model.features(pad_rows([contexts[i][:-1] for i in batch], device), part)
         cache.k[:, batch, :, :longest] = part.k
         cache.v[:, batch, :, :longest] = part.v
-        for i in batch:
-            remember_last(cache.last[i], contexts[i][: lengths[i]])
+        n_last = cache.last.shape[1]
+        last = [last_ids(contexts[i][: lengths[i]], n_last) for i in batch]
+        cache.last[batch] = torch.tensor(last, device=device)
     return cache
 
 
