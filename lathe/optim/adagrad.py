@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lathe.optim.optimizer import Optimizer, from_own_rows, is_sharded
+from lathe.optim.optimizer import Optimizer, from_own_rows, is_sharded, local
 
 EPS = 1e-10  # so that the first gradient of a row moves it by the rate, however small it is
 
@@ -69,8 +69,3 @@ def zeros_by_row(p: Tensor) -> Tensor:
     """(rows of p, 1), sharded as p is."""
     zeros = torch.zeros_like(local(p)[:, :1], memory_format=torch.contiguous_format)
     return from_own_rows(zeros, p) if is_sharded(p) else zeros
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard, where a tensor is sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor

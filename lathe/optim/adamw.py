@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lathe.optim.optimizer import Optimizer, is_sharded
+from lathe.optim.optimizer import Optimizer, local
 
 
 class AdamW(Optimizer):
@@ -44,10 +44,10 @@ class AdamW(Optimizer):
         found_inf = None if skip is None else skip.float()
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
-            local(params),
-            local([p.grad for p in params]),
-            local([state["exp_avg"] for state in states]),
-            local([state["exp_avg_sq"] for state in states]),
+            [local(p) for p in params],
+            [local(p.grad) for p in params],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],  # the largest exp_avg_sq so far, for amsgrad
             steps,
             lr=group["lr"],
@@ -62,8 +62,3 @@ class AdamW(Optimizer):
         if found_inf is not None:  # a skipped update does not count
             # As a list, since one tensor for all would be read by the host.
             torch._foreach_sub_(steps, [found_inf] * len(steps))
-
-
-def local(tensors: list[Tensor]) -> list[Tensor]:
-    """This rank's shards, where tensors are sharded."""
-    return [t.to_local() if is_sharded(t) else t for t in tensors]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lathe.optim.optimizer import is_sharded, like_parameter
+from lathe.optim.optimizer import like_parameter, local
 
 
 class TailAverage:
@@ -66,11 +66,6 @@ def put(weights: dict[str, Tensor], model: nn.Module):
     """Give the model these weights, cut up as its own are."""
     for name, p in learned(model).items():
         local(p).copy_(local(weights[name]))
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 # -----------------------------------------------------------------------------

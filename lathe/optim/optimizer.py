@@ -14,6 +14,11 @@ def is_sharded(p: Tensor) -> bool:
     return hasattr(p, "to_local")  # isinstance would need its module, which is slow to import
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor: its shard, where the tensor is sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
 def cut_rows(n_rows: int, rank: int, n_ranks: int) -> tuple[int, int]:
     """(begin, end) of a rank's rows, as FSDP2 and torch.chunk cut them: shares of ceil(rows /
     ranks), of which the last ones may have fewer, or none."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lathe.data.batches import TrainBatches
-from lathe.optim.optimizer import is_sharded
+from lathe.optim.optimizer import is_sharded, local
 from lathe.run import ranks
 from lathe.run.devices import Runtime
 from lathe.run.process import random_state, set_random_state
@@ -120,11 +120,6 @@ class Soundness:
 
 def checksum_of_batch(x: Tensor, y: Tensor) -> Tensor:
     return torch.add(x.sum(), y.sum(), alpha=3)  # so that what moves from one to the other shows
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def bits_sum(tensor: Tensor) -> Tensor:
