@@ -17,15 +17,16 @@ from model import (
     Block,
     GPTConfig,
     KVCache,
+    as_bias,
     attention,
-    fused_attention,
-    fused_attention_wins,
+    causal_mask,
     rotate,
 )
 
 Layer = Callable[[Tensor], Tensor]
 EXAMPLE_TOKENS = 3
 ROWS_ALIKE = 3  # MKL multiplies up to so many rows alike, whatever else the product has
+TOKENS_AT_ONCE = 128  # of a prompt: what none of them sees is left out
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -50,51 +51,83 @@ def norm_as_function(norm: nn.LayerNorm | nn.RMSNorm) -> Layer:
 
 
 def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """model.py's attention, by products that are the same for a row whatever is beside it.
+    """model.py's attention, by products that are the same for a token whatever is read with it:
+    other rows, and other tokens of its own.
 
-    Those of many rows in one call need not be: which kernel is taken, and how it cuts its sums,
-    depends on how many there are. q (B, nh, T, hd), k and v (B, nkv, S, hd), mask None or (T, S) or
-    (B, 1, T, S). Returns (B, nh, T, hd).
+    Those of many tokens in one call need not be: which kernel is taken, and how it cuts its sums,
+    depends on how many there are. So each token's queries are a product of their own, in a batch of
+    such; a long prompt's attention takes five times as long. q (B, nh, T, hd), k and v
+    (B, nkv, S, hd), mask None or (T, S) or (B, 1, T, S). Returns (B, nh, T, hd).
     """
     B, nh, T, hd = q.shape
-    if T == 1 and mask is not None and mask.shape[-1] % columns_alike(hd) == 0:
-        return attend_to_cache(q, k, v, mask)
-    attend = fused_attention if fused_attention_wins(q, v) else attention
-    if B == 1:
-        return attend(q, k, v, mask, 0.0)
-    of_rows = []
-    for i in range(B):
-        row = slice(i, i + 1)
-        own = mask if mask is None or mask.dim() == 2 else mask[row]
-        of_rows.append(attend(q[row], k[row], v[row], own, 0.0))
-    return torch.cat(of_rows)
-
-
-def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """attend_apart for one new token a row, with S a multiple of columns_alike.
-
-    As products with a few rows, of which each is added up alike for any B and S.
-    """
-    B, nh, _, hd = q.shape
     nkv, S = k.shape[1:3]
-    g = nh // nkv  # queries that share a key
-    queries = q.reshape(B * nkv, g, hd)
-    keys = k.flatten(0, 1).mT  # (B nkv, hd, S)
-    values = v.flatten(0, 1)
-    if B == 1:
-        bias = mask.squeeze(1)  # (1, 1, S)
-    else:
-        bias = mask.expand(B, nkv, 1, S).reshape(B * nkv, 1, S)
+    if mask is None:
+        mask = causal_mask(T, S, q.device)
+    bias = as_bias(mask, q.dtype) if mask.dtype == torch.bool else mask
+    missing = -S % columns_alike(hd)
+    if missing:
+        k = F.pad(k, (0, 0, 0, missing))
+        v = F.pad(v, (0, 0, 0, missing))
+        bias = F.pad(bias, (0, missing), value=-math.inf)
+    queries = q.unflatten(1, (nkv, nh // nkv))  # (B, nkv, g, T, hd)
+    if T == 1:
+        y = attend_to_cache(queries.squeeze(3), k, v, bias)
+        return y.unsqueeze(3).flatten(1, 2)
+    y = torch.empty_like(queries)
+    for i in range(B):
+        own = bias if bias.dim() == 2 else bias[i % len(bias), 0]
+        for head in range(nkv):
+            attend_by_tokens(queries[i, head], k[i, head], v[i, head], own, out=y[i, head])
+    return y.flatten(1, 2)
+
+
+def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """One new token a row: q (B, nkv, g, hd), k and v (B, nkv, S, hd), bias (1, S) or (B, 1, 1, S).
+    Returns (B, nkv, g, hd)."""
+    B, nkv, _, hd = q.shape
+    S = k.shape[2]
+    bias = bias.view(-1, 1, 1, S)
+    if B > 1:
+        bias = bias.expand(B, nkv, 1, S).reshape(B * nkv, 1, S)
+    y = attend_by_few_rows(
+        q.reshape(B * nkv, -1, hd), k.flatten(0, 1), v.flatten(0, 1), bias.view(-1, 1, S)
+    )
+    return y.view(B, nkv, -1, hd)
+
+
+def attend_by_tokens(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor):
+    """Several new tokens of one row and one head of keys: q and out (g, T, hd), k and v (S, hd),
+    bias (T, S)."""
+    T, S = bias.shape
+    columns = columns_alike(k.shape[1])
+    for begin in range(0, T, TOKENS_AT_ONCE):
+        some = slice(begin, begin + TOKENS_AT_ONCE)
+        seen = bias[some]
+        # Up to the last column that any of them may look at
+        n = (seen > -math.inf).any(dim=0).nonzero().max().item() + 1
+        n = min(S, math.ceil(n / columns) * columns)
+        queries = q[:, some].transpose(0, 1)  # (tokens, g, hd)
+        keys = k[:n].expand(len(queries), n, -1)
+        values = v[:n].expand(len(queries), n, -1)
+        y = attend_by_few_rows(queries, keys, values, seen[:, :n].unsqueeze(1))
+        out[:, some] = y.transpose(0, 1)
+
+
+def attend_by_few_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Products of a few rows, of which each is added up alike for any N and S.
+
+    q (N, g, hd), k and v (N, S, hd) with S a multiple of columns_alike, bias (N or 1, 1, S).
+    Returns (N, g, hd).
+    """
+    scale = 1 / math.sqrt(q.shape[-1])
 
     def attend(some: Tensor) -> Tensor:
-        scores = torch.baddbmm(bias, some, keys, alpha=1 / math.sqrt(hd))
-        return torch.bmm(scores.softmax(dim=-1), values)
+        scores = torch.baddbmm(bias, some, k.mT, alpha=scale)
+        return torch.bmm(scores.softmax(dim=-1), v)
 
-    if g <= ROWS_ALIKE:
-        y = attend(queries)
-    else:
-        y = torch.cat([attend(some) for some in queries.split(ROWS_ALIKE, dim=1)], dim=1)
-    return y.view(B, nh, 1, hd)
+    if q.shape[1] <= ROWS_ALIKE:
+        return attend(q)
+    return torch.cat([attend(some) for some in q.split(ROWS_ALIKE, dim=1)], dim=1)
 
 
 class DecodingBlock(nn.Module):
