@@ -140,7 +140,6 @@ def steps_beside_evaluations(
     for n_evaluations in count():
         in_time = round((seconds - n_evaluations * pause) / step_seconds)
         following = (step // eval_interval + n_evaluations + 1) * eval_interval
-        # With a step more, that one would be held, too.
         # With one step more that one would be held, too.
         most = math.ceil(following + eval_interval / 2) - 1 - step
         n_steps = max(n_steps, min(in_time, most))

@@ -4,11 +4,12 @@ import pytest
 import torch
 from tiny_run import loud_model
 
+from lathe.use.caches import RaggedCache
 from lathe.use.decoding_block import DecodingBlock
 from lathe.use.generation import generate
 from lathe.use.quantize import choose_weights, prepare_weights
 from lathe.use.sampling import Sampling
-from model import GPT, MLP, Block
+from model import GPT, MLP, Block, KVCache
 
 T, V = 24, 61
 
@@ -157,3 +158,34 @@ def test_a_sample_alone_is_what_it_is_among_others_to_the_last_bit(dtype, seed, 
     among = samples(prompts)
     for prompt, of_prompt in zip(prompts, among, strict=True):
         assert samples([prompt]) == [of_prompt]
+
+
+def features_of_pieces(model: GPT, idx: torch.Tensor, cache: KVCache, ends: list[int]):
+    """Of ids (1, T) that are read in pieces, up to each of these ends."""
+    begins = [0, *ends[:-1]]
+    pieces = [idx[:, begin:end] for begin, end in zip(begins, ends, strict=True)]
+    return torch.cat([model.features(piece, cache) for piece in pieces], dim=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("seed, shape", enumerate([*SHAPES, dict(n_head=8, n_kv_head=1)]))
+def test_a_text_read_at_once_is_what_it_is_token_by_token_to_the_last_bit(dtype, seed, shape):
+    try:
+        choose_weights(dtype, torch.device("cpu"))
+    except ValueError as error:
+        pytest.skip(str(error))
+    model = prepare_weights(tiny_model(seed=seed, **shape), dtype)
+    length = model.config.block_size
+    generator = torch.Generator().manual_seed(seed)
+    idx = torch.randint(V, (1, length), generator=generator)
+    one_by_one = list(range(1, length + 1))
+    in_pieces = [1, 3, 10, length - 1, length]
+    with torch.inference_mode():
+        at_once = model.features(idx)
+        for ends in (one_by_one, in_pieces, [length]):
+            for kind in (KVCache, RaggedCache):
+                features = features_of_pieces(model, idx, kind(model.config, 1, length), ends)
+                assert torch.equal(features, at_once)
+        assert torch.equal(model.logits(at_once)[:, -1], model.logits(at_once[:, -1]))
+        others = torch.randint(V, (4, length), generator=generator)
+        assert torch.equal(model.features(torch.cat((others, idx)))[-1:], at_once)
