@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from array import array
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,10 +20,12 @@ import pytest
 import torch
 from tiny_run import ROOT, SMALL, command, finished, make_dataset
 
-from bench import clients, gpu, nanogpt, results, time_to_loss, train_speed
+from bench import clients, dial_sweep, gpu, nanogpt, results, time_to_loss, train_speed
 from bench import gpu_folder as gpu_folder_command
 from bench.processes import run_child
 from bench.turns import in_turn
+from lathe import cli
+from lathe.settings import Settings
 
 COMMANDS = sorted(
     path.stem for path in (ROOT / "bench").glob("*.py") if "\n    cli.run(main)" in path.read_text()
@@ -250,6 +252,29 @@ def test_train_speed_times_and_profiles_steps(texts):
     assert row["MFU"] == "-"
     share = re.search(r"The device waits ([\d.]+)% of the time", out)[1]
     assert 0 < float(share) < 100
+
+
+def test_dial_sweep_changes_one_thing_at_a_time():
+    chosen = Settings(n_layer=3, n_embd=128, n_head=2, batch_size=16, dropout=0.1)
+    ways = dial_sweep.changes(asdict(chosen))
+    assert len(ways) == 12
+    for what, given in ways.items():
+        s = cli.parse(Settings, given, prog="train.py")
+        changed = {word[2:].partition("=")[0] for word in given}
+        assert changed == set(s.given)
+        assert any(getattr(s, name) != getattr(chosen, name) for name in changed), what
+    assert ways["a size smaller"] == ["--n_layer=3", "--n_embd=96"]
+    assert ways["dropout 0"] == ["--dropout=0"]
+
+
+@pytest.mark.exhaustive
+def test_dial_sweep_trains_the_dials_network_and_twelve_others(texts):
+    out, (table,) = bench(f"dial_sweep {texts} --minutes=0.1 --at_once=2")
+    assert len(table.rows) == 13
+    assert all(float(row["of its time"]) > 0 for row in table.rows)
+    best = min(float(row["val loss"]) for row in table.rows[1:])
+    apart = best / float(table.rows[0]["val loss"]) - 1
+    assert f"The best of the twelve is {apart:+.1%}" in out
 
 
 # -----------------------------------------------------------------------------
