@@ -174,6 +174,7 @@ def memory_lines(memory: StepMemory, target: Target) -> list[Line]:
         "gradients": memory.gradients,
         "Muon": memory.muon,
         "AdamW": memory.adamw,
+        "average": memory.average,
         "activations": memory.activations,
         "logits": memory.logits,
         "update": memory.updates,

@@ -43,6 +43,8 @@ class StepMemory:
     kept: float  # gradients that are there while a micro-batch is read, or DDP's buckets for them
     leaving: float  # beside gradients, at the end of the backward pass: of embedding and head
     evaluation: float  # of a forward pass without gradients
+    average: float  # averaged weights, there throughout
+    last: float  # the last weights, kept aside while averaged ones are evaluated in their place
 
     @property
     def peak(self) -> float:
@@ -52,9 +54,9 @@ class StepMemory:
             self.kept + self.activations + max(self.logits, self.working),
             max(self.kept, self.gradients) + self.leaving,
             self.gradients + self.updates,
-            self.evaluation,
+            self.evaluation + self.last,
         )
-        return self.weights + self.muon + self.adamw + max(at_any_time)
+        return self.weights + self.average + self.muon + self.adamw + max(at_any_time)
 
 
 def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
@@ -78,6 +80,7 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
     if has_sparse_gradients(s.device, world_size, s.compile == "true"):
         table = 0
     gradients = (muon + adamw + table) / shards
+    average = average_bytes(s, trained)
 
     # In the backward pass a block's gradients exist too, and what checkpointing had left out of it.
     working = tokens * number_size(half) * (2 * c_fc_width(config) + config.n_embd)
@@ -101,10 +104,12 @@ def step_memory(s: Settings, model: GPT, world_size: int) -> StepMemory:
         logits=logit_bytes(model, tokens, half),
         # Momentum looked ahead, results of the iterations, the matrices on the way there
         updates=max(3 * muon, 2 * table) / shards,
-        checkpoint=weights + muon + 2 * adamw,
+        checkpoint=weights + muon + 2 * adamw + average,
         kept=gradients * (accumulates or in_buckets),
         leaving=0,
         evaluation=0,  # not counted there
+        average=average / shards,
+        last=average / shards,
     )
 
 
@@ -130,6 +135,11 @@ def trained_bytes(optimizer: str, model: GPT) -> TrainedBytes:
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     table = 4 * sum(n for name, n in trained.items() if is_ngram_table(name))
     return TrainedBytes(muon, 4 * sum(trained.values()) - muon - table, table)
+
+
+def average_bytes(s: Settings, trained: TrainedBytes) -> int:
+    """Of averaged weights, where a run has them: of those that learn alone, as under LoRA."""
+    return trained.muon + trained.adamw + trained.table if s.average_fraction else 0
 
 
 def number_size(half: bool) -> int:
@@ -278,6 +288,7 @@ def step_memory_on_gpu(s: Settings, model: GPT, world_size: int) -> StepMemory:
     muon = trained.muon
     adamw = trained.adamw
     gradients = (muon + adamw + trained.table) / shards
+    average = average_bytes(s, trained)
     in_buckets = s.parallel == "ddp" and world_size > 1  # which DDP allocates once
     gathered = gathered_bytes(gpu)
     return StepMemory(
@@ -290,10 +301,12 @@ def step_memory_on_gpu(s: Settings, model: GPT, world_size: int) -> StepMemory:
         logits=at_the_loss(gpu),
         # Results in the iterations' type, updates, and what decays
         updates=max(2.5 * muon, 2 * trained.table) / shards,
-        checkpoint=weights + muon + 2 * adamw,
+        checkpoint=weights + muon + 2 * adamw + average,
         kept=gathered + gradients * (gpu.accumulates or in_buckets),
         leaving=at_the_end(gpu) + gathered,
         evaluation=in_an_evaluation(gpu) + gathered + gradients * in_buckets,
+        average=average / shards,
+        last=average / shards,
     )
 
 

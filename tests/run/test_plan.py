@@ -17,12 +17,14 @@ import train
 from lathe import cli
 from lathe.data.batches import epoch_sizes
 from lathe.data.dataset import open_dataset
+from lathe.optim.average import TailAverage
 from lathe.optim.build import build_optimizers
 from lathe.run import plan
 from lathe.run.devices import Runtime
 from lathe.run.memory import block_activations, step_memory
 from lathe.run.plan import follow_rules, resolve
 from lathe.settings import Settings
+from lathe.use import lora
 from model import GPT, GPT2, GPTConfig
 
 RULES = dict(
@@ -190,9 +192,30 @@ def test_shards_and_small_batches_take_less():
     assert whole.muon + whole.adamw / 2 == whole.weights == 4 * model.n_params()
 
 
+def test_averaged_weights_are_counted_where_they_are():
+    with torch.device("meta"):
+        model = GPT(GPTConfig(257, block_size=16, n_layer=2, n_head=2, n_embd=64))
+    for device in ("cpu", "cuda"):
+        s = Settings(micro_batch_size=1, block_size=16, device=device, dtype="float32")
+        averaged = replace(s, average_fraction=0.1)
+        without, whole = step_memory(s, model, 2), step_memory(averaged, model, 2)
+        shard = step_memory(replace(averaged, parallel="fsdp"), model, 2)
+        n_bytes = 4 * model.n_params()
+        assert (without.average, whole.average, shard.average) == (0, n_bytes, n_bytes / 2)
+        # And, in an evaluation, the last weights beside them
+        assert n_bytes <= whole.peak - without.peak <= 2 * n_bytes
+        assert whole.checkpoint == shard.checkpoint == without.checkpoint + n_bytes
+    corrections = lora.adapt(model, 4, 8.0)
+    of_lora = step_memory(replace(averaged, lora_rank=4), model, 1)
+    assert of_lora.average == 4 * sum(t.numel() for t in corrections.values())
+
+
 def live_bytes_at_most(s: Settings, config: GPTConfig) -> int:
     """Bytes of tensors that live at once in a step, by the counts of torch's allocator."""
     model = GPT(config)
+    if s.lora_rank:
+        lora.adapt(model, s.lora_rank, s.lora_alpha)
+    average = TailAverage(model) if s.average_fraction else None
     rates = (0.01, 0.02, 0.1, (0.9, 0.95), 0.95)
     optimizers = build_optimizers(model.named_parameters(), s.optimizer, *rates, model.fused_rows())
     x = torch.randint(config.vocab_size, (s.micro_batch_size, s.block_size))
@@ -205,10 +228,17 @@ def live_bytes_at_most(s: Settings, config: GPTConfig) -> int:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        if average is None:
+            return
+        average.add(model)
+        with average.in_place(model), torch.no_grad():
+            model(x, x)
 
     step()  # after which the optimizers have their state
     state = [t for o in optimizers for tensors in o.state.values() for t in tensors.values()]
-    live = sum(t.untyped_storage().nbytes() for t in [*model.parameters(), *state])
+    averaged = average.weights.values() if average else []
+    tensors = [*model.parameters(), *state, *averaged]
+    live = sum(t.untyped_storage().nbytes() for t in tensors)
     most = live
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as counts:
         step()
@@ -226,6 +256,8 @@ def live_bytes_at_most(s: Settings, config: GPTConfig) -> int:
     [
         (257, {}),
         (257, dict(optimizer="adamw")),
+        (257, dict(average_fraction=0.1)),
+        (257, dict(average_fraction=0.1, lora_rank=64, optimizer="adamw")),
         (257, dict(micro_batch_size=2)),  # gradients stay from one micro-batch to the next
         (257, dict(block_size=32, micro_batch_size=4, batch_size=4)),  # Muon's step takes most
         (20_000, {}),  # the logits do
@@ -238,7 +270,10 @@ def test_memory_is_what_torch_counts_within_10_percent(vocab_size, changes, dtyp
     names = GPTConfig.__dataclass_fields__.keys() & asdict(s).keys()
     config = GPTConfig(vocab_size=vocab_size, **{name: getattr(s, name) for name in names})
     with torch.device("meta"):
-        planned = step_memory(s, GPT(config), 1)
+        model = GPT(config)
+        if s.lora_rank:
+            lora.adapt(model, s.lora_rank, s.lora_alpha)
+        planned = step_memory(s, model, 1)
     assert planned.peak == pytest.approx(live_bytes_at_most(s, config), rel=0.1)
 
 
