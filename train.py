@@ -513,7 +513,7 @@ def train(settings: Settings) -> int:
         run = set_up(settings, contexts)
         state = run.state
         begin(run)
-        while state.step < run.settings.max_steps and not run.stopping:
+        while not run.stopping and (state.step < run.settings.max_steps or time_is_left(run)):
             follow_clock(run)
             lr = set_lr(run)
             numbers = ranks.LaterByName(train_step(run))
@@ -557,16 +557,47 @@ def follow_clock(run: Run):
         return
     report(run, keep=0)  # no step is under way
     s = run.settings
-    legs = read_pace(s.pace) or [Leg(0, 0.0, s.max_steps)]
+    legs = legs_of(s)
     (leg, *_) = ranks.gather(clock.look(step, s.eval_interval, legs[-1]))
     clock.set_next_look(step, leg.last_step)
-    if leg != legs[-1]:
-        legs.append(leg)
-    settings = replace(s, max_steps=leg.last_step, pace=[str(leg) for leg in legs])
+    eval_interval = s.eval_interval
     if clock.spaces_evaluations and not run.state.evaluation:
         # Until the first one it is not too late to place them as the steps now come out.
-        interval = spaced(leg.last_step, s.minutes)
-        settings = replace(settings, eval_interval=max(step + 1, interval))
+        eval_interval = max(step + 1, spaced(leg.last_step, s.minutes))
+    follow_leg(run, leg, eval_interval)
+
+
+def time_is_left(run: Run) -> bool:
+    """After the last evaluation of a run by minutes: whether there is time for many steps more,
+    which are added then."""
+    if run.clock is None:
+        return False
+    s = run.settings
+    step = run.state.step
+    leg_so_far = legs_of(s)[-1]
+    (leg, *_) = ranks.gather(run.clock.go_on(step, leg_so_far))
+    if leg == leg_so_far:
+        return False
+    settle_last_save(run)  # of weights that were not copied, since nothing was to change them
+    seconds = run.clock.budget - run.clock.spent()
+    run.progress.print(f"{seconds:.0f} s are left, more than expected: on to step {leg.last_step}")
+    follow_leg(run, leg, s.eval_interval)
+    return True
+
+
+def legs_of(s: Settings) -> list[Leg]:
+    return read_pace(s.pace) or [Leg(0, 0.0, s.max_steps)]
+
+
+def follow_leg(run: Run, leg: Leg, eval_interval: int):
+    """Go by this leg from here on."""
+    legs = legs_of(run.settings)
+    if leg != legs[-1]:
+        legs.append(leg)
+    pace = [str(each) for each in legs]
+    settings = replace(
+        run.settings, max_steps=leg.last_step, pace=pace, eval_interval=eval_interval
+    )
     run.plan = replace(run.plan, settings=settings)
     run.progress.set_last_step(leg.last_step)
 

@@ -2,7 +2,8 @@
 
 Start-up, evaluations, samples, saves and the end of the process are inside the budget. What a step
 takes is seen from the steps since the last look, of which there are ever more towards the end, so
-that the last one comes on time whether the machine slows down or speeds up.
+that the last one comes on time whether the machine slows down or speeds up. Where the last
+evaluation took much less than was put aside for it, the run goes on.
 """
 
 import math
@@ -21,6 +22,9 @@ LOOKS = 8  # the next one comes after this part of what is left
 LATE = 2.0  # times what the steps until a look should take; then there is one at once
 FIRST_LOOK = 2  # steps of a process, the first of which is slow
 KEPT_SECONDS = 4.0  # of training that say what a step takes
+MUCH = 0.08  # of the budget: what is left after the last evaluation is trained on from here on
+AHEAD = 0.1  # so much more of the way than of the time is done: then the run goes back on its way
+SURPRISE = 4  # steps; where more were to follow, none is the last before another look
 PAUSE_SECONDS = 0.6  # of samples and page, before the first ones are measured
 SAVE_SECONDS = 0.2
 
@@ -55,6 +59,7 @@ class Clock:
         self.pause: float | None = None  # of the last evaluation with samples and page, if any
         self.pause_step = 0.0  # seconds of a step at that time
         self.step_seconds = 0.0  # at the last look
+        self.quick_step_seconds = 0.0  # or what one took since the look before, if that is less
         self.save = SAVE_SECONDS  # of the last save, which the end waits for; first a guess
         self._next_look_due = math.inf  # in seconds of training
         self._last_evaluation = 0.0  # seconds of training until then
@@ -76,24 +81,56 @@ class Clock:
         self._pauses += seconds
         if is_evaluation:
             self.pause = seconds
-            self.pause_step = self.step_seconds
+            self.pause_step = self.quick_step_seconds
             self._last_evaluation = self._trained()
 
     def look(self, step: int, eval_interval: int, leg: Leg) -> Leg:
         """The leg that begins before update `step`: the one so far where it comes out the same."""
         self.step_seconds = step_seconds = self._step_seconds(step)
+        pause = self._next_pause()
+        left = self._left_beside(pause)
+        n_steps = max(1, steps_beside_evaluations(left, step_seconds, pause, step, eval_interval))
+        before = leg.last_step - step
+        if (
+            n_steps == 1 and before > SURPRISE
+        ):  # that may be one slow step: there is a look after it
+            n_steps = 2
+        if abs(n_steps - before) <= 0.01 * before:
+            return leg
+        return self._new_leg(step, n_steps, left, leg)
+
+    def go_on(self, step: int, leg: Leg) -> Leg:
+        """After the last evaluation, before update `step`: a leg more where much time is left.
+
+        A machine that was slow and is quick again needs less for that evaluation than was put
+        aside. Else it is the leg so far. Another evaluation follows.
+        """
+        self.step_seconds = self._step_seconds(step)
+        left = self._left_beside(self._next_pause())
+        if left < MUCH * self.budget:
+            return leg
+        self.next_look = step + 1
+        self._next_look_due = math.inf
+        n_steps = max(2, round(left / self.step_seconds))  # a look comes before the last of them
+        return self._new_leg(step, n_steps, left, leg)
+
+    def _left_beside(self, pause: float) -> float:
+        """Seconds for steps and evaluations beside the last one, which takes `pause`."""
         spare = SPARE_SECONDS + SPARE_SHARE * self.budget
         if ranks.own_number()[1] > 1:
             spare += SPARE_OF_RANKS
-        pause = self._next_pause()
-        ending = pause + self.ending_steps * step_seconds + self.save
-        left = self.budget - spare - self.spent() - ending
-        n_steps = max(1, steps_beside_evaluations(left, step_seconds, pause, step, eval_interval))
-        before = leg.last_step - step
-        if abs(n_steps - before) <= 0.01 * before:
-            return leg
+        ending = pause + self.ending_steps * self.quick_step_seconds + self.save
+        return self.budget - spare - self.spent() - ending
+
+    def _new_leg(self, step: int, n_steps: int, left: float, leg: Leg) -> Leg:
+        """Of so many steps, in the seconds left."""
         # Where the end was put off again and again, the share would round to the whole way.
-        return Leg(step, min(leg.share_at(step), 1 - 1e-9), step + n_steps)
+        share = min(leg.share_at(step), 1 - 1e-9)
+        # The end was near and no longer is: steps of the lowest rates would learn nothing.
+        of_time = max(0.0, 1 - left / self.budget)
+        if share > of_time + AHEAD:
+            share = of_time
+        return Leg(step, share, step + n_steps)
 
     def set_next_look(self, step: int, last_step: int):
         """Soon at the beginning, when little is known, and ever more often towards the end."""
@@ -107,13 +144,18 @@ class Clock:
         return self._trained() > self._next_look_due
 
     def _next_pause(self) -> float:
-        """Of an evaluation: as long as the last one, and longer where steps are by now, too."""
+        """Of an evaluation: as long as the last one, and longer where steps are by now, too.
+
+        By the newest steps where these are quicker: a run that begins its last evaluation for the
+        sake of a machine that was slow ends far too early.
+        """
         if self.pause is None:
-            return PAUSE_SECONDS + self.evaluation_steps * self.step_seconds
+            return PAUSE_SECONDS + self.evaluation_steps * self.quick_step_seconds
         if self._trained() - self._last_evaluation < KEPT_SECONDS:
             # What is seen of steps lags behind: the evaluation may have met the slower machine.
-            self.pause_step = max(self.pause_step, self.step_seconds)
-        return self.pause * self.step_seconds / (self.pause_step or self.step_seconds)
+            self.pause_step = max(self.pause_step, self.quick_step_seconds)
+        speed = self.quick_step_seconds
+        return self.pause * speed / (self.pause_step or speed)
 
     def _trained(self) -> float:
         return time.monotonic() - self.began - self._pauses
@@ -125,8 +167,13 @@ class Clock:
         self._marks.append(now)
         while len(self._marks) > 2 and now.trained - self._marks[1].trained > KEPT_SECONDS:
             del self._marks[0]
-        first = self._marks[0]
-        return max(1e-6, (now.trained - first.trained) / (step - first.step))
+        mean = seconds_a_step(self._marks[0], now)
+        self.quick_step_seconds = min(mean, seconds_a_step(self._marks[-2], now))
+        return mean
+
+
+def seconds_a_step(first: Mark, last: Mark) -> float:
+    return max(1e-6, (last.trained - first.trained) / (last.step - first.step))
 
 
 def steps_beside_evaluations(

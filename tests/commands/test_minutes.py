@@ -138,6 +138,33 @@ def test_a_resume_goes_on_with_what_is_left(dataset, tmp_path, hours, monkeypatc
     assert len(losses(out)) == len(more) + 3
 
 
+def test_what_was_put_aside_for_a_slow_evaluation_is_trained_on(
+    dataset, tmp_path, hours, monkeypatch, capsys
+):
+    """The machine was slow in the first evaluation alone: the last one was begun too early."""
+    measure = train.measure
+    slow = [1.2]
+
+    def measure_slowly_once(run: train.Run) -> dict:
+        hours.now += slow.pop() if slow else 0.0
+        return measure(run)
+
+    monkeypatch.setattr(train, "measure", measure_slowly_once)
+    first, again = tmp_path / "first", tmp_path / "again"
+    words = options(dataset, first, minutes=BUDGET, average_fraction=0.1, dropout=0.1)
+    assert run(hours, monkeypatch, *words) == 0
+    said = capsys.readouterr().err
+    assert "s are left, more than expected: on to step" in said
+    newest, _ = checkpoint.newest_checkpoint(first)
+    state = json.loads((newest / "state.json").read_text())
+    assert 0.80 * 60 * BUDGET < state["train"]["spent"] < 60 * BUDGET
+    rates = [row["lr"] for row in rows(first)]
+    assert any(a < 0.5 * b for a, b in zip(rates, rates[1:], strict=False)), "it went back"
+
+    assert train.main([str(first / "settings.toml"), f"--out_dir={again}"]) == 0
+    assert losses(again) == losses(first)
+
+
 @pytest.mark.parametrize(
     "words, what",
     [
