@@ -2,9 +2,9 @@
 
     python bench/client_runs.py CLIENT < requests.jsonl
 
-A request names folder and file of an export, texts whose ids are wanted, prompts to continue and
-messages to answer greedily. This file imports nothing but the client, so that any environment that
-has the client will do.
+A request names folder and file of an export, whether the code in the folder is to be run, texts
+whose ids are wanted, prompts to continue and messages to answer greedily. This file imports nothing
+but the client, so that any environment that has the client will do.
 """
 
 import json
@@ -18,14 +18,14 @@ from typing import Any
 class Transformers:
     """model.generate on what the tokenizer makes, as its documentation has it."""
 
-    def __init__(self, folder: str, file: str):
+    def __init__(self, folder: str, file: str, trust: bool):
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
@@ -49,11 +49,12 @@ class Transformers:
 class LmEval:
     """Its generate_until, which tasks that ask for texts go through."""
 
-    def __init__(self, folder: str, file: str):
+    def __init__(self, folder: str, file: str, trust: bool):
         from lm_eval.models.huggingface import HFLM
 
-        self.plain = HFLM(pretrained=folder, dtype="float32", device="cpu", add_bos_token=True)
-        self.chat = HFLM(pretrained=folder, dtype="float32", device="cpu")
+        settings = dict(dtype="float32", device="cpu", trust_remote_code=trust)
+        self.plain = HFLM(pretrained=folder, add_bos_token=True, **settings)
+        self.chat = HFLM(pretrained=folder, **settings)
 
     def ids(self, text: str) -> list[int]:
         return self.chat.tok_encode(text)
@@ -75,7 +76,7 @@ class LmEval:
 class CTranslate2:
     """Its converter, and a generator on tokens."""
 
-    def __init__(self, folder: str, file: str):
+    def __init__(self, folder: str, file: str, trust: bool):
         import ctranslate2
         from transformers import AutoTokenizer
 
@@ -104,7 +105,7 @@ class CTranslate2:
 class Mlx:
     """mlx_lm.generate, on a CPU or a Mac."""
 
-    def __init__(self, folder: str, file: str):
+    def __init__(self, folder: str, file: str, trust: bool):
         import mlx_lm
 
         self.model, self.tokenizer = mlx_lm.load(folder)
@@ -130,13 +131,12 @@ class Mlx:
 class LlamaCpp:
     """Its server, which xllamacpp brings, through the routes that any client of it uses."""
 
-    def __init__(self, folder: str, file: str):
+    def __init__(self, folder: str, file: str, trust: bool):
         import xllamacpp
 
         settings = xllamacpp.CommonParams()
         settings.model.path = file
         settings.n_ctx = 256
-        settings.n_parallel = 1
         settings.n_parallel = 1
         settings.warmup = False
         settings.cpuparams.n_threads = 1  # more spin where cores are shared
@@ -170,7 +170,7 @@ class LlamaCpp:
 class Vllm:
     """LLM.generate and LLM.chat."""
 
-    def __init__(self, folder: str, file: str):
+    def __init__(self, folder: str, file: str, trust: bool):
         from vllm import LLM
 
         self.model = LLM(folder, dtype="float32", enforce_eager=True)
@@ -208,7 +208,7 @@ def made_of(client: type, request: dict) -> dict:
     """What clients.py compares, or {"error"}."""
     n = request["n_tokens"]
     try:
-        opened = client(request["folder"], request["file"])
+        opened = client(request["folder"], request["file"], request["trust_remote_code"])
         return {
             "ids": [opened.ids(text) for text in request["texts"]],
             "continued": [opened.continued(prompt, n) for prompt in request["prompts"]],

@@ -77,6 +77,10 @@ ROWS = {
     "Starcoder2, gelu_tanh": Row(STARCODER2 | dict(activation="gelu_tanh", n_kv_head=2)),
     "Starcoder2, gelu": Row(STARCODER2 | dict(activation="gelu", bias=True, tie_weights=True)),
     "Starcoder2, relu2": Row(STARCODER2 | dict(activation="relu2")),
+    "Qwen3, table by n-grams": Row(
+        MODERN | dict(activation="swiglu", qk_norm=True, ngram_rows=512, ngram_order=3)
+    ),
+    "Llama, table by n-grams, chat": Row(LLAMA | dict(ngram_rows=512), "bpe", "turns"),
     "bytes, chat": Row(LLAMA, "byte", "chat"),
     "characters, chat": Row(LLAMA, "char", "chat"),
     "bpe, chat": Row(LLAMA, "bpe", "chat"),
@@ -268,6 +272,7 @@ def make_export(row: Row, tokenizer: "Tokenizer", folder: Path) -> Export:
         dialogues = [[first], [first, answer, {"role": "user", "content": "Why?"}]]
     texts = nasty_texts(tokenizer)
     request = {
+        "trust_remote_code": model.config.ngram_rows > 0,  # as the export's last lines say
         "folder": str(folder),
         "file": str(file),
         "texts": texts,
