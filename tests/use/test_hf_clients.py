@@ -1,6 +1,7 @@
 """What each client cannot hold is refused by name, and what it can is called as it must be."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from exports import CHARACTERS, MAPPED, tiny_model
@@ -64,10 +65,21 @@ def test_calls_are_those_of_clients_that_hold_the_model_and_of_what_was_written(
     assert calls == {"llama.cpp": "llama-cli -m a.gguf --jinja"}
 
 
+def test_calls_ask_for_no_more_tokens_than_the_context_has():
+    """GPT-2 has no others: ctranslate2, which asks for 512 by itself, ended with an error."""
+    config = replace(GPT2_AS_PUBLISHED, block_size=64)
+    for chat in (False, True):
+        calls = calls_of_export(config, CHARACTERS, "out/hf", "", chat)
+        assert "max_new_tokens=32" in calls["transformers"]
+        assert "max_length=32" in calls["ctranslate2"]
+        assert "--max-tokens 32" in calls["mlx-lm"]
+
+
 def test_the_command_line_and_the_docs_know_every_client():
     assert list(CLIENTS) == list(ClientName.__args__)
     docs = (ROOT / "docs" / "export.md").read_text(encoding="utf-8").replace("\\|", "|")
-    calls = calls_of_export(GPT2_AS_PUBLISHED, CHARACTERS, "out/hf", "out/quickstart.gguf", False)
+    config = replace(GPT2_AS_PUBLISHED, block_size=1024)
+    calls = calls_of_export(config, CHARACTERS, "out/hf", "out/quickstart.gguf", False)
     assert list(calls) == list(CLIENTS)
     for client, call in calls.items():
         row = re.search(rf"^\| {client}\b.*", docs, re.M | re.I)[0]

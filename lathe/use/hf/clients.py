@@ -81,7 +81,7 @@ class Client:
     """A program that opens an export."""
 
     faults: Callable[[GPTConfig, Tokenizer], list[str]]  # what it cannot hold, as SETTING=VALUE
-    # how it continues "Once"; {folder}, {file}, {end} and {trust} stand for what they are here
+    # how it continues "Once"; {folder}, {file}, {end}, {new}, {trust} stand for what they are here
     call: str
     chat: str = ""  # how it answers "Who are you?"
     reads_gguf: bool = False  # a file, and no folder
@@ -91,8 +91,9 @@ MESSAGES = '[{{"role": "user", "content": "Who are you?"}}]'
 CLIENTS = {
     "transformers": Client(
         faults=lambda config, tokenizer: [],
-        call='tokenizer("{end}Once", return_tensors="pt")',
-        chat=f"tokenizer.apply_chat_template({MESSAGES}, add_generation_prompt=True)",
+        call='model.generate(**tokenizer("{end}Once", return_tensors="pt"), max_new_tokens={new})',
+        chat=f"model.generate(**tokenizer.apply_chat_template({MESSAGES}, "
+        'add_generation_prompt=True, return_tensors="pt", return_dict=True), max_new_tokens={new})',
     ),
     "vllm": Client(
         faults=faults_for_vllm,
@@ -108,16 +109,18 @@ CLIENTS = {
     ),
     "ctranslate2": Client(
         faults=faults_for_ctranslate2,
-        call='generator.generate_batch([tokenizer.tokenize("{end}Once")], '
+        call='generator.generate_batch([tokenizer.tokenize("{end}Once")], max_length={new}, '
         "include_prompt_in_result=False)",
         chat="generator.generate_batch([tokenizer.convert_ids_to_tokens("
         f"tokenizer.apply_chat_template({MESSAGES}, add_generation_prompt=True, "
-        'return_dict=False))], include_prompt_in_result=False, end_token="{end}")',
+        "return_dict=False))], max_length={new}, include_prompt_in_result=False, "
+        'end_token="{end}")',
     ),
     "mlx-lm": Client(
         faults=faults_for_mlx_lm,
-        call='mlx_lm.generate --model {folder} --ignore-chat-template --prompt "{end}Once"',
-        chat='mlx_lm.generate --model {folder} --prompt "Who are you?"',
+        call="mlx_lm.generate --model {folder} --max-tokens {new} --ignore-chat-template "
+        '--prompt "{end}Once"',
+        chat='mlx_lm.generate --model {folder} --max-tokens {new} --prompt "Who are you?"',
     ),
     "llama.cpp": Client(
         faults=faults_for_llama_cpp,
@@ -139,12 +142,19 @@ def refuse_for(clients: list[str], config: GPTConfig, tokenizer: Tokenizer):
             )
 
 
+def new_tokens(config: GPTConfig) -> int:
+    """How many tokens a call asks for: after the last of its positions a GPT-2 ends with an error,
+    or in rubbish, and what a client asks for by itself may be more."""
+    return min(100, config.block_size // 2)
+
+
 def calls_of_export(
     config: GPTConfig, tokenizer: Tokenizer, folder: str, file: str, chat: bool
 ) -> dict[str, str]:
     """{client: how it continues a text, or answers a message of a chat}, for those that can hold
     the model. folder, file: what was written, "" if it was not."""
     places = {"folder": folder, "file": file, "end": end_of_text(tokenizer)}
+    places["new"] = new_tokens(config)
     places["trust"] = ",trust_remote_code=True" if config.ngram_rows else ""
     calls = {}
     for name, client in CLIENTS.items():

@@ -13,7 +13,7 @@ from lathe.run.tensor_file import write_safetensors
 from lathe.terminal import printable
 from lathe.text.chat import TEMPLATES
 from lathe.text.tokenizer import Tokenizer
-from lathe.use.hf.clients import calls_of_export
+from lathe.use.hf.clients import calls_of_export, new_tokens
 from lathe.use.hf.config import their_config
 from lathe.use.hf.families import architecture_of
 from lathe.use.hf.ngrams import MODEL_FILE, model_code
@@ -50,7 +50,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("."{trust})
 model = AutoModelForCausalLM.from_pretrained("."{trust})
 ids = tokenizer("{end}Once", return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={new})[0]))
 ```
 
 | client | how it continues "Once" |
@@ -74,7 +74,7 @@ messages = [{{"role": "user", "content": "Who are you?"}}]
 ids = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
-answer = model.generate(**ids, max_new_tokens=100)[0, ids["input_ids"].shape[1] :]
+answer = model.generate(**ids, max_new_tokens={new})[0, ids["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True).strip())
 ```
 
@@ -176,10 +176,13 @@ def how_to_go_on(config: GPTConfig, tokenizer: Tokenizer, template: str) -> str:
     """What a model card says of prompts."""
     is_chat = template in TEMPLATES
     calls = calls_of_export(config, tokenizer, ".", "", is_chat)
+    rows = [f"| {client} | `{call}` |" for client, call in calls.items()]
+    escaped = [row.replace("<|", "<\\|").replace("|>", "\\|>") for row in rows]  # of the table
     return (CHAT if is_chat else PLAIN).format(
+        new=new_tokens(config),
         end=end_of_text(tokenizer),
         trust=", trust_remote_code=True" if config.ngram_rows else "",
-        rows="\n".join(f"| {client} | `{call}` |" for client, call in calls.items()),
+        rows="\n".join(escaped),
         roles=", ".join(TEMPLATES.get(template, {})),
     )
 
