@@ -11,7 +11,10 @@ that is named with --for. The other way, `init_from=hf:NAME_OR_FOLDER` in train.
 or from the Hub. One table, FAMILIES in lathe/use/hf/families.py, serves both directions.
 """
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -64,6 +67,13 @@ class Options:
             )
         if self.verify and not self.to:
             raise ValueError("verify compares a folder: give the one to write with --to=FOLDER")
+        if self.to and self.gguf:
+            folder, file = Path(self.to).resolve(), Path(self.gguf).resolve()
+            if file == folder or folder in file.parents or file in folder.parents:
+                raise ValueError(
+                    f"gguf is {self.gguf}, in the way of to, {self.to}, a folder that is written "
+                    f"as a whole: name a file beside it, such as --gguf={folder.name}.gguf"
+                )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.to:
         refuse_to_replace(Path(options.to), options.overwrite)
     if options.gguf:
-        refuse_to_replace_file(Path(options.gguf), options.overwrite)
+        refuse_to_replace_file(options.gguf, options.overwrite)
         import_gguf()
         refuse_what_llama_cpp_cannot_hold(source.config, source.tokenizer)
     if options.verify:
@@ -91,9 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     # Their networks know no documents, and do not need to: a prompt is one.
     model.config.document_token = -1
     if options.gguf:
-        write_file(options, source, model)
+        with told_when_the_disk_is_full("gguf", options.gguf, model, options.gguf_type):
+            write_file(options, source, model)
     if options.to:
-        write_folder(options, source, model)
+        with told_when_the_disk_is_full("to", options.to, model, options.dtype):
+            write_folder(options, source, model)
     say_how_to_go_on(options, source)
     return 0
 
@@ -164,6 +176,12 @@ def say_how_to_go_on(options: Options, source: "FoundModel"):
 
 def refuse_to_replace(folder: Path, overwrite: bool):
     """ValueError if the folder holds anything but an old export that may be replaced."""
+    refuse_below_a_file("to", folder)
+    if not is_utf8(str(folder.absolute())):
+        raise ValueError(
+            f"to is {folder}, whose name is not UTF-8, and safetensors, by which programs read "
+            "such folders, opens no others: choose another --to"
+        )
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
@@ -180,18 +198,58 @@ def refuse_to_replace(folder: Path, overwrite: bool):
         )
 
 
-def refuse_to_replace_file(path: Path, overwrite: bool):
+def refuse_to_replace_file(name: str, overwrite: bool):
     """ValueError if there is something else than a GGUF file that may be replaced."""
+    path = Path(name)
+    refuse_below_a_file("gguf", path)
+    if path.is_dir() or name.endswith(os.sep):
+        raise ValueError(f"gguf is {name}, a folder: name a file, such as {path / 'model.gguf'}")
     if not path.exists():
         return
     is_gguf = False
     if path.is_file():
         with open(path, "rb") as file:
             is_gguf = file.read(4) == b"GGUF"
-    if not (overwrite and is_gguf):
+    if not is_gguf:
+        raise ValueError(f"gguf is {path}, which exists and is no GGUF file: choose another --gguf")
+    if not overwrite:
         raise ValueError(
-            f"gguf is {path}, which exists: choose another, or --overwrite=true for an old export"
+            f"gguf is {path}, which exists: choose another --gguf, or replace that with "
+            "--overwrite=true"
         )
+
+
+def refuse_below_a_file(setting: str, path: Path):
+    """ValueError if what is to be its folder is a file."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{setting} is {path}, and {above} is a file, no folder: choose another")
+
+
+def is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a byte that was none in a name of the system's
+        return False
+    return True
+
+
+BYTES = {"float32": 4, "f32": 4, "q8_0": 34 / 32}  # of a weight; of other types 2
+
+
+@contextmanager
+def told_when_the_disk_is_full(setting: str, name: str, model: "GPT", kind: str) -> Iterator[None]:
+    """OSError that says what is needed, and where; those of numpy and safetensors do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        needed = model.n_params() * BYTES.get(kind, 2)
+        raise OSError(
+            f"{setting} is {name}, which could not be written: about {needed:,.0f} bytes are "
+            f"needed ({error.strerror or error}); make room, or choose another place"
+        ) from error
 
 
 FILES = (

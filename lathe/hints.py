@@ -93,6 +93,12 @@ def near(name: str, names: list[str], cutoff: float = 0.7) -> str:
 # Instead of a run
 
 
+WHERE_HF_STANDS = (
+    "after --model in sample.py, evaluate.py and visualize.py, --init_from in train.py, and "
+    "--out_dir in huggingface.py"
+)
+
+
 def instead_of_run(name: str | Path) -> str:
     """Why there is no model under this name, and what to write for what is meant."""
     path = Path(name)
@@ -105,10 +111,7 @@ def instead_of_run(name: str | Path) -> str:
     if is_dataset(path):
         return f"{name} is a dataset, and no model: --dataset={quoted}{runs_here()}"
     if is_hugging_face(path):
-        return (
-            f"{name} is a folder of Hugging Face's: write hf:{name}, with --model in all "
-            "commands but train.py, where it is --init_from"
-        )
+        return f"{name} is a folder of Hugging Face's: write hf:{name}, {WHERE_HF_STANDS}"
     if path.is_dir():
         if path.name == "checkpoints":
             return f"{name} lies in a run's folder: name that, {path.parent}"
@@ -118,8 +121,8 @@ def instead_of_run(name: str | Path) -> str:
         return f"{name} holds no checkpoints (expected {name}/checkpoints/step-N){runs_here()}"
     if is_hub_name(str(name)):
         return (
-            f"{name} does not exist here; a model of Hugging Face's is written hf:{name}, with "
-            "--model in all commands but train.py, where it is --init_from"
+            f"{name} does not exist here; a model of Hugging Face's is written hf:{name}, "
+            f"{WHERE_HF_STANDS}"
         )
     return f"{name} does not exist{runs_here(str(name))}"
 

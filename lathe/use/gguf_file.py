@@ -7,13 +7,14 @@ tokenizers by a hash of their ids, and so none that was learned here.
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lathe.terminal import print_note
+from lathe.terminal import print_note, printable
 from lathe.text.chat import TEMPLATES
 from lathe.text.gpt2 import GPT2_PATTERN, printable_bytes
 from lathe.text.hugging_face import merges_of
@@ -144,7 +145,7 @@ def write_gguf(
         )
     family = LLAMA_CPP[architecture_of(config)]
     writer = gguf.GGUFWriter(path, family.name)
-    writer.add_name(name or path.stem)
+    writer.add_name(printable(name or path.stem))
     write_shape(writer, config, family)
     write_vocabulary(writer, tokenizer, config.vocab_size, template)
     file_types = {
@@ -159,10 +160,10 @@ def write_gguf(
     for tensor in stored_tensors(model, kind):
         stored[tensor.name] = tensor
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     keys = {key: kept.value for part in writer.kv_data for key, kept in part.items()}
     check_file(path, keys, stored)
 

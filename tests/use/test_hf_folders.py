@@ -1,12 +1,19 @@
 """Folders: complete or as before; what cannot be written, read or fetched is said in one line."""
 
 import json
+import os
+import re
+import resource
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+import gguf
 import pytest
 from exports import CHARACTERS, MODERN, exported, tiny_model
 
+import huggingface
+from lathe.run import checkpoint
 from lathe.run.tensor_file import tensor_names
 from lathe.text.tokenizer import Tokenizer, load_tokenizer
 from lathe.use.hf.export import export
@@ -194,8 +201,44 @@ def test_starcoder2_has_biases_that_are_zero_and_not_taken_over_on_the_way_back(
 def test_a_model_card_has_the_call_of_each_client_and_no_local_path(tmp_path):
     *_, card = exported_files(tmp_path / "plain", **GPT2)
     assert "`letters:0.5,data/b:0.5`" in card and "jane" not in card
-    assert 'tokenizer("<|endoftext|>Once", return_tensors="pt")' in card
-    assert "| mlx-lm | `mlx_lm.generate --model . --ignore-chat-template" in card
+    assert 'ids = tokenizer("<|endoftext|>Once", return_tensors="pt")' in card
+    rows = [line for line in card.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}, "a table's bars are escaped"
+    assert '(**tokenizer("<\\|endoftext\\|>Once", return_tensors="pt")' in card
+    assert "| mlx-lm | `mlx_lm.generate --model ." in card
     *_, card = exported_files(tmp_path / "chat", load_tokenizer("byte"), "chat", **GPT2)
     assert "end_of_text=True" in card and "| lm-eval | `lm_eval" in card
     assert "--apply_chat_template" in card and "Once" not in card
+
+
+def saved_run(folder: Path) -> str:
+    """--out_dir of a tiny Llama's run."""
+    model = tiny_model(position="rope", norm="rmsnorm", activation="swiglu")
+    state = {"step": 1, "samples": 10, "model": asdict(model.config), "settings": {}}
+    checkpoint.save(folder / "run", model.state_dict(), {}, state, CHARACTERS)
+    return f"--out_dir={folder / 'run'}"
+
+
+@pytest.mark.parametrize(("option", "name"), [("to", "out"), ("gguf", "out.gguf")])
+def test_a_disk_without_room_is_told_with_what_is_needed_and_nothing_is_left(
+    option, name, tmp_path
+):
+    command = ["export", saved_run(tmp_path), f"--{option}={tmp_path / name}"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # as from a full disk, writes come back short, or as an error
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, before[1]))
+        with pytest.raises(OSError, match=f"{option} is .*{name}.*bytes are needed .*make room"):
+            huggingface.main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_name_that_is_not_utf8_is_a_files_and_no_folders(tmp_path):
+    """transformers reads folders by safetensors, which takes such a name for a broken string."""
+    run = saved_run(tmp_path)
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    huggingface.main(["export", run, f"--gguf={name}.gguf"])
+    assert gguf.GGUFReader(f"{name}.gguf").get_field("general.name").contents() == "\\xff\\xfe"
+    with pytest.raises(ValueError, match="not UTF-8.*choose another --to"):
+        huggingface.main(["export", run, f"--to={name}"])
