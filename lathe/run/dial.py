@@ -310,9 +310,41 @@ def first_guess(s: Settings, runtime: Runtime, network: Network, text: Text, sec
 MUON_RATE_WITHOUT_QK_NORM = 0.55
 
 
-def rates(n_steps: int, config: GPTConfig) -> dict[str, float]:
-    """Peak rates: ~ steps^-0.3, AdamW's ~ width^-0.5, too."""
-    slower = (300 / max(n_steps, 100)) ** 0.3
+# Of a new network's rates, best for the new text whether it is near what the weights know or far
+# from it. Half as much keeps more of the old one, and costs 1 to 2%.
+SHARE_FOR_GIVEN_WEIGHTS = 0.5
+# Of AdamW's rate, for corrections of low rank: as good as twice as much, and keeps more; four times
+# as much ruins them.
+SHARE_FOR_LORA = 0.25
+# Of AdamW's rate, where it moves the matrices of blocks, too
+SHARE_WITHOUT_MUON = 0.25
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the rates that a new network with Muon takes."""
+
+    value: float = 1.0
+    reason: str = ""
+
+
+def share_of_rates(s: Settings, network_is_given: bool) -> Share:
+    """By what is moved, and from where. bench/LOG.md has the runs."""
+    if s.lora_rank:
+        return Share(SHARE_FOR_LORA, f", {SHARE_FOR_LORA:g} of it for LoRA")
+    share = Share()
+    if network_is_given:
+        value = SHARE_FOR_GIVEN_WEIGHTS
+        share = Share(value, f", {value:g} of it for given weights")
+    if s.optimizer == "adamw":
+        value = share.value * SHARE_WITHOUT_MUON
+        return Share(value, f"{share.reason}, {SHARE_WITHOUT_MUON:g} of it without Muon")
+    return share
+
+
+def rates(n_steps: int, config: GPTConfig, share: float = 1.0) -> dict[str, float]:
+    """Peak rates: ~ steps^-0.3, AdamW's ~ width^-0.5, too; this share of them."""
+    slower = share * (300 / max(n_steps, 100)) ** 0.3
     muon = 0.04 if config.qk_norm else 0.04 * MUON_RATE_WITHOUT_QK_NORM
     return {
         "learning_rate": float(f"{0.03 * slower * math.sqrt(64 / config.n_embd):.3g}"),
@@ -387,22 +419,23 @@ def table_choices(one: Candidate, s: Settings, runtime: Runtime) -> dict[str, Ch
     return {"ngram_rows": Choice(0, why)}
 
 
-def training_choices(one: Candidate, world_size: int) -> dict[str, Choice]:
+def training_choices(one: Candidate, world_size: int, share: Share) -> dict[str, Choice]:
     n_steps = one.n_steps
     by_steps = f"for {n_steps:,} steps"
     by_epochs = f"the text is read {one.n_epochs:.3g} times"
     step_seconds = one.timing.step(one.n_tokens // n_steps // world_size)
     as_timed = f"{1e3 * step_seconds:.3g} ms a step, timed here; the clock corrects it"
-    rate = rates(n_steps, one.config)
+    rate = rates(n_steps, one.config, share.value)
+    rates_for = f"{by_steps}{share.reason}"
     qk_norm = "with" if one.config.qk_norm else "without"
     is_long = n_steps >= 4000
     return {
         "block_size": Choice(one.config.block_size, "the context that suits the width"),
         "batch_size": Choice(one.batch_size, "~ tokens^0.383"),
         "max_steps": Choice(n_steps, as_timed),
-        "learning_rate": Choice(rate["learning_rate"], f"~ steps^-0.3 / sqrt(width), {by_steps}"),
+        "learning_rate": Choice(rate["learning_rate"], f"~ steps^-0.3 / sqrt(width), {rates_for}"),
         "muon_learning_rate": Choice(
-            rate["muon_learning_rate"], f"~ steps^-0.3 {qk_norm} QK-norm, {by_steps}"
+            rate["muon_learning_rate"], f"~ steps^-0.3 {qk_norm} QK-norm, {rates_for}"
         ),
         "muon_momentum": Choice(momentum(n_steps), by_steps),
         "beta1": Choice(0.9 if is_long else 0.8, by_steps),
@@ -463,13 +496,15 @@ def turn_dial(
         speed = timing_of(config, s, runtime)
         one = candidate(config, s, speed, text.n_tokens, seconds, n_ranks)
         lines.append(f"network {one}: of the weights that it begins with")
-        lines.append("rates are those for new weights: to keep what they know, set lower ones")
+        lines.append("rates are best for the new text: half of them forget less of the old")
         choices = {}
     else:
         one, why = choose_network(s, runtime, network, text, seconds)
         lines.append(f"network {one}: {why}")
         choices = network_choices(one) | table_choices(one, s, runtime)
-    choices |= training_choices(one, n_ranks)
+    choices |= training_choices(one, n_ranks, share_of_rates(s, network_is_given))
+    if s.lora_rank or s.optimizer == "adamw":  # which have no Muon
+        choices = {name: c for name, c in choices.items() if not name.startswith("muon_")}
     choices |= evaluation_choices(one, s.minutes, text.n_val_tokens, n_ranks)
 
     values = {}

@@ -145,9 +145,17 @@ def describe_epochs(plan: Plan, dataset: Dataset) -> str:
     if epochs > USEFUL_EPOCHS:
         text += (
             f"; past about {USEFUL_EPOCHS} a network learns a text by heart more than anything "
-            f"(arXiv 2305.16264): --epochs={USEFUL_EPOCHS}, more text, or --dropout=0.2"
+            f"(arXiv 2305.16264): {less_by_heart(s)}"
         )
     return text
+
+
+def less_by_heart(s: Settings) -> str:
+    """What helps, of what the run has not."""
+    shorter = "fewer minutes" if s.minutes else f"--epochs={USEFUL_EPOCHS}"
+    if s.dropout >= 0.2:
+        return f"{shorter} or more text"
+    return f"{shorter}, more text, or --dropout=0.2"
 
 
 def in_minutes(plan: Plan, dataset: Dataset) -> Line:

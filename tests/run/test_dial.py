@@ -30,7 +30,7 @@ def machine(flops: float):
 
 def turned(
     minutes: float, flops: float = 5e10, n_tokens: int = 4_000_000, vocab_size: int = 512,
-    runtime: devices.Runtime = CPU, **given,
+    runtime: devices.Runtime = CPU, network_is_given: bool = False, **given,
 ) -> dial.Dialled:  # fmt: skip
     s = Settings(minutes=minutes, **given)
     object.__setattr__(s, "given", {name: f"--{name}" for name in given})
@@ -41,7 +41,7 @@ def turned(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dial, "known_timing", machine(flops))
         text = dial.Text(n_tokens, n_tokens, n_tokens // 10)
-        return dial.turn_dial(s, runtime, network, text, 2.0, False)
+        return dial.turn_dial(s, runtime, network, text, 2.0, network_is_given)
 
 
 SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "qk_norm", "dropout")
@@ -131,6 +131,42 @@ def test_a_table_by_ngrams_is_offered_where_it_pays_and_taken_where_it_is_asked_
     by_hand = turned(2, ngram_rows=300, ngram_order=4, ngram_dropout=0.1)
     assert by_hand.config.ngram_order == by_hand.settings.ngram_order == 4
     assert by_hand.settings.ngram_dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    "changed, share, why",
+    [
+        ({}, 0.5, "0.5 of it for given weights"),
+        (dict(lora_rank=8), 0.25, "0.25 of it for LoRA"),
+    ],
+)
+def test_weights_that_are_given_take_a_share_of_the_rates_and_the_reason_is_said(
+    changed, share, why
+):
+    shape = dict(n_layer=3, n_embd=128, n_head=2, block_size=128, qk_norm=False)
+    new = turned(2, **shape)
+    given = turned(2, network_is_given=True, **shape, **changed)
+    assert given.settings.max_steps == new.settings.max_steps
+    names = ["learning_rate"] if changed else ["learning_rate", "muon_learning_rate"]
+    for name in names:
+        asked = share * getattr(new.settings, name)
+        assert getattr(given.settings, name) == pytest.approx(asked, rel=0.01)
+        (line,) = [line for line in given.lines if line.startswith(f"{name} ")]
+        assert why in line
+    assert bool(changed) != any(line.startswith("muon_") for line in given.lines)
+    assert any("forget less of the old" in line for line in given.lines)
+    assert not any(" of it " in line for line in new.lines)
+    by_hand = turned(2, network_is_given=True, learning_rate=0.003, **shape, **changed)
+    assert by_hand.settings.learning_rate == 0.003
+
+
+def test_adamw_takes_lower_rates_for_matrices_than_muon_leaves_it():
+    shape = dict(n_layer=3, n_embd=128, n_head=2, block_size=128)
+    muon, adamw = turned(2, **shape), turned(2, **shape, optimizer="adamw")
+    share = adamw.settings.learning_rate / muon.settings.learning_rate
+    assert share == pytest.approx(dial.SHARE_WITHOUT_MUON, rel=0.01)
+    assert any("of it without Muon" in line for line in adamw.lines)
+    assert not any(line.startswith("muon_") for line in adamw.lines)
 
 
 def test_a_network_is_timed_as_it_trains(monkeypatch):
