@@ -14,7 +14,15 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_t
 GPT2_CLASSES = ("gpt2", "starcoder2", "GPT2Tokenizer", "GPT2TokenizerFast")
 # Classes that in transformers 5 make their own rules of a vocabulary, whatever a file has, and the
 # types of models that have them where tokenizer_config.json names no class
-REBUILT = {"GPT2Tokenizer": ["ByteLevel"], "Qwen2Tokenizer": ["NFC", "Split", "ByteLevel"]}
+REBUILT = {
+    "GPT2Tokenizer": ["ByteLevel"],
+    "CodeGenTokenizer": ["ByteLevel"],
+    "GPTNeoXTokenizer": ["NFC", "ByteLevel"],
+    "CohereTokenizer": ["NFC", "Digits", "ByteLevel"],
+    "Qwen2Tokenizer": ["NFC", "Split", "ByteLevel"],
+}
+# Types of models of which transformers 5 takes the file's rules, whatever class is named
+AS_IN_FILE = ("mistral", "phi3", "granite")
 CLASS_OF = {"gpt2": "GPT2Tokenizer", "starcoder2": "GPT2Tokenizer", "qwen3": "Qwen2Tokenizer"}
 
 
@@ -82,13 +90,27 @@ def named_tokens(about: dict, path: Path) -> list[dict]:
 
 def refuse_prefix_space(content: dict, about: dict, path: Path):
     """ValueError where one file puts a space before each text, and the other does not."""
-    steps = [step for step in steps_of(content, "pre_tokenizer") if step["type"] == "ByteLevel"]
-    is_in_file = any(step["add_prefix_space"] for step in steps)
-    if steps and about.get("add_prefix_space") and not is_in_file:
+    steps = steps_of(content, "pre_tokenizer")
+    byte_level = [step for step in steps if step["type"] == "ByteLevel"]
+    metaspace = [step for step in steps if step["type"] == "Metaspace"]
+    is_in_file = any(step["add_prefix_space"] for step in byte_level)
+    is_in_file |= any(step.get("prepend_scheme", "always") != "never" for step in metaspace)
+    asked = "true" if about.get("add_prefix_space") else ""
+    if about.get("add_prefix_space") is None and metaspace and is_llamas(about, path):
+        asked = "missing, which for LlamaTokenizer is true,"
+    if (byte_level or metaspace) and asked and not is_in_file:
         raise ValueError(
-            f"{path}: add_prefix_space is true in tokenizer_config.json and false in {path.name}: "
-            "which one holds depends on the version of transformers"
+            f"{path}: add_prefix_space is {asked} in tokenizer_config.json and false in "
+            f"{path.name}: which one holds depends on the version of transformers"
         )
+
+
+def is_llamas(about: dict, path: Path) -> bool:
+    """Whether transformers 5 makes a LlamaTokenizer of the folder."""
+    config = read_if_there(path.with_name("config.json"))
+    name = about.get("tokenizer_class")
+    is_named = name in ("LlamaTokenizer", "LlamaTokenizerFast")
+    return is_named and config.get("model_type") not in (*AS_IN_FILE, "qwen2")
 
 
 def say_what_transformers_ignores(content: dict, about: dict, path: Path):
@@ -97,7 +119,9 @@ def say_what_transformers_ignores(content: dict, about: dict, path: Path):
     name = about.get("tokenizer_class") or CLASS_OF.get(model_type)
     if model_type == "qwen2":  # whatever class is named
         name = "Qwen2Tokenizer"
-    own = REBUILT.get(name.removesuffix("Fast")) if isinstance(name, str) else None
+    own = None
+    if isinstance(name, str) and model_type not in AS_IN_FILE:
+        own = REBUILT.get(name.removesuffix("Fast"))
     steps = [*steps_of(content, "normalizer"), *steps_of(content, "pre_tokenizer")]
     rules = [step["type"] for step in steps]
     patterns = [step["pattern"] for step in steps if step["type"] == "Split"]

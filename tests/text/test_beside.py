@@ -82,6 +82,61 @@ def test_a_space_that_one_file_puts_first_and_the_other_does_not_is_refused(tmp_
         load_tokenizer(folder_of(tmp_path, tokenizer_config=about))
 
 
+@pytest.mark.parametrize(
+    "model_type, about, reason",
+    [
+        ("smollm3", {"add_prefix_space": True}, "is true in tokenizer_config.json and false in"),
+        ("llama", {}, "is missing, which for LlamaTokenizer is true, in .* and false in"),
+        ("llama", {"add_prefix_space": False}, ""),
+        ("mistral", {}, ""),  # of which transformers 5 takes the file's rules
+    ],
+)
+def test_a_space_that_llamas_class_puts_first_and_the_file_does_not_is_refused(
+    model_type, about, reason, tmp_path
+):
+    content = with_metaspace("never")
+    files = {
+        "config": {"model_type": model_type},
+        "tokenizer_config": about | {"tokenizer_class": "LlamaTokenizerFast"},
+    }
+    folder = folder_of(tmp_path, content, **files)
+    if reason:
+        with pytest.raises(ValueError, match=f"add_prefix_space {reason}"):
+            load_tokenizer(folder)
+    else:
+        assert load_tokenizer(folder).decode(load_tokenizer(folder).encode(" a b ")) == " a b "
+
+
+def with_metaspace(scheme: str) -> dict:
+    """A tokenizer.json of Llama's kind: bytes, and spaces as \u2581."""
+    tokens = ["<unk>", EOT, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b"]
+    steps = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}]
+    steps += [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [special_token("<unk>", 0), special_token(EOT, 1)],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": scheme,
+            "split": False,
+        },
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [],
+        },
+    }
+
+
 def test_rules_that_transformers_5_replaces_by_a_classs_own_are_said(tmp_path, capsys):
     """SmolLM2's: digits are cut one by one, whatever GPT2Tokenizer does."""
     digits = {"type": "Digits", "individual_digits": True}
@@ -115,6 +170,11 @@ def test_what_no_text_needs_may_be_missing(tmp_path):
         ("qwen3", "PreTrainedTokenizerFast", False),
         ("gpt2", None, False),
         ("llama", None, False),
+        ("olmo", "GPTNeoXTokenizerFast", True),
+        ("arcee", "CohereTokenizerFast", True),
+        ("llama", "CodeGenTokenizer", False),
+        ("mistral", "Qwen2Tokenizer", False),
+        ("granite", "GPTNeoXTokenizer", False),
     ],
 )
 def test_it_is_said_of_models_too_whose_class_nobody_names(
@@ -125,4 +185,5 @@ def test_it_is_said_of_models_too_whose_class_nobody_names(
         "tokenizer_config": {"tokenizer_class": tokenizer_class},
     }
     load_tokenizer(folder_of(tmp_path, **files))
-    assert ("makes those of Qwen2Tokenizer instead" in capsys.readouterr().err) == is_said
+    own = tokenizer_class if tokenizer_class and model_type != "qwen2" else "Qwen2Tokenizer"
+    assert (f"makes those of {own} instead" in capsys.readouterr().err) == is_said

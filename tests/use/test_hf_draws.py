@@ -44,6 +44,8 @@ def outcome(seed: int, folder: Path) -> str:
         logits = theirs(idx).logits[..., : ours.config.vocab_size]
         torch.testing.assert_close(ours(idx), logits, rtol=0, atol=1e-4)
     is_told = "hold here. transformers 5 makes those of" in said.getvalue()
+    if is_told and not (folder / "tokenizer.json").exists():  # vocab.json and merges.txt alone
+        transformers.GPT2Tokenizer.from_pretrained(folder).save_pretrained(folder)
     specials = their_tokenizer.all_special_tokens  # in a text they are text here
     for text in [*NASTY, *NUMBERS, *hf_draws.WORDS]:
         if text and not any(special in text for special in specials):
@@ -80,6 +82,7 @@ def named_in(folder: Path) -> list[str]:
         "vocab.json",
         "end-of-text",
         "the weights lack",
+        "has no place for",
         "by config.json",
     }
     return sorted(names)
@@ -94,6 +97,13 @@ def quiet():
 @pytest.mark.parametrize("seed", range(12))
 def test_a_random_folder_is_equal_or_refused_by_name(seed, tmp_path):
     assert outcome(seed, tmp_path) in OUTCOMES
+
+
+# 60087: a bias that Qwen2 has no place for. 60153: spaces of Metaspace that tokenizer_config.json puts
+# first and tokenizer.json does not. 60771: Qwen2 with vocab.json and merges.txt alone.
+@pytest.mark.parametrize("seed", [60087, 60153, 60771])
+def test_a_folder_that_once_differed_is_equal_or_refused_by_name(seed, tmp_path):
+    assert outcome(seed, tmp_path) in ("refused", "told")
 
 
 @pytest.mark.exhaustive
