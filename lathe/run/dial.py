@@ -290,6 +290,31 @@ def choose_network(
 ASSUMED_FLOPS = {"cpu": 5e10, "mps": 2e12, "cuda": 1e14}  # a second, where timing begins
 
 
+def refuse_longer_than_the_run(config: GPTConfig, runtime: Runtime, seconds: float):
+    """ValueError for sequences of which one takes longer than all of the training, even on a device
+    four times as quick as is assumed: timing one would, too."""
+    with torch.device("meta"):
+        n_flops = GPT(config).flops_per_token() * config.block_size
+    takes = n_flops / ASSUMED_FLOPS[runtime.device.type] / 4
+    if takes > seconds:
+        raise ValueError(
+            f"block_size {config.block_size:,}: a sequence takes {takes:,.0f} s or more here, "
+            f"training has {seconds:.0f} s: lower it, or give more minutes"
+        )
+
+
+def refuse_a_step_longer_than_the_run(one: Candidate, world_size: int, seconds: float):
+    """ValueError where the first step would end after the run, twice over: timings of a busy
+    machine err."""
+    takes = one.timing.step(one.batch_size * one.config.block_size // world_size)
+    if takes > 2 * seconds:
+        raise ValueError(
+            f"a step of batch_size {one.batch_size:,} x block_size {one.config.block_size:,} takes "
+            f"about {takes:,.0f} s here, training has {seconds:.0f} s: lower these, choose a "
+            "smaller network or more minutes"
+        )
+
+
 def first_guess(s: Settings, runtime: Runtime, network: Network, text: Text, seconds: float) -> int:
     """The number of the size that is timed first."""
     flops = ASSUMED_FLOPS[runtime.device.type] * seconds * runtime.world_size
@@ -482,7 +507,7 @@ def turn_dial(
     """Choose all that the user has not.
 
     spent: seconds since the process began; network_is_given: by weights that the run begins with.
-    Every rank calls it and gets the same.
+    Every rank calls it and gets the same. Raises ValueError where a step would outlast the run.
     """
     budget = 60 * s.minutes
     # Losses, samples, saves, start-up so far, timing the networks, the end of the process
@@ -493,15 +518,18 @@ def turn_dial(
 
     if network_is_given:
         config = network(s)
+        refuse_longer_than_the_run(config, runtime, seconds)
         speed = timing_of(config, s, runtime)
         one = candidate(config, s, speed, text.n_tokens, seconds, n_ranks)
         lines.append(f"network {one}: of the weights that it begins with")
         lines.append("rates are best for the new text: half of them forget less of the old")
         choices = {}
     else:
+        refuse_longer_than_the_run(network(sized(s, SIZES[0], text)), runtime, seconds)
         one, why = choose_network(s, runtime, network, text, seconds)
         lines.append(f"network {one}: {why}")
         choices = network_choices(one) | table_choices(one, s, runtime)
+    refuse_a_step_longer_than_the_run(one, n_ranks, seconds)
     choices |= training_choices(one, n_ranks, share_of_rates(s, network_is_given))
     if s.lora_rank or s.optimizer == "adamw":  # which have no Muon
         choices = {name: c for name, c in choices.items() if not name.startswith("muon_")}

@@ -17,7 +17,7 @@ from lathe.optim.optimizer import from_own_rows, like_parameter
 from lathe.optim.schedule import Leg, read_pace
 from lathe.reading import reading
 from lathe.run import checkpoint, devices, ranks
-from lathe.run.dial import LENGTHS, Text, settle_length, turn_dial
+from lathe.run.dial import LENGTHS, SIZES, Text, settle_length, sized, turn_dial
 from lathe.run.metrics import read_lines
 from lathe.run.plan import NETWORK, SHAPE, Plan, refuse_what_no_memory_holds, resolve
 from lathe.run.process import seed_everything
@@ -208,13 +208,14 @@ def dial(
         return s, network_of(s), ["a run by minutes is planned once the dataset is prepared"]
     dtype = str(runtime.dtype).removeprefix("torch.")
     resolved = s.but(device=runtime.device.type, dtype=dtype)
-    shapes = network.without_weights(network_of(s))
-    refuse_what_no_memory_holds(resolved, shapes, runtime.world_size)
     text = Text(
         dataset.train.n_tokens,
         min(stream.n_tokens for stream, _ in dataset.parts),
         dataset.val.n_tokens,
     )
+    smallest = s if has_weights else sized(s, SIZES[0], text)
+    shapes = network.without_weights(network_of(smallest))
+    refuse_what_no_memory_holds(resolved, shapes, runtime.world_size)
     dialled = turn_dial(s, runtime, network_of, text, spent, has_weights)
     return dialled.settings, dialled.config, dialled.lines
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import make_dataset
 
+from lathe import cli
+from lathe.data.dataset import open_dataset
 from lathe.run import devices, dial, timing
 from lathe.run.timing import Timing
 from lathe.settings import Settings
+from lathe.use.start import plan_run
 from model import GPT, GPTConfig
 
 CPU = devices.Runtime(torch.device("cpu"), torch.float32)
@@ -158,6 +162,21 @@ def test_weights_that_are_given_take_a_share_of_the_rates_and_the_reason_is_said
     assert not any(" of it " in line for line in new.lines)
     by_hand = turned(2, network_is_given=True, learning_rate=0.003, **shape, **changed)
     assert by_hand.settings.learning_rate == 0.003
+
+
+@pytest.mark.parametrize("too_much", [dict(batch_size=100_000), dict(block_size=200_000)])
+def test_a_step_that_would_outlast_the_run_is_refused_by_name(too_much):
+    (name,) = too_much
+    with pytest.raises(ValueError, match=f"{name} .00,000.* s.*more minutes"):
+        turned(0.3, **too_much)
+
+
+def test_heads_given_alone_get_a_width_that_they_divide(tmp_path, monkeypatch):
+    monkeypatch.setattr(dial, "known_timing", machine(5e10))
+    asked = cli.parse(Settings, ["--minutes=1", "--n_head=5"], presets=True)
+    dataset = open_dataset(make_dataset(tmp_path / "data"))
+    plan = plan_run(asked, CPU, dataset, None)
+    assert plan.config.n_head == 5 and plan.config.n_embd % 5 == 0
 
 
 def test_adamw_takes_lower_rates_for_matrices_than_muon_leaves_it():
