@@ -171,6 +171,10 @@ def test_a_step_that_would_outlast_the_run_is_refused_by_name(too_much):
         turned(0.3, **too_much)
 
 
+def test_a_small_step_that_was_timed_in_a_busy_moment_is_not_refused():
+    assert turned(0.1, flops=1e6).settings.max_steps == 1
+
+
 def test_heads_given_alone_get_a_width_that_they_divide(tmp_path, monkeypatch):
     monkeypatch.setattr(dial, "known_timing", machine(5e10))
     asked = cli.parse(Settings, ["--minutes=1", "--n_head=5"], presets=True)
