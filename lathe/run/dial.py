@@ -390,11 +390,22 @@ def momentum(n_steps: int) -> float:
     return 0.9 if n_steps < 4000 else 0.95
 
 
-def dropout_of(n_epochs: float) -> float:
-    """None in the first epochs, more the more often the text is read."""
-    if n_epochs < 2:
-        return 0.0
-    return 0.1 if n_epochs < 8 else 0.2
+DECAY = 0.1  # of weights that a text passes by hardly more than once
+REREAD = 2.0  # epochs from which on a text could be learned by heart
+SHORTEST_MEMORY = 10  # steps
+
+
+def decay_of(one: Candidate, rate: float) -> float:
+    """Of new weights, where matrices have this peak rate.
+
+    A step with decay forgets the share rate * decay of what weights were. Where a text is read
+    again, it is best that what is left is of about one reading (Wang and Aitchison, arXiv
+    2405.13698).
+    """
+    if one.n_epochs < REREAD or not rate:
+        return DECAY
+    steps_of_a_reading = one.n_steps / one.n_epochs
+    return float(f"{1 / rate / max(steps_of_a_reading, SHORTEST_MEMORY):.2g}")
 
 
 AVERAGED = 0.1  # the tail of a run of several epochs over which weights are averaged, too
@@ -471,10 +482,26 @@ def training_choices(one: Candidate, world_size: int, share: Share) -> dict[str,
         "muon_momentum": Choice(momentum(n_steps), by_steps),
         "beta1": Choice(0.9 if is_long else 0.8, by_steps),
         "warmup_steps": Choice(n_steps // 200 if is_long else 0, by_steps),
-        "weight_decay": Choice(0.1, by_epochs),
-        "dropout": Choice(dropout_of(one.n_epochs), by_epochs),
-        "average_fraction": Choice(AVERAGED if one.n_epochs >= 2 else 0.0, by_epochs),
+        "average_fraction": Choice(AVERAGED if one.n_epochs >= REREAD else 0.0, by_epochs),
         "log_interval": Choice(max(1, n_steps // 40)),
+    }
+
+
+def regularization_choices(
+    one: Candidate, rate: float, network_is_given: bool
+) -> dict[str, Choice]:
+    """rate: the peak rate of the matrices."""
+    by_epochs = f"the text is read {one.n_epochs:.3g} times"
+    if network_is_given:  # much decay would take from them what they know
+        return {
+            "weight_decay": Choice(DECAY, "for given weights"),
+            "dropout": Choice(0.1 if one.n_epochs >= REREAD else 0.0, by_epochs),
+        }
+    if one.n_epochs >= REREAD:
+        by_epochs += ", and weights forget as fast as it is"
+    return {
+        "weight_decay": Choice(decay_of(one, rate), by_epochs),
+        "dropout": Choice(0.0, "decay does better"),
     }
 
 
@@ -537,7 +564,11 @@ def turn_dial(
         choices = network_choices(one) | table_choices(one, s, runtime)
     refuse_a_step_longer_than_the_run(one, runtime, seconds)
     choices |= training_choices(one, n_ranks, share_of_rates(s, network_is_given))
-    if s.lora_rank or s.optimizer == "adamw":  # which have no Muon
+    has_muon = not s.lora_rank and s.optimizer == "muon"
+    of_matrices = "muon_learning_rate" if has_muon else "learning_rate"
+    rate = choices[of_matrices].value if is_free(s, of_matrices) else getattr(s, of_matrices)
+    choices |= regularization_choices(one, rate, network_is_given)
+    if not has_muon:
         choices = {name: c for name, c in choices.items() if not name.startswith("muon_")}
     choices |= evaluation_choices(one, s.minutes, text.n_val_tokens, n_ranks)
 

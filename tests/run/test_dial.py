@@ -192,6 +192,25 @@ def test_adamw_takes_lower_rates_for_matrices_than_muon_leaves_it():
     assert not any(line.startswith("muon_") for line in adamw.lines)
 
 
+@many
+@given(st.integers(2_000, 10**7), st.floats(0.2, 20), st.sampled_from(["muon", "adamw"]))
+def test_weights_forget_within_a_reading_of_a_text_that_is_read_again(n_tokens, minutes, optimizer):
+    s = turned(minutes, n_tokens=n_tokens, optimizer=optimizer).settings
+    step_tokens = s.batch_size * s.block_size
+    assert s.dropout == 0
+    if s.max_steps * step_tokens < 2 * n_tokens:
+        assert s.weight_decay == 0.1
+        return
+    rate = s.muon_learning_rate if optimizer == "muon" else s.learning_rate
+    steps = 1 / (rate * s.weight_decay)
+    assert steps == pytest.approx(max(10, n_tokens / step_tokens), rel=0.06)
+
+
+def test_given_weights_decay_little():
+    s = turned(2, n_tokens=20_000, network_is_given=True).settings
+    assert s.weight_decay == 0.1
+
+
 def test_a_network_is_timed_as_it_trains(monkeypatch):
     monkeypatch.setattr(timing, "MEASURED_SECONDS", 0.0)
     runtime = devices.Runtime(torch.device("cpu"), torch.float32)
