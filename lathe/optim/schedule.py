@@ -1,4 +1,5 @@
-"""Learning rates as functions of the step, set before each update: a checkpoint needs none."""
+"""Learning rates as functions of the step, set before each update: a checkpoint needs none; and the
+decay that goes with a rate."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +12,18 @@ def set_rates(optimizers: list[Optimizer | TorchOptimizer], factor: float):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
+
+
+SHORTEST_MEMORY = 10  # steps
+
+
+def decay_by_reading(rate: float, steps_of_a_reading: float) -> float:
+    """The weight decay for a text that is read again and again, where matrices have this peak rate.
+
+    A step forgets the share rate * decay of what weights were; best is that they forget as much in
+    so many steps as one reading of the text takes (Wang and Aitchison, arXiv 2405.13698).
+    """
+    return float(f"{1 / rate / max(steps_of_a_reading, SHORTEST_MEMORY):.2g}")
 
 
 # -----------------------------------------------------------------------------

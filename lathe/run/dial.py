@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lathe.optim.build import is_ngram_table
+from lathe.optim.schedule import decay_by_reading
 from lathe.run import ranks
 from lathe.run.devices import Runtime
 from lathe.run.parallel import has_sparse_gradients
@@ -392,20 +393,13 @@ def momentum(n_steps: int) -> float:
 
 DECAY = 0.1  # of weights that a text passes by hardly more than once
 REREAD = 2.0  # epochs from which on a text could be learned by heart
-SHORTEST_MEMORY = 10  # steps
 
 
 def decay_of(one: Candidate, rate: float) -> float:
-    """Of new weights, where matrices have this peak rate.
-
-    A step with decay forgets the share rate * decay of what weights were. Where a text is read
-    again, it is best that what is left is of about one reading (Wang and Aitchison, arXiv
-    2405.13698).
-    """
+    """Of new weights, where matrices have this peak rate."""
     if one.n_epochs < REREAD or not rate:
         return DECAY
-    steps_of_a_reading = one.n_steps / one.n_epochs
-    return float(f"{1 / rate / max(steps_of_a_reading, SHORTEST_MEMORY):.2g}")
+    return decay_by_reading(rate, one.n_steps / one.n_epochs)
 
 
 AVERAGED = 0.1  # the tail of a run of several epochs over which weights are averaged, too

@@ -8,6 +8,7 @@ import torch
 
 from lathe.data.batches import epoch_sizes
 from lathe.data.dataset import Dataset, unprepared_parts
+from lathe.optim.schedule import decay_by_reading
 from lathe.run import bounds, devices
 from lathe.run.gpus import GPUS, Gpu, known_gpu, peak_tflops
 from lathe.run.memory import StepMemory, step_memory
@@ -145,17 +146,19 @@ def describe_epochs(plan: Plan, dataset: Dataset) -> str:
     if epochs > USEFUL_EPOCHS:
         text += (
             f"; past about {USEFUL_EPOCHS} a network learns a text by heart more than anything "
-            f"(arXiv 2305.16264): {less_by_heart(s)}"
+            f"(arXiv 2305.16264): {less_by_heart(s, s.max_steps / epochs)}"
         )
     return text
 
 
-def less_by_heart(s: Settings) -> str:
+def less_by_heart(s: Settings, steps_of_a_reading: float) -> str:
     """What helps, of what the run has not."""
     shorter = "fewer minutes" if s.minutes else f"--epochs={USEFUL_EPOCHS}"
-    if s.dropout >= 0.2:
+    rate = s.muon_learning_rate if s.optimizer == "muon" else s.learning_rate
+    decay = decay_by_reading(rate, steps_of_a_reading)
+    if s.weight_decay >= decay / 2:
         return f"{shorter} or more text"
-    return f"{shorter}, more text, or --dropout=0.2"
+    return f"{shorter}, more text, or --weight_decay={decay:g}"
 
 
 def in_minutes(plan: Plan, dataset: Dataset) -> Line:
