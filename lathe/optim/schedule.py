@@ -18,7 +18,7 @@ SHORTEST_MEMORY = 10  # steps
 
 
 def decay_by_reading(rate: float, steps_of_a_reading: float) -> float:
-    """The weight decay for a text that is read again and again, where matrices have this peak rate.
+    """The weight decay that suits a text, where matrices have this peak rate.
 
     A step forgets the share rate * decay of what weights were; best is that they forget as much in
     so many steps as one reading of the text takes (Wang and Aitchison, arXiv 2405.13698).

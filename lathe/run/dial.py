@@ -391,15 +391,15 @@ def momentum(n_steps: int) -> float:
     return 0.9 if n_steps < 4000 else 0.95
 
 
-DECAY = 0.1  # of weights that a text passes by hardly more than once
 REREAD = 2.0  # epochs from which on a text could be learned by heart
+DECAY_OF_GIVEN = 0.1  # more would take from given weights what they know
+LONGEST_MEMORY = 3.0  # times the run: so that a text that is hardly begun has some decay, too
 
 
 def decay_of(one: Candidate, rate: float) -> float:
     """Of new weights, where matrices have this peak rate."""
-    if one.n_epochs < REREAD or not rate:
-        return DECAY
-    return decay_by_reading(rate, one.n_steps / one.n_epochs)
+    steps_of_a_reading = one.n_steps / one.n_epochs
+    return decay_by_reading(rate, min(steps_of_a_reading, LONGEST_MEMORY * one.n_steps))
 
 
 AVERAGED = 0.1  # the tail of a run of several epochs over which weights are averaged, too
@@ -486,15 +486,15 @@ def regularization_choices(
 ) -> dict[str, Choice]:
     """rate: the peak rate of the matrices."""
     by_epochs = f"the text is read {one.n_epochs:.3g} times"
-    if network_is_given:  # much decay would take from them what they know
+    if network_is_given:
         return {
-            "weight_decay": Choice(DECAY, "for given weights"),
+            "weight_decay": Choice(DECAY_OF_GIVEN, "for given weights"),
             "dropout": Choice(0.1 if one.n_epochs >= REREAD else 0.0, by_epochs),
         }
-    if one.n_epochs >= REREAD:
-        by_epochs += ", and weights forget as fast as it is"
     return {
-        "weight_decay": Choice(decay_of(one, rate), by_epochs),
+        "weight_decay": Choice(
+            decay_of(one, rate), f"{by_epochs}; weights forget within a reading"
+        ),
         "dropout": Choice(0.0, "decay does better"),
     }
 

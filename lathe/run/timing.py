@@ -34,6 +34,9 @@ class Timing:
     def step(self, tokens: int) -> float:
         return tokens * self.token + self.update
 
+    def least(self, other: "Timing") -> "Timing":
+        return Timing(min(self.token, other.token), min(self.update, other.update))
+
 
 class TimedNetwork:
     """A network, on the run's device, whose passes and updates say what they take, in seconds."""
@@ -88,12 +91,15 @@ class TimedNetwork:
 # Of a network that is in question
 
 MEASURED_SECONDS = 0.3  # at least, of each network whose passes are short
+CHECKED_SECONDS = 0.05  # the same, where it was measured before
 LONG_PASS = 0.1  # seconds; a network is then measured by one sequence
 MEASURED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}  # of a pass
 
 
-def time_network(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
-    """What its steps take on this device, now."""
+def time_network(
+    config: GPTConfig, s: Settings, runtime: Runtime, seconds: float = MEASURED_SECONDS
+) -> Timing:
+    """What its steps take on this device, now; short passes are repeated for so many seconds."""
     network = TimedNetwork(GPT(config), s, runtime)
     n_tokens = config.block_size
     network.one_pass(1, n_tokens)  # the first loads what later ones have
@@ -105,7 +111,7 @@ def time_network(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
     most = max(1, MEASURED_TOKENS[runtime.device.type] // n_tokens)
     passes = []
     began = time.perf_counter()
-    while len(passes) < 2 or time.perf_counter() - began < MEASURED_SECONDS:
+    while len(passes) < 2 or time.perf_counter() - began < seconds:
         passes.append(network.one_pass(most, n_tokens))
         updates.append(network.one_update())
     # The least is what a busy machine can do when it is not.
@@ -113,16 +119,25 @@ def time_network(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
 
 
 def known_timing(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
-    """The same, as rank 0 sees it while all ranks work; remembered for this machine for a week."""
+    """The same, as rank 0 sees it while all ranks work; remembered for this machine for a week.
+
+    What is remembered is looked at again, shortly, and the lesser holds: it may come from a busy
+    hour, in which a step takes a hundred times as long.
+    """
     file = speeds_file()
     key = speed_key(config, s, runtime)
-    known = ranks.on_main(lambda: read_speeds(file).get(key))
-    if known is not None:
-        return Timing(known["token"], known["update"])
-    measured = ranks.gather(time_network(config, s, runtime))[0]
-    if runtime.is_main:
-        keep_speed(file, key, measured)
-    return measured
+    known = ranks.on_main(lambda: remembered(file, key))
+    seconds = CHECKED_SECONDS if known else MEASURED_SECONDS
+    measured = ranks.gather(time_network(config, s, runtime, seconds))[0]
+    least = measured.least(known) if known else measured
+    if runtime.is_main and least != known:
+        keep_speed(file, key, least)
+    return least
+
+
+def remembered(file: Path, key: str) -> Timing | None:
+    speed = read_speeds(file).get(key)
+    return Timing(speed["token"], speed["update"]) if speed else None
 
 
 WEEK = 7 * 24 * 3600
