@@ -81,6 +81,7 @@ SIZES = [Size(2, 64), Size(2, 96), Size(3, 96), Size(3, 128), Size(4, 160), Size
 SIZES += [Size(5, 256), Size(6, 384), Size(8, 512), Size(12, 768), Size(16, 1024), Size(20, 1280)]
 # The best network is the largest one that reads so many tokens for each weight of its blocks.
 TOKENS_PER_WEIGHT = 4.0
+TOKENS_PER_WEIGHT_OF_CHARACTERS = 7.0  # each of which says less
 # Beside a table by words, which knows already what small networks learn first.
 TOKENS_PER_WEIGHT_BESIDE_TABLE = 3.0
 # Where it would read a small text more often than this, a larger one with fewer tokens is better.
@@ -90,8 +91,9 @@ TOKENS_PER_WEIGHT_THEN = 2.5
 
 def tokens_wanted(config: GPTConfig) -> float:
     """Tokens for each weight of its blocks, with which a network is not too large."""
-    by_words = config.ngram_rows > 0 and config.vocab_size > CHARACTERS
-    return TOKENS_PER_WEIGHT_BESIDE_TABLE if by_words else TOKENS_PER_WEIGHT
+    if config.vocab_size <= CHARACTERS:
+        return TOKENS_PER_WEIGHT_OF_CHARACTERS
+    return TOKENS_PER_WEIGHT_BESIDE_TABLE if config.ngram_rows else TOKENS_PER_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,9 @@ def sized(s: Settings, size: Size, text: Text) -> Settings:
         n_embd = max(1, round(n_embd / s.n_head / 16)) * 16 * s.n_head
     heads = [n for n in range(1, n_embd + 1) if n_embd % n == 0 and n_embd // n % 2 == 0]
     wanted = {"n_layer": size.n_layer, "n_embd": n_embd}
-    # Heads of 64, or a little more where that does not come out even
-    wanted["n_head"] = max((n for n in heads if n_embd // n >= 64), default=1)
+    # Heads of 64, or a little more where that does not come out even; two are better than one
+    least = 64 if n_embd >= 128 else 48
+    wanted["n_head"] = max((n for n in heads if n_embd // n >= least), default=1)
     wanted["block_size"] = min(context_of(n_embd), text.of_smallest - 1)
     # In small networks it costs more than it helps once they are trained for a while.
     wanted["qk_norm"] = n_embd >= 256
