@@ -127,8 +127,9 @@ def test_export_ends_with_the_call_of_each_client_that_holds_the_model(run, tmp_
     huggingface.main(["export", f"--out_dir={run}", f"--to={folder}", f"--gguf={file}"])
     err = capsys.readouterr().err
     for call in (
-        'transformers: tokenizer("<|endoftext|>Once"',
-        f'mlx-lm: mlx_lm.generate --model {folder} --ignore-chat-template --prompt "<|endoftext|>Once"',
+        'transformers: model.generate(**tokenizer("<|endoftext|>Once"',
+        f"mlx-lm: mlx_lm.generate --model {folder} --max-tokens ",
+        '--ignore-chat-template --prompt "<|endoftext|>Once"',
         f'llama.cpp: llama-completion -m {file} -no-cnv -p "Once"',
     ):
         assert call in err

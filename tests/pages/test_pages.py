@@ -316,7 +316,9 @@ def test_a_report_is_written_for_a_run_cut_off_anywhere(tmp_path, cut, missing):
     assert Report(folder).refresh() is None
     steps = unpack((folder / "report.html").read_text("utf-8"))["runs"][0]["curves"].get("step", [])
     complete = [json.loads(line) for line in raw[:cut].split(b"\n")[:-1]]
-    assert steps[: len(complete)] == [row["step"] for row in complete if "loss" in row]
+    trained = [row["step"] for row in complete if "loss" in row]
+    # A last row that lacks its line's end alone is whole, too.
+    assert steps[: len(trained)] == trained and len(steps) <= len(trained) + 1
 
 
 def test_a_report_that_cannot_be_written_is_said_not_raised(tmp_path):
