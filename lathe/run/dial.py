@@ -173,7 +173,7 @@ OF_CHARACTERS = Table(order=5, rows=16_384)
 OF_WORDS = Table(order=3, rows=65_536)
 CHARACTERS = 300  # ids at most: bytes are like characters
 # A run that reads its text more often comes to know it by heart through the table.
-NGRAM_EPOCHS = 3.0
+NGRAM_EPOCHS = 2.0
 NGRAM_DROPOUT = 0.5  # once a text is read again
 NGRAM_WIDTH = 256  # wider networks were not tried with a table
 

@@ -117,7 +117,7 @@ def test_a_table_by_ngrams_is_offered_where_it_pays_and_taken_where_it_is_asked_
     words = turned(2)
     assert words.config.ngram_rows == words.settings.ngram_rows == 0
     assert "--ngram_rows=65536" in line_on_ngrams(words)
-    assert "--ngram_rows=16384" in line_on_ngrams(turned(2, vocab_size=65, n_tokens=3_000_000))
+    assert "--ngram_rows=16384" in line_on_ngrams(turned(2, vocab_size=65, n_tokens=6_000_000))
     often = turned(2, n_tokens=20_000)
     many_ranks = turned(2, runtime=replace(CPU, world_size=2))
     wide = turned(2, n_embd=512, n_head=8)
