@@ -76,8 +76,7 @@ def attend_apart(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     y = torch.empty_like(queries)
     for i in range(B):
         own = bias if bias.dim() == 2 else bias[i % len(bias), 0]
-        for head in range(nkv):
-            attend_by_tokens(queries[i, head], k[i, head], v[i, head], own, out=y[i, head])
+        attend_by_tokens(queries[i], k[i], v[i], own, out=y[i])
     return y.flatten(1, 2)
 
 
@@ -96,21 +95,23 @@ def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def attend_by_tokens(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor):
-    """Several new tokens of one row and one head of keys: q and out (g, T, hd), k and v (S, hd),
-    bias (T, S)."""
-    T, S = bias.shape
-    columns = columns_alike(k.shape[1])
+    """Several new tokens of one row: q and out (nkv, g, T, hd), k, v (nkv, S, hd), bias (T, S)."""
+    nkv, _, T, hd = q.shape
+    S = k.shape[1]
+    columns = columns_alike(hd)
     for begin in range(0, T, TOKENS_AT_ONCE):
         some = slice(begin, begin + TOKENS_AT_ONCE)
         seen = bias[some]
         # Up to the last column that any of them may look at
         n = (seen > -math.inf).any(dim=0).nonzero().max().item() + 1
         n = min(S, math.ceil(n / columns) * columns)
-        queries = q[:, some].transpose(0, 1)  # (tokens, g, hd)
-        keys = k[:n].expand(len(queries), n, -1)
-        values = v[:n].expand(len(queries), n, -1)
-        y = attend_by_few_rows(queries, keys, values, seen[:, :n].unsqueeze(1))
-        out[:, some] = y.transpose(0, 1)
+        seen = seen[:, :n].unsqueeze(1)
+        for head in range(nkv):
+            queries = q[head, :, some].transpose(0, 1)  # (tokens, g, hd)
+            keys = k[head, :n].expand(len(queries), n, hd)
+            values = v[head, :n].expand(len(queries), n, hd)
+            y = attend_by_few_rows(queries, keys, values, seen)
+            out[head, :, some] = y.transpose(0, 1)
 
 
 def attend_by_few_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
