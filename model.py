@@ -323,10 +323,10 @@ def fits_blocks(c: GPTConfig, dropout: float) -> bool:
 
 def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """(B, n, n) booleans -> (B, 1, n), how many of a row are true, and (B, 1, n, n), which: those
-    first."""
+    first. Both contiguous, as flex_attention's kernels take for granted."""
     count = blocks.sum(dim=-1, dtype=torch.int32)
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return count.unsqueeze(1), order.int().unsqueeze(1)
+    return count.unsqueeze(1).contiguous(), order.int().unsqueeze(1).contiguous()
 
 
 # -----------------------------------------------------------------------------

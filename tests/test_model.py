@@ -1103,6 +1103,7 @@ def test_chunked_loss_on_a_gpu_in_bfloat16_stays_within_a_hundredth_of_float64(c
 @pytest.mark.parametrize("n_kv_head", (4, 1))
 def test_on_a_gpu_compiled_documents_are_masked_in_blocks_as_by_a_mask(n_kv_head):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     shape = dict(n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=128, block_size=400)
     model = randomized(GPT(GPTConfig(V, document_token=7, **shape))).cuda()
     compiled = torch.compile(model, fullgraph=True)

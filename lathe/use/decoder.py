@@ -227,7 +227,8 @@ class Decoder:
         ids = choose(scores, self.uniform[slots, n_drawn], self.sampling)
         if self.sampling.penalizes:
             self.counts[slots, ids] += 1
-            self.seen[slots, ids] = True
+            # A number would be copied from the host, which a CUDA graph cannot hold.
+            self.seen[slots, ids] = torch.ones_like(ids, dtype=torch.bool)
         self.n_drawn[slots] += 1
         self.last[slots] = ids.unsqueeze(1)
         return pack(ids, logits, self.sampling.logprobs)
