@@ -419,7 +419,10 @@ def measure_gpu(options: Options):
         OnGPU("1.5B", large, n_samples=1, compiled=True),
     ]
     bandwidth = read_bandwidth(options.read_mib, "cuda")
-    rows = [gpu_row(case, options.repeats, bandwidth) for case in cases]
+    rows = []
+    for case in cases:
+        rows.append(gpu_row(case, options.repeats, bandwidth))
+        print(" | ".join(map(str, rows[-1])), flush=True)  # the next may take minutes to compile
     record(
         "Decoding on CUDA, bfloat16",
         ["network", "texts", "", "tokens/s", "of bandwidth", "s before the first"],

@@ -124,7 +124,7 @@ PARTS = {
         120,
     ),
     "graphs": Part(
-        f"{GRAPHS} --steps=200 --repeats=2 --extra=--compile=true",
+        f"{GRAPHS} --steps=200 --repeats=2",
         f"{GRAPHS} --steps=9 --repeats=1 --extra='{TINY} --block_size=32 --batch_size=2'",
         150,
         60,

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     on_gpu = torch.cuda.is_available()
-    settings = our_settings(options)
+    settings = our_settings(options, on_gpu)
     arms = {"lathe": lambda: time_ours(settings, options.steps, on_gpu)}
     if options.against:
         other = [*settings, *options.against.split()]
@@ -141,15 +141,18 @@ def main(argv: list[str] | None = None) -> int:
 # Runs
 
 
-def our_settings(options: Options) -> list[str]:
-    """Arguments of our train.py for so many steps and hardly anything else."""
+def our_settings(options: Options, on_gpu: bool) -> list[str]:
+    """Arguments of our train.py for so many steps and hardly anything else. On a GPU they are
+    compiled, as those of a run that is long enough for that."""
     shape = SHAPES.get(options.name)
     if shape is None:
         settings = [absolute(options.name)]
     else:
         settings = [*GPT2.split(), *shape.settings(), f"--micro_batch_size={shape.batch_size}"]
+    compiled = ["--compile=true"] if on_gpu else []
     return [
         *settings,
+        *compiled,
         *options.extra.split(),
         f"--max_steps={options.steps}",
         f"--eval_interval={10 * options.steps}",

@@ -106,6 +106,7 @@ class Candidate:
     n_steps: int
     block_weights: int
     text_tokens: int
+    captured: bool  # a pass is a CUDA graph
 
     @property
     def n_tokens(self) -> int:
@@ -134,8 +135,15 @@ def candidate(
     if is_free(s, "batch_size"):
         batch_size = batch_by_tokens(seconds / speed.token, config.block_size, world_size)
     step_tokens = batch_size * config.block_size // world_size  # of a rank
-    n_steps = max(1, round(seconds / speed.step(step_tokens)))
-    return Candidate(config, speed, batch_size, n_steps, weights, n_tokens)
+    captured = can_capture(s, world_size) and speed.passes(step_tokens, True) < speed.launch
+    n_steps = max(1, round(seconds / speed.step(step_tokens, captured)))
+    return Candidate(config, speed, batch_size, n_steps, weights, n_tokens, captured)
+
+
+def can_capture(s: Settings, world_size: int) -> bool:
+    """Whether passes may become CUDA graphs (lathe/run/plan.py, decide_graphs)."""
+    allowed = is_free(s, "cuda_graphs") or s.cuda_graphs
+    return allowed and world_size == 1 and s.activation_checkpointing == "none"
 
 
 def scaled(speed: Timing, measured: GPTConfig, config: GPTConfig) -> Timing:
@@ -145,6 +153,7 @@ def scaled(speed: Timing, measured: GPTConfig, config: GPTConfig) -> Timing:
     return Timing(
         speed.token * other.flops_per_token() / one.flops_per_token(),
         speed.update * n_updated(other) / n_updated(one),
+        speed.launch * config.n_layer / measured.n_layer,
     )
 
 
@@ -399,10 +408,24 @@ DECAY_OF_GIVEN = 0.1  # more would take from given weights what they know
 LONGEST_MEMORY = 3.0  # times the run: so that a text that is hardly begun has some decay, too
 
 
+# A network that could hold the text, and reads it often, has to forget faster than in a reading;
+# but not within a few steps, of which each is noise.
+HELD = 16.0  # weights of blocks for each token of the text, times readings, from which on
+SHORTEST_MEMORY = 25  # steps
+
+
 def decay_of(one: Candidate, rate: float) -> float:
     """Of new weights, where matrices have this peak rate."""
-    steps_of_a_reading = one.n_steps / one.n_epochs
-    return decay_by_reading(rate, min(steps_of_a_reading, LONGEST_MEMORY * one.n_steps))
+    return decay_by_reading(rate, memory_of(one))
+
+
+def memory_of(one: Candidate) -> float:
+    """The steps within which weights had best forget."""
+    reading = one.n_steps / one.n_epochs
+    could_hold = one.block_weights / one.text_tokens * one.n_epochs / HELD
+    shorter = reading / max(1.0, could_hold) ** 0.8
+    memory = max(shorter, min(reading, SHORTEST_MEMORY))
+    return min(memory, LONGEST_MEMORY * one.n_steps)
 
 
 AVERAGED = 0.1  # the tail of a run of several epochs over which weights are averaged, too
@@ -462,13 +485,16 @@ def training_choices(one: Candidate, world_size: int, share: Share) -> dict[str,
     n_steps = one.n_steps
     by_steps = f"for {n_steps:,} steps"
     by_epochs = f"the text is read {one.n_epochs:.3g} times"
-    step_seconds = one.timing.step(one.n_tokens // n_steps // world_size)
+    step_seconds = one.timing.step(one.n_tokens // n_steps // world_size, one.captured)
     as_timed = f"{1e3 * step_seconds:.3g} ms a step, timed here; the clock corrects it"
     rate = rates(n_steps, one.config, share.value)
     rates_for = f"{by_steps}{share.reason}"
     qk_norm = "with" if one.config.qk_norm else "without"
     is_long = n_steps >= 4000
-    return {
+    graphs = {}
+    if one.captured:
+        graphs["cuda_graphs"] = Choice(True, "launching kernels takes longer than they do")
+    return graphs | {
         "block_size": Choice(one.config.block_size, "the context that suits the width"),
         "batch_size": Choice(one.batch_size, "~ tokens^0.383"),
         "max_steps": Choice(n_steps, as_timed),
@@ -494,10 +520,10 @@ def regularization_choices(
             "weight_decay": Choice(DECAY_OF_GIVEN, "for given weights"),
             "dropout": Choice(0.1 if one.n_epochs >= REREAD else 0.0, by_epochs),
         }
+    share = memory_of(one) * one.n_epochs / one.n_steps  # of a reading
+    share = "a reading" if share >= 0.995 else f"{share:.0%} of a reading"
     return {
-        "weight_decay": Choice(
-            decay_of(one, rate), f"{by_epochs}; weights forget within a reading"
-        ),
+        "weight_decay": Choice(decay_of(one, rate), f"{by_epochs}; weights forget within {share}"),
         "dropout": Choice(0.0, "decay does better"),
     }
 

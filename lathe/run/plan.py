@@ -187,9 +187,9 @@ def decide_compile(s: Settings, runtime: devices.Runtime, flops_left: float) -> 
     whether a run is too short for it, is seen where it runs."""
     if s.dry_run:
         return s.compile == "true" or (s.compile == "auto" and runtime.device.type == "cuda"), ""
-    seconds = 0.0  # not known
+    seconds = 60 * s.minutes  # or not known
     peak = peak_flops(runtime.device, runtime.dtype)
-    if peak:
+    if peak and not s.minutes:
         seconds = flops_left / (0.3 * peak * runtime.world_size)
     return devices.choose_compile(s.compile, runtime.device, seconds)
 
@@ -201,8 +201,9 @@ LAUNCH_SECONDS = 8e-6  # an estimate, with what Python does for each
 
 
 def decide_graphs(s: Settings, runtime: devices.Runtime, model: GPT) -> tuple[bool, str]:
-    """Whether a micro-batch's passes become one CUDA graph, and why. Not unasked, since what Python
-    does in model.py is done once then; where it would help, that is said."""
+    """Whether a micro-batch's passes become one CUDA graph, and why. In a run by minutes the dial
+    asks; else not unasked, since what Python does in model.py is done once then; where it would
+    help, that is said."""
     if s.dry_run:
         return False, ""
     obstacle = ""
@@ -215,7 +216,8 @@ def decide_graphs(s: Settings, runtime: devices.Runtime, model: GPT) -> tuple[bo
     if obstacle:
         return False, f"no CUDA graph ({obstacle})" if s.cuda_graphs else ""
     if s.cuda_graphs:
-        return True, "a CUDA graph a pass (as asked)"
+        chosen = s.minutes and "cuda_graphs" not in s.given  # by the dial, with its reason
+        return True, "a CUDA graph a pass" if chosen else "a CUDA graph a pass (as asked)"
     peak = peak_flops(runtime.device, runtime.dtype)
     if not peak or not is_bound_by_launches(s, model, peak):
         return False, ""

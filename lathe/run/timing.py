@@ -26,16 +26,26 @@ from model import GPT, GPTConfig
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a training step are tokens * token + update."""
+    """Seconds of a training step are tokens * token + update; launch + update, if that is more."""
 
     token: float  # forward and backward, of one token
     update: float  # of the optimizers
+    launch: float = 0.0  # what a host takes to ask a GPU for the kernels of a pass
 
-    def step(self, tokens: int) -> float:
-        return tokens * self.token + self.update
+    def passes(self, tokens: int, captured: bool = False) -> float:
+        """Forward and backward of so many tokens. captured: as one CUDA graph, asked for once."""
+        computed = tokens * self.token
+        return computed if captured else max(computed, self.launch)
+
+    def step(self, tokens: int, captured: bool = False) -> float:
+        return self.passes(tokens, captured) + self.update
 
     def least(self, other: "Timing") -> "Timing":
-        return Timing(min(self.token, other.token), min(self.update, other.update))
+        return Timing(
+            min(self.token, other.token),
+            min(self.update, other.update),
+            min(self.launch, other.launch),
+        )
 
 
 class TimedNetwork:
@@ -109,13 +119,16 @@ def time_network(
     if shortest > LONG_PASS:
         return Timing(shortest / n_tokens, updates[0])
     most = max(1, MEASURED_TOKENS[runtime.device.type] // n_tokens)
+    launch = 0.0
+    if runtime.device.type == "cuda":
+        launch = min(network.one_pass(1, n_tokens) for _ in range(3))
     passes = []
     began = time.perf_counter()
     while len(passes) < 2 or time.perf_counter() - began < seconds:
         passes.append(network.one_pass(most, n_tokens))
         updates.append(network.one_update())
     # The least is what a busy machine can do when it is not.
-    return Timing(min(passes) / (most * n_tokens), min(updates))
+    return Timing(min(passes) / (most * n_tokens), min(updates), launch)
 
 
 def known_timing(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
@@ -137,7 +150,7 @@ def known_timing(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
 
 def remembered(file: Path, key: str) -> Timing | None:
     speed = read_speeds(file).get(key)
-    return Timing(speed["token"], speed["update"]) if speed else None
+    return Timing(speed["token"], speed["update"], speed["launch"]) if speed else None
 
 
 WEEK = 7 * 24 * 3600
@@ -168,7 +181,7 @@ def read_speeds(file: Path) -> dict[str, dict[str, float]]:
         speeds = json.loads(file.read_text(encoding="utf-8"))
         newest = time.time() - WEEK
         return {
-            key: {name: float(speed[name]) for name in ("token", "update", "time")}
+            key: {name: float(speed[name]) for name in ("token", "update", "launch", "time")}
             for key, speed in speeds.items()
             if speed["time"] > newest and 0 < speed["token"] < 1 and 0 < speed["update"] < 1e3
         }

@@ -403,7 +403,10 @@ def attention_in_blocks(
 
 def seen_by_lists(mask: BlockMask) -> Tensor:
     """(B, 1, T, T) booleans of the CPU. The lists of the backward pass must be those of the forward
-    one, by keys."""
+    one, by keys, and all lie in memory as kernels read them, whatever their strides."""
+    lists = [mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices]
+    lists += [mask.q_num_blocks, mask.q_indices, mask.full_q_num_blocks, mask.full_q_indices]
+    assert all(numbers.is_contiguous() for numbers in lists)
     partial = listed_blocks(mask.kv_num_blocks, mask.kv_indices)  # (B, 1, n, n)
     full = listed_blocks(mask.full_kv_num_blocks, mask.full_kv_indices)
     assert partial.equal(listed_blocks(mask.q_num_blocks, mask.q_indices).mT)
