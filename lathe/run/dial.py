@@ -240,7 +240,9 @@ def is_free(s: Settings, name: str) -> bool:
 
 LARGE = 12 * 256**2 * 8  # weights of blocks, of which two are then timed for all
 
-MEASURED_SHARE = 0.04  # of the time for training; then sizes are judged by those measured
+# Of the time for training, and seconds at most; then sizes are judged by those measured
+MEASURED_SHARE = 0.04
+MOST_MEASURED = 20.0
 
 
 def timing_of(config: GPTConfig, s: Settings, runtime: Runtime) -> Timing:
@@ -259,7 +261,7 @@ def choose_network(
     began = time.monotonic()
 
     def is_late() -> bool:
-        late = time.monotonic() - began > MEASURED_SHARE * seconds
+        late = time.monotonic() - began > min(MEASURED_SHARE * seconds, MOST_MEASURED)
         return ranks.on_main(lambda: late)
 
     def at(i: int) -> Candidate:
