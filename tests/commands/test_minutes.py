@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from rank import as_it_was
 from tiny_run import SMALL, command, finished, losses, rows, wait_for_step
 
@@ -113,6 +114,21 @@ def test_a_run_by_minutes_is_repeated_and_resumed_by_its_steps(
     words = [str(third / "settings.toml"), "--init_from=resume"]
     assert train.main(words) == 0
     assert losses(third) == losses(first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_a_run_by_minutes_captures_the_passes_of_a_small_network(
+    dataset, tmp_path, hours, monkeypatch, capsys
+):
+    words = options(dataset, tmp_path / "run", minutes=BUDGET, device="cuda")
+    assert run(hours, monkeypatch, *words) == 0
+    said = capsys.readouterr().err
+    assert "\ncuda_graphs True: launching kernels takes longer" in said
+    assert "a CUDA graph a pass" in said and "no CUDA graph" not in said
+    assert preset(tmp_path / "run").cuda_graphs
+    values = losses(tmp_path / "run")
+    assert values[-1] < values[0] - 0.1
 
 
 def test_a_resume_goes_on_with_what_is_left(dataset, tmp_path, hours, monkeypatch, capsys):
