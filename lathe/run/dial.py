@@ -408,12 +408,10 @@ def momentum(n_steps: int) -> float:
 REREAD = 2.0  # epochs from which on a text could be learned by heart
 DECAY_OF_GIVEN = 0.1  # more would take from given weights what they know
 LONGEST_MEMORY = 3.0  # times the run: so that a text that is hardly begun has some decay, too
-
-
 # A network that could hold the text, and reads it often, has to forget faster than in a reading;
 # but not within a few steps, of which each is noise.
-HELD = 16.0  # weights of blocks for each token of the text, times readings, from which on
-SHORTEST_MEMORY = 25  # steps
+COULD_HOLD = 16.0  # weights of blocks for each token of the text, times readings, from which on
+SHORTENED_TO = 25  # steps at least, where a reading is more
 
 
 def decay_of(one: Candidate, rate: float) -> float:
@@ -424,9 +422,9 @@ def decay_of(one: Candidate, rate: float) -> float:
 def memory_of(one: Candidate) -> float:
     """The steps within which weights had best forget."""
     reading = one.n_steps / one.n_epochs
-    could_hold = one.block_weights / one.text_tokens * one.n_epochs / HELD
-    shorter = reading / max(1.0, could_hold) ** 0.8
-    memory = max(shorter, min(reading, SHORTEST_MEMORY))
+    held = one.block_weights / one.text_tokens * one.n_epochs
+    shorter = reading / max(1.0, held / COULD_HOLD) ** 0.8
+    memory = max(shorter, min(reading, SHORTENED_TO))
     return min(memory, LONGEST_MEMORY * one.n_steps)
 
 
@@ -522,10 +520,10 @@ def regularization_choices(
             "weight_decay": Choice(DECAY_OF_GIVEN, "for given weights"),
             "dropout": Choice(0.1 if one.n_epochs >= REREAD else 0.0, by_epochs),
         }
-    share = memory_of(one) * one.n_epochs / one.n_steps  # of a reading
-    share = "a reading" if share >= 0.995 else f"{share:.0%} of a reading"
+    of_reading = memory_of(one) * one.n_epochs / one.n_steps
+    memory = "a reading" if of_reading >= 0.995 else f"{of_reading:.0%} of a reading"
     return {
-        "weight_decay": Choice(decay_of(one, rate), f"{by_epochs}; weights forget within {share}"),
+        "weight_decay": Choice(decay_of(one, rate), f"{by_epochs}; weights forget within {memory}"),
         "dropout": Choice(0.0, "decay does better"),
     }
 
