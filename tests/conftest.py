@@ -29,8 +29,11 @@ import torch
 from skips import in_ci, unexpected
 from tiny_run import make_dataset
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # after nohup; children would inherit it
+# Children inherit what is ignored, and not what is handled.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a background job
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # after nohup, which the tests still outlive
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 # No clock: a busy machine is slow, not wrong.
